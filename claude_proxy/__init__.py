@@ -1,0 +1,1 @@
+"""A proxy that lets Claude Code and other Claude clients use other upstreams."""
