@@ -1,0 +1,182 @@
+"""Lines stay lines whatever they carry, and no credential passes `redact`."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import pytest
+
+from claude_proxy.log import REDACTED, Log, redact
+
+HEX24 = "0123456789abcdef01234567"
+KEYS = [
+    ("openai", "sk-proj-Ab3dEf6hIj9kLm2nOp5qRs8t"),
+    ("openai, masked", "sk-proj-********************Xy7Z"),
+    ("openai, letters alone", "sk-" + "aBcDeFgHiJ" * 5),
+    ("openrouter", "sk-or-v1-" + HEX24 * 2),
+    ("anthropic", "sk-ant-api03-Ab3_dE-f6hIj9kLm2nOp5q"),
+    ("short, as in tests", "sk-test123"),
+    ("groq", "gsk_" + "a1B2c3D4e5" * 5),
+    ("hugging face", "hf_" + "a1B2c3D4e5" * 3),
+    ("google", "AIzaSyA1b2C3d4E5f6G7h8I9j0K1l2M3n4O5p6Q"),
+    ("xai", "xai-" + "a1B2c3D4e5" * 8),
+    ("perplexity", "pplx-" + HEX24 * 2),
+    ("nvidia", "nvapi-Ab3_dE-f6hIj9kLm2nOp5qRs8tUv1w"),
+    ("github", "ghp_" + "a1B2c3D4e5" * 3),
+    ("aws", "AKIAIOSFODNN7EXAMPLE"),
+    ("azure, old", "0123456789abcdef0123456789abcdef"),
+    ("azure, new", "a1B2c3D4e5F6" * 7),
+    ("entra", "eyJ0eXAiOiJKV1Qi.eyJhdWQiOiJodHRwcy.c2lnbmF0dXJl-_x"),
+]
+PLACES = [
+    ("alone", "{}"),
+    ("in a sentence", "Incorrect API key provided: {}. You can find yours on the website."),
+    ("header", "Authorization: Bearer {}"),
+    ("json", '{{"api_key": "{}", "model": "gpt-4o"}}'),
+    ("json in json", '{{\\"authorization\\": \\"Bearer {}\\"}}'),
+    ("environment", "OPENAI_API_KEY={}\n"),
+    ("query", "GET https://host.example/v1?key={}&alt=sse"),
+]
+
+
+@pytest.mark.parametrize(("place", "frame"), PLACES, ids=[row[0] for row in PLACES])
+@pytest.mark.parametrize(("name", "key"), KEYS, ids=[row[0] for row in KEYS])
+def test_keys_disappear_wherever_they_stand(name, key, place, frame):
+    clean = redact(frame.format(key))
+    assert REDACTED in clean
+    parts = [part for part in re.split(r"[^\w]+", key) if len(part) > 5]
+    assert not [part for part in parts if part in clean]
+
+
+OTHER_SECRETS = [
+    ("bearer of no shape", "Bearer opaque_123456", "opaque"),
+    ("header with a token of no shape", "authorization: Bearer opaqueOPAQUEopaque", "opaque"),
+    ("lower-case bearer", "got 'bearer  tok3n.tok3n'", "tok3n"),
+    ("basic", "Authorization: Basic dXNlcjpwYXNzd29yZA==", "dXNl"),
+    ("basic alone", "sent Basic dXNlcjpwYXNzd29yZDE=", "dXNl"),
+    ("x-api-key", "x-api-key: 'a1b2c3d4'", "a1b2"),
+    ("client_secret", "client_secret=abcdefgh", "abcdef"),
+    ("password", '"password": "correcthorse"', "horse"),
+    ("access_token", "access_token=abc123def456", "abc123"),
+    ("masked key without a prefix", "API key provided: f3a9****b2c1", "f3a9"),
+    ("user in a url", "proxy http://user:pa55@proxy.example:3128 refused", "pa55"),
+    ("token in a url", "https://tokentoken@host.example/", "tokentoken"),
+    ("signature", "https://blob.example/x?sv=2024&sig=abcdefghijk", "abcdefghijk"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "secret"), OTHER_SECRETS,
+                         ids=[row[0] for row in OTHER_SECRETS])
+def test_labelled_secrets_disappear(name, text, secret):
+    assert secret not in redact(text)
+
+
+HARMLESS = [
+    "Bearer authentication is required; basic authorization is not supported.",
+    "A key-value store; a key-handling routine; see the key-value.",
+    "Unexpected token: identifier. Unexpected token '}' in JSON at position 120034",
+    "max_tokens: 128000, prompt_tokens=131072, one token: 1000000",
+    "This model's maximum context length is 128000 tokens. However, you requested 130000 tokens",
+    "request req_" + HEX24 + " and message msg_" + HEX24,
+    "toolu_" + HEX24 + " call_AbCdEfGhIjKlMnOpQrStUvWx chatcmpl-AbC123dEf456GhI789",
+    "550e8400-e29b-41d4-a716-446655440000",
+    "claude-sonnet-4-5-20250929 gpt-4o-mini-2024-07-18 openai:gpt-4o o3-mini llama3.1:70b",
+    "basic gpt-4o-mini, meta-llama/Llama-3.3-70B-Instruct, xai/grok-4-fast-reasoning",
+    "/home/user/task-2024/disk-report-2024.md C:\\Users\\me\\sk\\key-2024.txt src/tokenizer.py:12",
+    "https://api.openai.com/v1/chat/completions https://medium.com/@someone/a http://[::1]:8080",
+    "2026-11-21T06:53:15Z 10.0.0.1:443 status=502 duration_ms=1200345",
+    "mail someone@example.org; Content-Type: text/event-stream; password policy applies",
+]
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_ordinary_words_survive(text):
+    assert redact(text) == text
+
+
+SECRET_LISTS = [
+    ("known", "x hunter2 y hunter2", ["hunter2"], "x [redacted] y [redacted]"),
+    ("part of another", "abcd abcdefgh", ["abcd", "abcdefgh"], "[redacted] [redacted]"),
+    ("too short to be told from words", "abc", ["abc"], "abc"),
+    ("with signs of an expression", "a.c$ abc$", ["a.c$"], "[redacted] abc$"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "secrets", "expected"), SECRET_LISTS,
+                         ids=[row[0] for row in SECRET_LISTS])
+def test_given_secrets_disappear(name, text, secrets, expected):
+    assert redact(text, secrets) == expected
+
+
+# --- lines ----------------------------------------------------------------------------------------
+
+
+def written(as_json, level="info", secrets=(), **fields):
+    stream = io.StringIO()
+    Log(stream, "debug", as_json, secrets, clock=lambda: 86400.5).write(level, "it_was", fields)
+    return stream.getvalue()
+
+
+VALUES = [
+    ("line ends", "a\nb\r\nc\rd"),
+    ("other line ends", "a\x0bb\x0cc\x1cd\x85e\u2028f\u2029g"),
+    ("escape sequence", "\x1b[31mred\x1b[0m"),
+    ("NUL and DEL", "\0\x7f"),
+    ("half an emoji", "\ud83d"),
+    ("quotes", 'say "hi" = \'there\''),
+    ("empty", ""),
+    ("exception", ValueError("first\nsecond")),
+    ("list", ["a\nb", {"c": "\u2028"}]),
+    ("bytes", b"a\nb"),
+    ("infinity", float("inf")),
+]
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+@pytest.mark.parametrize(("name", "value"), VALUES, ids=[row[0] for row in VALUES])
+def test_one_line_whatever_the_value(name, value, as_json):
+    line = written(as_json, before=1, value=value, after=2)
+    assert line.endswith("\n") and len(line.splitlines()) == 1
+    assert line[:-1].isprintable() and line.isascii()
+    if as_json:
+        same = isinstance(value, (str, float))
+        assert json.loads(line)["value"] == (value if same else str(value))
+    else:
+        assert re.fullmatch(r"\S+ INFO    it_was before=1 value=(\S+|\".*\") after=2\n", line)
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+@pytest.mark.parametrize("wrap", [str, ValueError, lambda t: [t], lambda t: {"k": t}, str.encode],
+                         ids=["text", "exception", "list", "dict", "bytes"])
+def test_no_secret_in_a_value_of_any_type(wrap, as_json):
+    line = written(as_json, secrets=["hunter2"], error=wrap("hunter2 and sk-proj-abc123def456"))
+    assert "hunter2" not in line and "abc123" not in line and REDACTED in line
+
+
+LINES = [
+    ("text", False, "1970-01-02T00:00:00Z WARNING it_was n=1 ok=True s=\"a b\" path=/x\n"),
+    ("json", True, '{"time": "1970-01-02T00:00:00Z", "level": "warning", "event": "it_was",'
+                   ' "n": 1, "ok": true, "s": "a b", "path": "/x"}\n'),
+]
+
+
+@pytest.mark.parametrize(("name", "as_json", "expected"), LINES, ids=[row[0] for row in LINES])
+def test_the_whole_line(name, as_json, expected):
+    fields = {"n": 1, "ok": True, "s": "a b", "none": None, "path": "/x"}
+    assert written(as_json, "warning", **fields) == expected
+
+
+def test_levels_below_the_threshold_are_not_written():
+    stream = io.StringIO()
+    log = Log(stream, "warning")
+    for write in (log.debug, log.info, log.warning, log.error):
+        write("event")
+    assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["WARNING", "ERROR"]
+
+
+def test_a_closed_stream_ends_nothing():
+    stream = io.StringIO()
+    stream.close()
+    Log(stream).error("event")
