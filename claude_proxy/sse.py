@@ -1,0 +1,81 @@
+"""Server-sent events: pieces of bytes -> frames -> data, and events -> frames. No I/O.
+
+Bytes are split before they are decoded, so a character or a line end that is cut between two
+pieces is whole again before anybody looks at it. Lines may end LF, CRLF or CR, as the standard
+(WHATWG HTML, 9.2.6) has it; a comment is a frame without data.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, List, Tuple
+
+from claude_proxy.errors import ProxyError
+
+LARGEST_FRAME = 8 * 1024 * 1024
+
+# Two line ends in a row. A CR that an LF follows is one line end, never two.
+SSE_BLANK_LINE = re.compile(rb"\r\n(?:\r\n|\n|\r)|\n(?:\r\n|\n|\r)|\r(?!\n)(?:\r\n|\r)")
+SSE_LINE_END = re.compile(rb"\r\n|\n|\r")
+SSE_BOM = b"\xef\xbb\xbf"
+
+# One encoder for all: json.dumps with arguments builds a new one at each call. ASCII output keeps
+# half an emoji in a delta legal, and is the C encoder's fast path.
+encode_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class FrameSplitter:
+    """Cuts a stream of pieces into whole frames, whatever the pieces' borders are."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._at_start = True
+
+    def feed(self, piece: bytes) -> List[bytes]:
+        """Return the frames that this piece completes, without the blank line behind them."""
+        data = self._rest + piece if self._rest else piece
+        if self._at_start:
+            data = self._without_bom(data)
+        if b"\r" in data:
+            *frames, self._rest = SSE_BLANK_LINE.split(data)
+        else:
+            *frames, self._rest = data.split(b"\n\n")
+        if len(self._rest) > LARGEST_FRAME:
+            raise ProxyError(502, f"the upstream sent an event of more than {LARGEST_FRAME} bytes")
+        # What stands in front of a frame is more blank lines, or an LF whose CR came with the last.
+        return [frame for frame in (each.lstrip(b"\r\n") for each in frames) if frame]
+
+    def finish(self) -> List[bytes]:
+        """Return what stands after the last blank line: some servers leave the last one out."""
+        rest, self._rest = self._rest, b""
+        return [rest.strip(b"\r\n")] if rest.strip() else []
+
+    def _without_bom(self, data: bytes) -> bytes:
+        if len(data) < len(SSE_BOM) and SSE_BOM.startswith(data):
+            return data
+        self._at_start = False
+        return data[len(SSE_BOM):] if data.startswith(SSE_BOM) else data
+
+
+def frame_data(frame: bytes) -> Tuple[str, bytes]:
+    """Return (event name or "", data) of a frame; several data lines are joined with LF."""
+    if frame.startswith(b"data: ") and b"\n" not in frame and b"\r" not in frame:
+        return "", frame[6:]
+    event, data = "", []
+    for line in SSE_LINE_END.split(frame):
+        name, _, value = line.partition(b":")
+        value = value[1:] if value.startswith(b" ") else value
+        if name == b"data":
+            data.append(value)
+        elif name in (b"event", b"error"):
+            # llama.cpp writes "error: {...}" as a field of its own.
+            event = value.decode("utf-8", "replace") if name == b"event" else "error"
+            data += [value] if name == b"error" else []
+    return event, b"\n".join(data)
+
+
+def encode_event(event: Mapping[str, Any]) -> bytes:
+    """One Messages event as a frame; Claude Code parses nothing without the `event:` line."""
+    return f"event: {event['type']}\ndata: {encode_json(event)}\n\n".encode("ascii")
