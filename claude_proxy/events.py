@@ -1,0 +1,351 @@
+"""The stream grammar of the Messages API: made here, checked here, folded here. No I/O.
+
+    stream = message_start, { ping | block }, message_delta, message_stop
+    block  = content_block_start, { content_block_delta }, content_block_stop   one open at a time
+
+`EventWriter` is the only maker of events. It holds which block is open, so no converter can forget
+to close one, interleave two, or send a delta of the wrong kind. `check_grammar` is the reader's
+side. `message_to_events` and `events_to_message` are inverses: a whole message is the fold of its
+events, so streaming and not streaming are one path.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, Dict, List, Optional
+
+from claude_proxy.errors import ProxyError
+from claude_proxy.sse import encode_json
+
+Event = Dict[str, Any]
+Message = Dict[str, Any]
+Request = Dict[str, Any]
+
+PING: Event = {"type": "ping"}
+CUT_SHORT = "the upstream closed the stream before the answer was complete"
+
+
+def message_start(message_id: str, model: str, usage: Dict[str, Any]) -> Event:
+    """The first event of an answer. `usage` may be an estimate: `message_delta` has the truth."""
+    message = {
+        "id": message_id,
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": usage,
+    }
+    return {"type": "message_start", "message": message}
+
+
+class EventWriter:
+    """Makes the events of one answer. Each method returns the events that its call leads to.
+
+    `text`, `thinking` and `tool_use` open a block of their kind, closing what was open; text and
+    thinking continue the open block if it is of their kind.
+    """
+
+    def __init__(self, message_id: str, model: str, usage: Optional[Dict[str, Any]] = None) -> None:
+        usage = usage or {"input_tokens": 0, "output_tokens": 0}
+        self._start = message_start(message_id, model, usage)
+        self._open = ""
+        self._index = -1
+        self.started = False
+
+    @property
+    def open_block(self) -> str:
+        """The type of the block that is open, or ""."""
+        return self._open
+
+    @property
+    def message_id(self) -> str:
+        return self._start["message"]["id"]
+
+    @property
+    def blocks_begun(self) -> int:
+        """How many blocks have been opened so far."""
+        return self._index + 1
+
+    def start(self) -> List[Event]:
+        """`message_start`, the first time; nothing after that."""
+        if self.started:
+            return []
+        self.started = True
+        return [self._start]
+
+    def text(self, text: str) -> List[Event]:
+        """More visible text."""
+        if self._open == "text":
+            return [self._delta("text_delta", "text", text)]
+        return [*self._begin({"type": "text", "text": ""}), self._delta("text_delta", "text", text)]
+
+    def thinking(self, text: str) -> List[Event]:
+        """More reasoning text."""
+        block = {"type": "thinking", "thinking": "", "signature": ""}
+        opening = [] if self._open == "thinking" else self._begin(block)
+        return [*opening, self._delta("thinking_delta", "thinking", text)]
+
+    def signature(self, signature: str) -> List[Event]:
+        """The signature of the open thinking block."""
+        self._expect("thinking")
+        return [self._delta("signature_delta", "signature", signature)]
+
+    def tool_use(self, tool_id: str, name: str) -> List[Event]:
+        """Open a tool call; its input follows by `input_json`."""
+        return self._begin({"type": "tool_use", "id": tool_id, "name": name, "input": {}})
+
+    def input_json(self, partial_json: str) -> List[Event]:
+        """More of the open tool call's input, as JSON text."""
+        self._expect("tool_use")
+        return [self._delta("input_json_delta", "partial_json", partial_json)]
+
+    def block(self, block: Dict[str, Any]) -> List[Event]:
+        """A whole block of any type, opened, told and closed."""
+        opening = self._begin(empty_block(block))
+        deltas = [
+            {"type": "content_block_delta", "index": self._index, "delta": delta}
+            for delta in block_deltas(block)
+        ]
+        return [*opening, *deltas, *self.close()]
+
+    def close(self) -> List[Event]:
+        """Close the open block, if one is."""
+        if not self._open:
+            return []
+        self._open = ""
+        return [{"type": "content_block_stop", "index": self._index}]
+
+    def finish(self, stop_reason: Optional[str], usage: Dict[str, Any], **more: Any) -> List[Event]:
+        """The end of the answer; `more` goes beside the stop reason (`stop_sequence`, ...)."""
+        delta = {"stop_reason": stop_reason, "stop_sequence": None, **more}
+        last = {"type": "message_delta", "delta": delta, "usage": usage}
+        return [*self.start(), *self.close(), last, {"type": "message_stop"}]
+
+    def _begin(self, block: Dict[str, Any]) -> List[Event]:
+        opening = [*self.start(), *self.close()]
+        self._index += 1
+        self._open = block["type"]
+        start = {"type": "content_block_start", "index": self._index, "content_block": block}
+        return [*opening, start]
+
+    def _delta(self, kind: str, key: str, value: str) -> Event:
+        delta = {"type": kind, key: value}
+        return {"type": "content_block_delta", "index": self._index, "delta": delta}
+
+    def _expect(self, kind: str) -> None:
+        if self._open != kind:
+            raise ValueError(f"no {kind} block is open")
+
+
+def check_grammar(events: Iterable[Event]) -> Iterator[Event]:
+    """Pass events on, and raise ProxyError(502) at the first that the grammar does not allow.
+
+    A stream that ends before `message_stop` is an upstream's failure, never a short answer. Event
+    types that we do not know pass.
+    """
+    state = GrammarState()
+    for event in events:
+        kind = str(event.get("type"))
+        step = GRAMMAR_STEPS.get(kind)
+        problem = step and (state.misfit(kind, event) or step(state, event))
+        if problem:
+            raise ProxyError(502, f"the upstream's answer is malformed: {problem}")
+        yield event
+    if not state.stopped:
+        raise ProxyError(502, CUT_SHORT)
+
+
+class GrammarState:
+    """Where a checked stream is."""
+
+    def __init__(self) -> None:
+        self.started = False
+        self.open_index: Optional[int] = None
+        self.last_index = -1
+        self.reported = False
+        self.ended = False
+        self.stopped = False
+
+    def misfit(self, kind: str, event: Event) -> Optional[str]:
+        """What is wrong wherever in the answer it stands."""
+        member = EVENT_MEMBERS.get(kind)
+        if member and not isinstance(event.get(member), dict):
+            return f"{kind} without {member}"
+        return f"{kind} after message_stop" if self.stopped else None
+
+    def message_start(self, event: Event) -> Optional[str]:
+        if self.started:
+            return "a second message_start"
+        self.started = True
+        return None
+
+    def block_start(self, event: Event) -> Optional[str]:
+        if not self.started or self.ended:
+            return "a block outside the message"
+        if self.open_index is not None:
+            return f"block {event.get('index')} starts inside block {self.open_index}"
+        index = event.get("index")
+        # A number that comes again would replace the block that had it.
+        if not isinstance(index, int) or index <= self.last_index:
+            return f"block {index} after block {self.last_index}"
+        self.open_index = self.last_index = index
+        return None
+
+    def block_delta(self, event: Event) -> Optional[str]:
+        if self.open_index is None or event.get("index") != self.open_index:
+            return f"a delta for block {event.get('index')}, which is not open"
+        return None
+
+    def block_stop(self, event: Event) -> Optional[str]:
+        problem = self.block_delta(event)
+        self.open_index = None
+        return problem and f"a stop for block {event.get('index')}, which is not open"
+
+    def message_delta(self, event: Event) -> Optional[str]:
+        if not self.started or self.open_index is not None:
+            return "message_delta before the message's blocks are closed"
+        # One without a stop reason only reports on the way; the last one has it.
+        self.reported = True
+        self.ended = self.ended or event["delta"].get("stop_reason") is not None
+        return None
+
+    def message_stop(self, event: Event) -> Optional[str]:
+        if not self.reported or self.open_index is not None:
+            return "message_stop out of place"
+        self.stopped = True
+        return None
+
+
+# Members that nobody can do without.
+EVENT_MEMBERS = {
+    "message_start": "message",
+    "content_block_start": "content_block",
+    "content_block_delta": "delta",
+    "message_delta": "delta",
+}
+GRAMMAR_STEPS = {
+    "message_start": GrammarState.message_start,
+    "content_block_start": GrammarState.block_start,
+    "content_block_delta": GrammarState.block_delta,
+    "content_block_stop": GrammarState.block_stop,
+    "message_delta": GrammarState.message_delta,
+    "message_stop": GrammarState.message_stop,
+}
+
+
+# --- message <-> events ------------------------------------------------------------------------
+
+# Block type -> the members that are told in deltas: (member, delta type, the delta's member).
+STREAMED_MEMBERS = {
+    "text": (("text", "text_delta", "text"),),
+    "thinking": (
+        ("thinking", "thinking_delta", "thinking"),
+        ("signature", "signature_delta", "signature"),
+    ),
+}
+INPUT_BLOCKS = ("tool_use", "server_tool_use", "mcp_tool_use")
+
+
+def empty_block(block: Dict[str, Any]) -> Dict[str, Any]:
+    """The block as `content_block_start` shows it: everything that deltas will tell is empty."""
+    start = dict(block)
+    for member, _, _ in STREAMED_MEMBERS.get(block["type"], ()):
+        if member in start:
+            start[member] = ""
+    if isinstance(start.get("citations"), list):
+        start["citations"] = []
+    if block["type"] in INPUT_BLOCKS:
+        start["input"] = {}
+    return start
+
+
+def block_deltas(block: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+    """The deltas that fill `empty_block(block)` again."""
+    if isinstance(block.get("citations"), list):
+        for citation in block["citations"]:
+            yield {"type": "citations_delta", "citation": citation}
+    for member, kind, key in STREAMED_MEMBERS.get(block["type"], ()):
+        if block.get(member):
+            yield {"type": kind, key: block[member]}
+    if block["type"] in INPUT_BLOCKS and block.get("input"):
+        yield {"type": "input_json_delta", "partial_json": encode_json(block["input"])}
+
+
+def message_to_events(message: Message) -> Iterator[Event]:
+    """Tell a whole message as events."""
+    first = {**message, "content": [], "stop_reason": None, "stop_sequence": None}
+    yield {"type": "message_start", "message": first}
+    for index, block in enumerate(message["content"]):
+        yield {"type": "content_block_start", "index": index, "content_block": empty_block(block)}
+        for delta in block_deltas(block):
+            yield {"type": "content_block_delta", "index": index, "delta": delta}
+        yield {"type": "content_block_stop", "index": index}
+    delta = {key: message.get(key) for key in ("stop_reason", "stop_sequence")}
+    yield {"type": "message_delta", "delta": delta, "usage": message.get("usage", {})}
+    yield {"type": "message_stop"}
+
+
+def events_to_message(events: Iterable[Event]) -> Message:
+    """Fold a complete stream into the message that it tells."""
+    message: Message = {}
+    blocks: Dict[int, BlockFold] = {}
+    for event in events:
+        kind = event.get("type")
+        if kind == "message_start":
+            message = {**event["message"], "usage": dict(event["message"].get("usage") or {})}
+        elif kind == "content_block_start":
+            blocks[event["index"]] = BlockFold(event["content_block"])
+        elif kind == "content_block_delta":
+            blocks[event["index"]].add(event["delta"])
+        elif kind == "message_delta":
+            message.update(event.get("delta") or {})
+            usage = event.get("usage") or {}
+            message["usage"].update((k, v) for k, v in usage.items() if v is not None)
+    message["content"] = [blocks[index].block() for index in sorted(blocks)]
+    return message
+
+
+class BlockFold:
+    """One block being put together. Parts are joined once, at the end."""
+
+    def __init__(self, start: Dict[str, Any]) -> None:
+        self._start = start
+        self._parts: Dict[str, List[str]] = {}
+        self._citations: List[Any] = []
+
+    def add(self, delta: Dict[str, Any]) -> None:
+        if delta.get("type") == "citations_delta":
+            self._citations.append(delta.get("citation"))
+            return
+        for key in ("text", "thinking", "signature", "partial_json"):
+            if isinstance(delta.get(key), str):
+                self._parts.setdefault(key, []).append(delta[key])
+
+    def block(self) -> Dict[str, Any]:
+        block = dict(self._start)
+        joined = {key: "".join(parts) for key, parts in self._parts.items()}
+        if "partial_json" in joined:
+            block["input"] = parse_tool_input(joined.pop("partial_json"))
+        for key, value in joined.items():
+            block[key] = (block.get(key) or "") + value
+        if self._citations:
+            block["citations"] = [*(block.get("citations") or []), *self._citations]
+        return block
+
+
+def parse_tool_input(text: str) -> Any:
+    """The input of a tool call from its JSON text.
+
+    Text that is not JSON stays readable in the shape that Claude Code itself uses for it, so that
+    the model is told of its mistake rather than the client of ours.
+    """
+    if text.strip() in ("", "null"):
+        return {}
+    try:
+        # `int` refuses NaN and Infinity, which no client could read again.
+        return json.loads(text, parse_constant=int)
+    except (ValueError, RecursionError):
+        return {"__unparsedToolInput": {"raw": text, "len": len(text)}}
