@@ -1,0 +1,1 @@
+"""Pure converters between wire languages and Messages."""

@@ -1,0 +1,511 @@
+"""Chat Completions answers -> Messages events. Pure: no I/O, no clock.
+
+    bytes --chat_chunks--> chunks --chunks_to_events--> events
+
+Providers agree on little more than the names of the fields, so every chunk is taken for what it
+holds: text, reasoning, refusal, pieces of tool calls, a finish reason, usage, an error; anything
+else is passed over. Blocks are opened and closed by `EventWriter` alone. Of parallel calls that
+arrive interleaved the first is told live, and the others wait their turn (`CallBook`).
+
+Nothing is yielded before the first chunk that means something, so that an error until then can
+still be a status. A stream that ends before its finish reason is an error and leaves its block
+open: the client would take a closed one for whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from claude_proxy.errors import ProxyError, upstream_error_object, upstream_error_text
+from claude_proxy.events import CUT_SHORT, Event, EventWriter
+from claude_proxy.sse import FrameSplitter, encode_json, frame_data
+
+CHAT_DONE: Dict[str, Any] = {"done": True}
+
+# finish_reason -> stop_reason; a tool call in the answer turns "end_turn" into "tool_use".
+CHAT_STOP_REASONS = {
+    "length": "max_tokens",
+    "max_tokens": "max_tokens",
+    "model_length": "max_tokens",
+    "content_filter": "refusal",
+    "safety": "refusal",
+    "SAFETY": "refusal",
+    "RECITATION": "refusal",
+    "PROHIBITED_CONTENT": "refusal",
+}
+CHAT_FAILURES = ("error", "abort", "MALFORMED_FUNCTION_CALL", "insufficient_system_resource")
+# First byte of a body -> what it is, whatever its content type says.
+BODY_KINDS = {b"{": "json", b"[": "json", b"<": "page"}
+THINK_OPENINGS = ("<think>", "<thinking>", "<seed:think>")
+
+
+# --- bytes -> chunks ---------------------------------------------------------------------------
+
+
+def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
+    """Decode an answer's body: JSON chunks in events, or one JSON object although a stream was
+    asked for. `[DONE]` becomes CHAT_DONE and ends it."""
+    splitter, whole, kind = FrameSplitter(), b"", ""
+    for piece in pieces:
+        if not kind:
+            whole += piece
+            start = whole.lstrip()
+            if not start:
+                continue
+            kind, piece = BODY_KINDS.get(start[:1], "events"), whole
+        elif kind != "events":
+            whole += piece
+        if kind == "events":
+            for frame in splitter.feed(piece):
+                chunk = frame_to_chunk(frame)
+                if chunk is not None:
+                    yield chunk
+                    if chunk is CHAT_DONE:
+                        return
+    if kind == "json":
+        yield decode_chunk(whole) or {}
+        yield CHAT_DONE
+        return
+    if kind == "page":
+        raise ProxyError(502, upstream_error_text(whole))
+    for frame in splitter.finish():
+        chunk = frame_to_chunk(frame)
+        if chunk is not None:
+            yield chunk
+
+
+def frame_to_chunk(frame: bytes) -> Optional[Dict[str, Any]]:
+    """The chunk in a frame; None for comments and for JSON that is no object."""
+    event, data = frame_data(frame)
+    if not data.strip():
+        return None
+    if data.strip() == b"[DONE]":
+        return CHAT_DONE
+    if event == "error":
+        raise upstream_error_object(loads_or_text(data))
+    return decode_chunk(data)
+
+
+def loads_or_text(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return {"error": data.decode("utf-8", "replace")}
+
+
+def decode_chunk(data: bytes) -> Optional[Dict[str, Any]]:
+    try:
+        chunk = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ProxyError(502, "the upstream sent an event that is not JSON") from None
+    if isinstance(chunk, list) and chunk and isinstance(chunk[0], dict):
+        chunk = chunk[0]  # Gemini wraps its errors in a list
+    return chunk if isinstance(chunk, dict) else None
+
+
+# --- chunks -> events --------------------------------------------------------------------------
+
+
+def chunks_to_events(
+    chunks: Iterable[Dict[str, Any]],
+    write: EventWriter,
+    tool_names: Optional[Mapping[str, str]] = None,
+    input_estimate: Callable[[], int] = lambda: 0,
+) -> Iterator[Event]:
+    """Retell Chat Completions chunks as Messages events.
+
+    `tool_names` maps names as the upstream knows them to the client's own; `input_estimate` is
+    asked for input tokens if the upstream reports none. ProxyError at an error chunk, and if the
+    chunks end before a finish reason or CHAT_DONE.
+    """
+    answer = ChatAnswer(write, tool_names or {})
+    try:
+        for chunk in chunks:
+            if chunk is CHAT_DONE:
+                answer.done = True
+                break
+            yield from answer.chunk(chunk)
+    except ProxyError as error:
+        # Behind the finish reason there is nothing that a broken connection could take away.
+        if error.message != CUT_SHORT or not answer.finished():
+            raise
+    yield from answer.finish(input_estimate)
+
+
+class ChatAnswer:
+    """One answer being retold."""
+
+    def __init__(self, write: EventWriter, tool_names: Mapping[str, str]) -> None:
+        self.done = False
+        self._write = write
+        self._calls = CallBook(write, tool_names)
+        self._think = ThinkSplitter()
+        self._usage: Dict[str, Any] = {}
+        self._finish: Optional[str] = None
+        self._matched_stop: Optional[str] = None
+        self._refusal: List[str] = []
+        self._held_text: List[str] = []
+        self._told = 0
+
+    def finished(self) -> bool:
+        return bool(self._finish)
+
+    def chunk(self, chunk: Dict[str, Any]) -> Iterable[Event]:
+        """The events that a chunk leads to."""
+        if chunk.get("error") or chunk.get("object") == "error":
+            raise upstream_error_object(chunk)
+        usage = chunk.get("usage") or (chunk.get("x_groq") or {}).get("usage")
+        if isinstance(usage, dict):
+            self._usage.update((k, v) for k, v in usage.items() if v is not None)
+        choices = chunk.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(choice, dict) or choice.get("index"):
+            return ()
+        delta = choice.get("delta") or choice.get("message")
+        events = self._delta(delta) if isinstance(delta, dict) else ()
+        finish = choice.get("finish_reason")
+        if not finish:
+            return events
+        events = [*events]
+        self._note_finish(str(finish), choice)
+        return events
+
+    def _note_finish(self, finish: str, choice: Dict[str, Any]) -> None:
+        if finish in CHAT_FAILURES:
+            raise upstream_error_object(choice.get("error") or {"message": f"the model failed: {finish}"})
+        self._finish = finish
+        matched = choice.get("stop_reason") or choice.get("matched_stop")
+        self._matched_stop = matched if isinstance(matched, str) else None
+
+    def _delta(self, delta: Dict[str, Any]) -> Iterable[Event]:
+        content = delta.get("content")
+        if len(delta) == 1 and type(content) is str:  # the common case
+            return self._text(content)
+        return list(self._parts(delta, content))
+
+    def _parts(self, delta: Dict[str, Any], content: Any) -> Iterator[Event]:
+        yield from self._thought(reasoning_text(delta))
+        if isinstance(content, str):
+            yield from self._text(content)
+        elif isinstance(content, list):
+            yield from self._content_list(content)
+        refusal = delta.get("refusal")
+        if isinstance(refusal, str) and refusal:
+            self._refusal.append(refusal)
+            yield from self._text(refusal)
+        legacy = delta.get("function_call")
+        calls = delta.get("tool_calls") or ([{"index": 0, "function": legacy}] if legacy else [])
+        for call in calls if isinstance(calls, list) else [calls]:
+            if isinstance(call, dict):
+                yield from self._release_text_before(call)
+                yield from self._calls.add(call)
+
+    def _content_list(self, parts: List[Any]) -> Iterator[Event]:
+        """Mistral's list content: thinking parts and text parts."""
+        for part in parts:
+            if not isinstance(part, dict):
+                continue
+            if part.get("type") == "thinking":
+                inner = part.get("thinking")
+                texts = [p.get("text") or "" for p in inner if isinstance(p, dict)] if isinstance(
+                    inner, list) else [str(inner or "")]
+                yield from self._thought("".join(texts))
+            elif isinstance(part.get("text"), str):
+                yield from self._text(part["text"])
+
+    def _thought(self, text: str) -> Iterable[Event]:
+        if not text:
+            return ()
+        self._told += len(text)
+        return self._write.thinking(text)
+
+    def _text(self, text: str) -> Iterable[Event]:
+        if not text:
+            return ()
+        if self._think.active:
+            thought, text = self._think.feed(text)
+            return [*self._thought(thought), *self._plain_text(text)]
+        return self._plain_text(text)
+
+    def _plain_text(self, text: str) -> Iterable[Event]:
+        if not text:
+            return ()
+        if self._calls.busy():
+            # Text amid a call that is not complete waits until it is; blank text is dropped there.
+            self._held_text.append(text)
+            return ()
+        self._told += len(text)
+        return [*self._calls.settle(), *self._write.text(text)] if self._calls.any else self._write.text(text)
+
+    def _release_text_before(self, call: Dict[str, Any]) -> Iterable[Event]:
+        thought, text = self._think.end()
+        return [*self._thought(thought), *self._plain_text(text)]
+
+    def finish(self, input_estimate: Callable[[], int]) -> Iterator[Event]:
+        """The end: what was held back, the stop reason, the usage."""
+        thought, text = self._think.end()
+        if not self._finish and not (self.done and (self._write.started or thought or text)):
+            raise ProxyError(502, CUT_SHORT)
+        yield from self._thought(thought)
+        yield from self._plain_text(text)
+        yield from self._calls.finish()
+        held = "".join(self._held_text)
+        if held.strip():
+            self._told += len(held)
+            yield from self._write.text(held)
+        reason, more = self._stop_reason()
+        yield from self._write.finish(reason, self._final_usage(input_estimate), **more)
+
+    def _stop_reason(self) -> Tuple[str, Dict[str, Any]]:
+        if self._refusal:
+            explanation = "".join(self._refusal)
+            return "refusal", {"stop_details": refusal_details(explanation)}
+        reason = CHAT_STOP_REASONS.get(self._finish or "", "end_turn")
+        if reason == "refusal":
+            return "refusal", {"stop_details": refusal_details(None)}
+        if reason == "end_turn" and self._calls.any:
+            return "tool_use", {}
+        return reason, {}
+
+    def _final_usage(self, input_estimate: Callable[[], int]) -> Dict[str, Any]:
+        if not self._usage:
+            told = self._told + self._calls.told
+            return {"input_tokens": input_estimate(), "output_tokens": max(1, told // 4)}
+        return chat_usage(self._usage)
+
+
+def refusal_details(explanation: Optional[str]) -> Dict[str, Any]:
+    return {"type": "refusal", "category": None, "explanation": explanation}
+
+
+def reasoning_text(delta: Dict[str, Any]) -> str:
+    """The reasoning in a delta, under the name that this provider gives it."""
+    for key in ("reasoning_content", "reasoning"):
+        if isinstance(delta.get(key), str) and delta[key]:
+            return delta[key]
+    details = delta.get("reasoning_details")
+    parts = [d for d in details if isinstance(d, dict)] if isinstance(details, list) else []
+    return "".join(str(d.get("text") or d.get("summary") or "") for d in parts)
+
+
+def chat_usage(usage: Mapping[str, Any]) -> Dict[str, Any]:
+    """Messages usage: `input_tokens` leaves out what was read from, or written to, a cache."""
+    details = usage.get("prompt_tokens_details")
+    details = details if isinstance(details, dict) else {}
+    read = first_count(details.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"),
+                       usage.get("cached_tokens"), usage.get("cache_read_input_tokens"))
+    written = first_count(details.get("cache_write_tokens"), usage.get("cache_creation_input_tokens"))
+    prompt, completion = first_count(usage.get("prompt_tokens")), first_count(usage.get("completion_tokens"))
+    total = first_count(usage.get("total_tokens"))
+    reasons = usage.get("completion_tokens_details")
+    reasoned = first_count(reasons.get("reasoning_tokens")) if isinstance(reasons, dict) else 0
+    if reasoned and total == prompt + completion + reasoned:
+        completion = total - prompt  # xAI counts reasoning apart
+    return {
+        "input_tokens": max(0, prompt - read - written),
+        "cache_read_input_tokens": read,
+        "cache_creation_input_tokens": written,
+        "output_tokens": completion,
+    }
+
+
+def first_count(*values: Any) -> int:
+    """The first value above 0 as a number; providers send null, text and fractions."""
+    for value in values:
+        try:
+            number = int(float(value))
+        except (TypeError, ValueError, OverflowError):
+            continue
+        if number > 0:
+            return number
+    return 0
+
+
+# --- tool calls --------------------------------------------------------------------------------
+
+
+class ToolCall:
+    """One call being put together. `pending` is what has not been told."""
+
+    def __init__(self, call_id: str = "", name: str = "") -> None:
+        self.id = call_id
+        self.name = name
+        self.pending: List[str] = []
+        self.arguments: List[str] = []
+        self.live = False
+
+    def complete(self) -> bool:
+        """Whether the arguments so far are one JSON value."""
+        if not self.arguments or not self.arguments[-1].rstrip().endswith("}"):
+            return False
+        try:
+            json.loads("".join(self.arguments))
+        except (ValueError, RecursionError):
+            return False
+        return True
+
+
+class CallBook:
+    """The calls of one answer, in the order they began. One is live: its pieces flow at once."""
+
+    def __init__(self, write: EventWriter, names: Mapping[str, str]) -> None:
+        self.any = False
+        self.told = 0
+        self._write = write
+        self._names = names
+        self._calls: List[ToolCall] = []
+        self._by_index: Dict[Any, ToolCall] = {}
+        self._next = 0
+        self._ids: Dict[str, int] = {}
+
+    def busy(self) -> bool:
+        """Whether a call has begun that is not complete."""
+        return any(not call.complete() for call in self._calls[self._next:])
+
+    def add(self, delta: Dict[str, Any]) -> Iterable[Event]:
+        """Take one element of `tool_calls`."""
+        self.any = True
+        function = delta.get("function") or delta.get("custom") or {}
+        function = function if isinstance(function, dict) else {}
+        name = function.get("name") if isinstance(function.get("name"), str) else ""
+        text = argument_text(function.get("arguments", function.get("input")))
+        call = self._call_of(delta, str(delta.get("id") or ""), name, text)
+        if text:
+            call.arguments.append(text)
+            call.pending.append(text)
+        return self._tell()
+
+    def _call_of(self, delta: Dict[str, Any], call_id: str, name: str, text: str) -> ToolCall:
+        """The call that a delta continues, or a new one."""
+        index = delta.get("index")
+        call = self._by_index.get(index) if index is not None else self._without_index(call_id, name)
+        if call is None or self._begins_another(call, call_id, name, text):
+            call = ToolCall(call_id, name)
+            self._calls.append(call)
+            self._by_index[index] = call
+            return call
+        call.id = call.id or call_id
+        call.name = call.name or name
+        return call
+
+    def _without_index(self, call_id: str, name: str) -> Optional[ToolCall]:
+        if call_id:
+            return next((c for c in self._calls if c.id == call_id), None)
+        return None if name or not self._calls else self._calls[-1]
+
+    @staticmethod
+    def _begins_another(call: ToolCall, call_id: str, name: str, text: str) -> bool:
+        """Gemini gives every parallel call the same index; its ids and names tell them apart."""
+        if call_id and call.id:
+            return call_id != call.id and (bool(name) or call.complete())
+        return bool(name) and text.lstrip().startswith("{") and call.complete()
+
+    def _tell(self) -> Iterator[Event]:
+        """Tell what can be told: the live call's pieces, and the next one if that is complete."""
+        while self._next < len(self._calls):
+            call = self._calls[self._next]
+            if not call.live:
+                if not call.name:
+                    return
+                call.live = True
+                yield from self._write.tool_use(self._unique_id(call), self._names.get(call.name, call.name))
+            for text in call.pending:
+                self.told += len(text)
+                yield from self._write.input_json(text)
+            call.pending = []
+            if self._next + 1 == len(self._calls) or not call.complete():
+                return
+            self._next += 1
+
+    def _unique_id(self, call: ToolCall) -> str:
+        ordinal = self._write.blocks_begun
+        call_id = call.id or f"toolu_{self._write.message_id.rpartition('_')[2]}_{ordinal}"
+        count = self._ids[call_id] = self._ids.get(call_id, 0) + 1
+        return call_id if count == 1 else f"{call_id}_{count}"
+
+    def settle(self) -> Iterable[Event]:
+        """Everything so far is complete: later deltas begin new calls."""
+        self._next = len(self._calls)
+        return ()
+
+    def finish(self) -> Iterator[Event]:
+        """Tell the calls that are left, as they are."""
+        while self._next < len(self._calls):
+            call = self._calls[self._next]
+            call.name = call.name or "unknown"
+            yield from self._tell()
+            if self._calls[self._next] is call:
+                self._next += 1
+
+
+def argument_text(arguments: Any) -> str:
+    """A piece of a call's arguments as text; some send the object itself."""
+    if arguments is None or arguments == "null":
+        return ""
+    return arguments if isinstance(arguments, str) else encode_json(arguments)
+
+
+# --- think tags --------------------------------------------------------------------------------
+
+
+class ThinkSplitter:
+    """Takes reasoning out of a text that begins with a think tag.
+
+    Only the very start counts: later tags may be what the answer is about. A tag may be cut
+    anywhere, so text that may become one is held back.
+    """
+
+    def __init__(self) -> None:
+        self.active = True
+        self._held = ""
+        self._step = self._opening
+        self._closing = ""
+
+    def feed(self, text: str) -> Tuple[str, str]:
+        """(reasoning, visible text) that are certain now."""
+        self._held += text
+        return self._step()
+
+    def _opening(self) -> Tuple[str, str]:
+        start = self._held.lstrip()
+        opening = next((tag for tag in THINK_OPENINGS if start.startswith(tag)), "")
+        if opening:
+            self._closing = "</" + opening[1:]
+            self._held = start[len(opening):]
+            self._step = self._thinking
+            return self._thinking()
+        if start and not any(tag.startswith(start) for tag in THINK_OPENINGS):
+            return self._release()
+        return "", ""
+
+    def _thinking(self) -> Tuple[str, str]:
+        thought, closed, rest = self._held.partition(self._closing)
+        if closed:
+            self._held, self._step, self._closing = rest, self._behind, ""
+            return thought, self._behind()[1]
+        cut = len(self._held) - longest_overlap(self._held, self._closing)
+        thought, self._held = self._held[:cut], self._held[cut:]
+        return thought, ""
+
+    def _behind(self) -> Tuple[str, str]:
+        # The empty lines between reasoning and answer belong to neither.
+        self._held = self._held.lstrip("\n")
+        return self._release() if self._held else ("", "")
+
+    def _release(self) -> Tuple[str, str]:
+        self.active = False
+        text, self._held = self._held, ""
+        return "", text
+
+    def end(self) -> Tuple[str, str]:
+        """What is held at the end: reasoning if its tag was never closed."""
+        self.active = False
+        held, self._held = self._held, ""
+        return (held, "") if self._closing else ("", held)
+
+
+def longest_overlap(text: str, mark: str) -> int:
+    """How much of the end of `text` is a beginning of `mark`."""
+    return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)
