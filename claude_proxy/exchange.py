@@ -1,0 +1,163 @@
+"""One client request and all that became of it: what was asked, what came, how to stop it.
+
+The thread that answers the request owns its exchange and everything it reads from. Other threads
+may do one thing only: `cancel`. That runs the registered callbacks, which shut down the upstream's
+socket or end a sleep, so that the owner wakes up and finds the reason. A wait is bounded by `arm`:
+the sweeper cancels an exchange whose deadline has passed, so no socket needs a timeout of its own.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+from claude_proxy.errors import CLIENT_GONE_STATUS, ProxyError
+from claude_proxy.events import Event
+
+NEVER = float("inf")
+
+
+class AnswerForm(NamedTuple):
+    """How the answer to one request looks on the wire, so that it can begin before it is known.
+
+    `opening` is the first piece of the body; the server sends it once, early if the upstream is
+    silent for `patience` seconds. `ping` goes out after every further `interval` of silence,
+    `nudge` instead of it in a long one: Claude Code drops a stream that brings nothing but pings
+    for 300 s. `error` is the body's last piece when the status line is gone already.
+    """
+
+    headers: Tuple[Tuple[str, str], ...]
+    patience: float
+    interval: float
+    opening: Callable[[], bytes]
+    ping: bytes
+    nudge: Callable[[], bytes]
+    error: Callable[[ProxyError], bytes]
+
+
+def new_id(prefix: str) -> str:
+    """An identifier like those of the API: prefix, underscore, 24 hexadecimal digits."""
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
+class Exchange:
+    """One request in the works. Times are seconds of `clock`, a monotonic one."""
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, total_timeout: float = 0
+    ) -> None:
+        self.id = new_id("req")
+        self.message_id = new_id("msg")
+        self.clock = clock
+        self.started = clock()
+        self.deadline = NEVER
+        self.cancelled: Optional[ProxyError] = None
+        self.form: Optional[AnswerForm] = None
+        self.model = ""
+        self.first_event: Optional[float] = None
+        self.open_block: Tuple[int, str] = (-1, "")
+        self.usage: Dict[str, Any] = {}
+        self.facts: Dict[str, Any] = {}
+        self.warnings: List[str] = []
+        self._total_deadline = self.started + total_timeout if total_timeout else NEVER
+        self._waiting_for = ""
+        self._callbacks: List[Callable[[], None]] = []
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+
+    # --- waiting, and being stopped ---------------------------------------------------------
+
+    def arm(self, seconds: float, waiting_for: str) -> None:
+        """Allow `seconds` from now for what comes next; 0 means no limit."""
+        self._waiting_for = waiting_for
+        self.deadline = self.clock() + seconds if seconds else NEVER
+
+    def disarm(self) -> None:
+        self.deadline = NEVER
+
+    def overdue(self, now: float) -> Optional[ProxyError]:
+        """The error to cancel with, if a deadline has passed."""
+        if now > self.deadline:
+            return ProxyError(504, f"timed out waiting for {self._waiting_for}")
+        if now > self._total_deadline:
+            return ProxyError(504, "the answer took longer than TOTAL_TIMEOUT allows")
+        return None
+
+    def cancellable(self) -> bool:
+        """Whether it waits for something that `cancel` can end."""
+        return bool(self._callbacks)
+
+    def cancel(self, reason: ProxyError) -> None:
+        """Stop the exchange, from any thread; the first reason stays."""
+        with self._lock:
+            if self.cancelled is None:
+                self.cancelled = reason
+            for callback in self._callbacks:
+                callback()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Register what ends the wait that begins now; it runs at once if it is too late.
+
+        Callbacks run under the lock: once `off_cancel` has returned, a socket may be used by
+        another exchange, and no callback of this one is still on its way to it. So they must be
+        quick and may not call the exchange.
+        """
+        with self._lock:
+            self._callbacks.append(callback)
+            if self.cancelled is not None:
+                callback()
+
+    def off_cancel(self, callback: Callable[[], None]) -> None:
+        with self._lock:
+            if callback in self._callbacks:
+                self._callbacks.remove(callback)
+
+    def raise_if_cancelled(self) -> None:
+        if self.cancelled is not None:
+            raise self.cancelled
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, unless the exchange is cancelled: then raise its reason at once."""
+        self.on_cancel(self._wake.set)
+        try:
+            self._wake.wait(seconds)
+        finally:
+            self.off_cancel(self._wake.set)
+        self.raise_if_cancelled()
+
+    # --- what came ----------------------------------------------------------------------------
+
+    def observe(self, events: Iterable[Event]) -> Iterator[Event]:
+        """Pass events on and remember what logs and pings need.
+
+        The block that is open is noted after its event has been passed on: a consumer asks for the
+        next event when it has sent the last, so a ping from another thread never runs ahead.
+        """
+        for event in events:
+            kind = event["type"]
+            if kind == "content_block_delta":
+                yield event
+                continue
+            if self.first_event is None:
+                self.first_event = self.clock()
+            self._note_usage(event)
+            yield event
+            if kind == "content_block_start":
+                self.open_block = (event["index"], event["content_block"].get("type", ""))
+            elif kind == "content_block_stop":
+                self.open_block = (-1, "")
+
+    def _note_usage(self, event: Event) -> None:
+        usage = event.get("usage") or (event.get("message") or {}).get("usage") or {}
+        self.usage.update((key, value) for key, value in usage.items() if value is not None)
+        stop_reason = (event.get("delta") or {}).get("stop_reason")
+        if stop_reason:
+            self.facts["stop_reason"] = stop_reason
+
+
+def client_gone() -> ProxyError:
+    """The reason of an exchange whose client has closed its connection."""
+    return ProxyError(CLIENT_GONE_STATUS, "the client closed its connection", "client_gone")
