@@ -1,0 +1,323 @@
+"""Requests to upstreams and their answers: framing, deadlines, cancelling, retries.
+
+Connections come from `pool`; requests are written, and answers read, with `http1`: the reader of
+`http.client` hides a body that is cut short, and cannot be read again after a timeout. Sockets have
+no timeouts of their own. Each wait is announced with `exchange.arm`, and the sweeper ends
+it by `exchange.cancel`, which shuts the socket down from outside; the read then returns, and the
+exchange says why. Foreign exceptions become ProxyErrors here.
+
+A request is repeated only while nothing of an answer has been passed on, and only after a failed
+connect, a lost connection, 429, 5xx or 529: see `should_retry` and `backoff`.
+"""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Callable, List, NamedTuple, Optional, Tuple
+
+from claude_proxy.errors import ProxyError, retry_after_seconds
+from claude_proxy.events import CUT_SHORT
+from claude_proxy.exchange import Exchange
+from claude_proxy.http1 import (
+    ResponseHead,
+    encode_request_head,
+    keeps_alive,
+    response_body,
+    take_response_head,
+)
+from claude_proxy.pool import Pool, Target, UpstreamConnection, connect_socket
+
+RECEIVE_BYTES = 65536
+LONGEST_ERROR_BODY = 65536
+LONGEST_INFLATED_PIECE = 1 << 20
+
+RETRIED_STATUSES = frozenset((408, 429, 500, 502, 503, 504, 529))
+# A client that is told to wait longer than this waits by itself: it sees the status at once.
+LONGEST_RETRY_WAIT = 8.0
+
+
+class Timeouts(NamedTuple):
+    """Longest waits in seconds, 0 for no limit: to connect, for the first byte, between bytes."""
+
+    connect: float
+    first_byte: float
+    idle: float
+
+
+class Call(NamedTuple):
+    """One request to an upstream. `target_path` includes the query."""
+
+    method: str
+    target: Target
+    target_path: str
+    headers: Tuple[Tuple[str, str], ...]
+    body: bytes
+
+
+class ConnectionLost(Exception):
+    """The upstream closed the connection before it answered anything."""
+
+
+def should_retry(status: int, headers: Mapping[str, str]) -> bool:
+    """Whether an upstream's answer may be asked for again."""
+    return status in RETRIED_STATUSES and headers.get("x-should-retry") != "false"
+
+
+def backoff(attempt: int, retry_after: Optional[float], chance: float) -> float:
+    """Seconds to wait before retry number `attempt` (0, 1, ...); `chance` is in [0, 1)."""
+    if retry_after is not None:
+        return retry_after
+    return min(0.5 * 2**attempt, LONGEST_RETRY_WAIT) * (0.75 + chance / 2)
+
+
+def random_chance() -> float:
+    return secrets.randbelow(1000) / 1000
+
+
+# --- one request and its answer ----------------------------------------------------------------
+
+
+class Transport:
+    """Sends requests to upstreams. One for the process; any thread may use it."""
+
+    def __init__(
+        self,
+        timeouts: Timeouts,
+        max_retries: int = 1,
+        context: Optional[ssl.SSLContext] = None,
+        chance: Callable[[], float] = random_chance,
+    ) -> None:
+        self._timeouts = timeouts
+        self._max_retries = max_retries
+        self._context = context
+        self._chance = chance
+        self._pool = Pool()
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def request(self, exchange: Exchange, call: Call) -> UpstreamResponse:
+        """Send the call and read the answer's head, with retries; the caller closes the answer.
+
+        Any status comes back as an answer, redirects too: they are never followed.
+        """
+        attempt = 0
+        while True:
+            last = attempt >= self._max_retries
+            try:
+                response = self._attempt(exchange, call)
+            except ProxyError:
+                if last or exchange.cancelled is not None:
+                    raise
+                wait = backoff(attempt, None, self._chance())
+            else:
+                wait = self._retry_wait(response, attempt)
+                if last or wait > LONGEST_RETRY_WAIT:
+                    return response
+                response.close()
+            attempt += 1
+            exchange.facts["retries"] = attempt
+            exchange.sleep(wait)
+
+    def _retry_wait(self, response: UpstreamResponse, attempt: int) -> float:
+        if not should_retry(response.status, response.headers):
+            return LONGEST_RETRY_WAIT + 1
+        after = retry_after_seconds(response.headers, time.time())
+        return backoff(attempt, after, self._chance())
+
+    def _attempt(self, exchange: Exchange, call: Call) -> UpstreamResponse:
+        exchange.raise_if_cancelled()
+        connection = self._pool.take(call.target)
+        if connection is not None:
+            try:
+                return self._send(exchange, call, connection)
+            except ConnectionLost:
+                # A kept-alive connection that the other side had just given up.
+                exchange.raise_if_cancelled()
+        connection = self._connect(exchange, call.target)
+        try:
+            return self._send(exchange, call, connection)
+        except ConnectionLost:
+            exchange.raise_if_cancelled()
+            message = f"the upstream {call.target} closed the connection without an answer"
+            raise ProxyError(502, message) from None
+
+    def _connect(self, exchange: Exchange, target: Target) -> UpstreamConnection:
+        sock = connect_socket(target, self._timeouts.connect, self._context)
+        return UpstreamConnection(target, sock)
+
+    def _send(
+        self, exchange: Exchange, call: Call, connection: UpstreamConnection
+    ) -> UpstreamResponse:
+        exchange.on_cancel(connection.interrupt)
+        exchange.arm(self._timeouts.first_byte, f"the first byte from {call.target}")
+        try:
+            head = encode_request_head(call.method, call.target_path, self._fields(call))
+            connection.sock.sendall(head + call.body)
+            response_head = read_response_head(connection)
+        except BaseException as error:
+            exchange.off_cancel(connection.interrupt)
+            exchange.disarm()
+            connection.close()
+            if isinstance(error, OSError):
+                raise ConnectionLost from error
+            raise
+        return UpstreamResponse(exchange, connection, response_head, self._timeouts.idle, self._pool)
+
+    @staticmethod
+    def _fields(call: Call) -> List[Tuple[str, str]]:
+        standard = 443 if call.target.scheme == "https" else 80
+        host = f"[{call.target.host}]" if ":" in call.target.host else call.target.host
+        own = [
+            ("host", host if call.target.port == standard else f"{host}:{call.target.port}"),
+            ("accept-encoding", "identity"),
+            ("content-length", str(len(call.body))),
+        ]
+        named = {name.lower() for name, _ in call.headers}
+        return [*((n, v) for n, v in own if n not in named or n == "content-length"),
+                *((n, v) for n, v in call.headers if n.lower() != "content-length")]
+
+
+def read_response_head(connection: UpstreamConnection) -> ResponseHead:
+    """Read up to the end of the final response's head; interim (1xx) ones are passed over."""
+    for _ in range(10):
+        taken = take_response_head(connection.ahead)
+        while taken is None:
+            piece = connection.sock.recv(RECEIVE_BYTES)
+            if not piece:
+                raise ConnectionLost
+            connection.ahead += piece
+            taken = take_response_head(connection.ahead)
+        head, connection.ahead = taken
+        if head.status >= 200:
+            return head
+    raise ProxyError(502, "the upstream sent nothing but interim responses")
+
+
+class UpstreamResponse:
+    """An upstream's answer: status, headers, and the body as it comes.
+
+    Belongs to one thread. Closing it after the whole body was read keeps the connection for the next
+    request; otherwise the connection is closed, which is how an upstream learns that it may stop.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        connection: UpstreamConnection,
+        head: ResponseHead,
+        idle_timeout: float,
+        pool: Pool,
+    ) -> None:
+        self.status = head.status
+        self.headers = head.headers
+        self._exchange = exchange
+        self._connection = connection
+        self._head = head
+        self._idle_timeout = idle_timeout
+        self._pool = pool
+        self._body = response_body(head)
+        self._closed = False
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body in pieces, decoded, each as soon as it is here.
+
+        Raises ProxyError: 502 if the body is cut short, the exchange's reason if it is cancelled.
+        """
+        coding = self.headers.get("content-encoding", "").lower()
+        if coding in ("gzip", "x-gzip", "deflate"):
+            return inflate(self._plain_pieces())
+        return self._plain_pieces()
+
+    def read(self, limit: int = LONGEST_ERROR_BODY) -> bytes:
+        """The body's first `limit` bytes, or what there is of them: for error messages."""
+        parts: List[bytes] = []
+        size = 0
+        try:
+            for piece in self.pieces():
+                parts.append(piece)
+                size += len(piece)
+                if size >= limit:
+                    break
+        except ProxyError:
+            self._exchange.raise_if_cancelled()
+        return b"".join(parts)[:limit]
+
+    def _plain_pieces(self) -> Iterator[bytes]:
+        connection, body, exchange = self._connection, self._body, self._exchange
+        receive = connection.sock.recv
+        piece, connection.ahead = connection.ahead, b""
+        while True:
+            if piece:
+                data = self._decode(piece)
+                if data:
+                    yield data
+            if body.done:
+                return
+            exchange.arm(self._idle_timeout, "more of the upstream's answer")
+            try:
+                piece = receive(RECEIVE_BYTES)
+            except OSError:
+                piece = b""
+            if not piece:
+                exchange.raise_if_cancelled()
+                if body.end_of_input():
+                    return
+                raise ProxyError(502, CUT_SHORT)
+
+    def _decode(self, piece: bytes) -> bytes:
+        try:
+            return self._body.feed(piece)
+        except ProxyError as error:
+            detail = error.message.partition(": ")[2]
+            raise ProxyError(502, f"the upstream's answer is malformed: {detail}") from None
+
+    def close(self) -> None:
+        """Give the connection back if nothing of the body is left on it."""
+        if self._closed:
+            return
+        self._closed = True
+        self._exchange.disarm()
+        self._exchange.off_cancel(self._connection.interrupt)
+        if self._at_end() and keeps_alive(self._head.version, self.headers):
+            self._pool.give(self._connection)
+        else:
+            self._connection.close()
+
+    def _at_end(self) -> bool:
+        """Whether the body is complete, after a look at what may have come since.
+
+        The last chunk often arrives just behind the data that told the reader to stop.
+        """
+        body = self._body
+        if self._exchange.cancelled is not None:
+            return False
+        try:
+            if not body.done and not self._connection.usable():
+                self._connection.sock.settimeout(0.02)
+                body.feed(self._connection.ahead or self._connection.sock.recv(RECEIVE_BYTES))
+                self._connection.sock.settimeout(None)
+        except (OSError, ProxyError):
+            return False
+        return body.done and not body.rest and not self._connection.ahead
+
+
+def inflate(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Decode a gzip or deflate body that came although identity was asked for.
+
+    What comes out of one piece is handed on in bounded parts, so that a bomb costs no memory.
+    """
+    decoder = zlib.decompressobj(47)
+    for piece in pieces:
+        while piece:
+            try:
+                data = decoder.decompress(piece, LONGEST_INFLATED_PIECE)
+            except zlib.error:
+                raise ProxyError(502, "the upstream's answer is compressed and damaged") from None
+            if data:
+                yield data
+            piece = decoder.unconsumed_tail
