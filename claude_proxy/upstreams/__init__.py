@@ -1,0 +1,1 @@
+"""The upstreams: the only modules that talk to the outside."""

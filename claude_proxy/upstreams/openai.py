@@ -1,0 +1,147 @@
+"""Any OpenAI-compatible provider, and Azure OpenAI: Chat Completions, always streamed.
+
+Messages request -> Chat Completions body -> HTTP -> chunks -> Messages events. A client that does
+not stream gets the fold of the same events. What differs between providers is in the tables here.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import List, Tuple
+from urllib.parse import quote, urlsplit
+
+from claude_proxy.config import VERSION, Config
+from claude_proxy.dialects.chat_request import ChatOptions, chat_tool_names, messages_to_chat
+from claude_proxy.dialects.chat_stream import chat_chunks, chunks_to_events
+from claude_proxy.errors import ProxyError, upstream_error
+from claude_proxy.events import Event, EventWriter, Request
+from claude_proxy.exchange import Exchange
+from claude_proxy.pool import split_url
+from claude_proxy.sse import encode_json
+from claude_proxy.tokens import count_input_tokens
+from claude_proxy.transport import Call, Transport, UpstreamResponse
+
+# OpenAI's reasoning models take `max_completion_tokens`, and neither sampling parameters nor stop.
+OPENAI_HOSTS = ("api.openai.com", ".openai.azure.com", ".cognitiveservices.azure.com")
+OPENAI_REASONING = re.compile(r"(?:o[1-9]|gpt-(?:[5-9]|\d\d))(?:[.-]|$)")
+REASONING_OPTIONS = ChatOptions(
+    max_tokens_key="max_completion_tokens", drop=frozenset(("temperature", "top_p", "stop"))
+)
+PLAIN_OPTIONS = ChatOptions()
+
+# A request's JSON has about four bytes a token; this errs on the large side.
+BYTES_PER_TOKEN = 3.6
+
+
+class OpenAIUpstream:
+    """One OpenAI-compatible base URL with its key."""
+
+    name = "openai"
+
+    def __init__(self, config: Config, transport: Transport) -> None:
+        self._config = config
+        self._transport = transport
+        self._headers = openai_headers(config)
+
+    def describe(self) -> str:
+        version = self._config.azure_api_version
+        return self._config.openai_base_url + (f" (Azure, api-version {version})" if version else "")
+
+    def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]:
+        model = request.get("model", "")
+        request = limit_max_tokens(request, self._config)
+        options = chat_options(self._config.openai_base_url, model)
+        chat = messages_to_chat(request, options, exchange.warnings)
+        body = encode_json(chat).encode("ascii")
+        target, path = split_url(chat_url(self._config, model))
+        call = Call("POST", target, path, self._headers, body)
+        with closing(self._transport.request(exchange, call)) as response:
+            if response.status != 200:
+                raise self._failure(response, request, model, exchange)
+            yield from self._events(response, request, exchange, body)
+
+    def _events(
+        self, response: UpstreamResponse, request: Request, exchange: Exchange, body: bytes
+    ) -> Iterator[Event]:
+        usage = {"input_tokens": rough_input_tokens(request, body), "output_tokens": 1}
+        write = EventWriter(exchange.message_id, exchange.model, usage)
+        return chunks_to_events(
+            chat_chunks(response.pieces()),
+            write,
+            tool_names=chat_tool_names(request),
+            input_estimate=lambda: count_input_tokens(request),
+        )
+
+    def _failure(
+        self, response: UpstreamResponse, request: Request, model: str, exchange: Exchange
+    ) -> ProxyError:
+        body = response.read()
+        tokens = count_input_tokens(request) if response.status in (400, 413, 422) else 0
+        error = upstream_error(response.status, response.headers, body, tokens, time.time())
+        if error.status == 404:
+            reason = exchange.facts.get("route", "the request")
+            error.message += f" (asked {self._config.openai_base_url} for model {model}, by {reason})"
+        return error
+
+
+def rough_input_tokens(request: Request, body: bytes) -> int:
+    """An estimate for `message_start` that costs nothing; the last event has the provider's figure.
+
+    Images are in the body as base64, which says nothing about their tokens: then count properly.
+    """
+    if b";base64," in body:
+        return count_input_tokens(request)
+    return int(len(body) / BYTES_PER_TOKEN)
+
+
+def limit_max_tokens(request: Request, config: Config) -> Request:
+    """Keep `max_tokens` under MAX_TOKENS_LIMIT; where the client sent none, MIN_TOKENS_LIMIT counts."""
+    asked, limit = request.get("max_tokens"), config.max_tokens_limit
+    allowed = asked or config.min_tokens_limit or None
+    if allowed and limit:
+        allowed = min(allowed, limit)
+    return {**request, "max_tokens": allowed} if allowed != asked else request
+
+
+def chat_options(base_url: str, model: str) -> ChatOptions:
+    """What this provider and model want in a Chat Completions request."""
+    host = urlsplit(base_url).hostname or ""
+    own = any(host == known or known[0] == "." and host.endswith(known) for known in OPENAI_HOSTS)
+    reasoning = OPENAI_REASONING.match(model.rpartition("/")[2])
+    return REASONING_OPTIONS if own and reasoning else PLAIN_OPTIONS
+
+
+def chat_url(config: Config, model: str) -> str:
+    """The Chat Completions URL of the base URL as users write it; for Azure with the deployment.
+
+    Azure's base is the resource, or a deployment, or its newer /openai/v1, which wants no version.
+    """
+    base, version = config.openai_base_url, config.azure_api_version
+    if not version or base.endswith("/v1"):
+        return f"{base}/chat/completions"
+    if "/openai/deployments/" not in base:
+        base = azure_deployment(base, model)
+    return f"{base}/chat/completions?api-version={quote(version, safe='')}"
+
+
+def azure_deployment(base: str, model: str) -> str:
+    root = base[: -len("/openai")] if base.endswith("/openai") else base
+    return f"{root}/openai/deployments/{quote(model, safe='')}"
+
+
+def openai_headers(config: Config) -> Tuple[Tuple[str, str], ...]:
+    """The headers of every call; CUSTOM_HEADER_ ones replace ours of the same name."""
+    own: List[Tuple[str, str]] = [
+        ("content-type", "application/json"),
+        ("accept", "text/event-stream"),
+        ("user-agent", f"claude_proxy/{VERSION}"),
+    ]
+    if config.openai_api_key and config.azure_api_version:
+        own.append(("api-key", config.openai_api_key))
+    elif config.openai_api_key:
+        own.append(("authorization", f"Bearer {config.openai_api_key}"))
+    custom = {name for name, _ in config.custom_headers}
+    return (*((n, v) for n, v in own if n not in custom), *config.custom_headers)
