@@ -1,0 +1,350 @@
+"""What is served: the table of endpoints, and the way from a request to its answer.
+
+Endpoints are plain functions (app, http request, exchange) -> HttpResponse; they run without a
+socket. An App is a value made by `build_app(config, ...)`: all that its endpoints need, nothing that
+changes. The server calls `check` with a request's head, `answer` with the whole request, and
+`finish` when all is said.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from urllib.parse import parse_qs, unquote
+
+from claude_proxy.auth import run_guards
+from claude_proxy.config import VERSION, Config
+from claude_proxy.dialects.anthropic import MESSAGES_DIALECT
+from claude_proxy.dialects.dialect import Dialect, parse_json_object
+from claude_proxy.errors import ProxyError
+from claude_proxy.events import Event, Request, check_grammar, events_to_message, message_start
+from claude_proxy.exchange import AnswerForm, Exchange
+from claude_proxy.http1 import HttpRequest, HttpResponse
+from claude_proxy.inflight import Inflight
+from claude_proxy.log import Log
+from claude_proxy.pool import make_ssl_context
+from claude_proxy.routing import choose_route, listed_models
+from claude_proxy.sse import encode_json
+from claude_proxy.tokens import count_input_tokens
+from claude_proxy.transport import Timeouts, Transport
+from claude_proxy.upstreams.demo import DemoUpstream
+from claude_proxy.upstreams.openai import OpenAIUpstream
+from claude_proxy.upstreams.upstream import Upstream
+from claude_proxy.wire import JSON_HEADERS, json_response
+
+STREAM_HEADERS = (
+    ("content-type", "text/event-stream; charset=utf-8"),
+    ("cache-control", "no-cache"),
+    ("x-accel-buffering", "no"),
+)
+
+# A client that does not stream keeps its status line open longer: it loses the status by an early
+# head, and is content as long as bytes come within 300 s (Claude Code 2.1.197).
+WHOLE_ANSWER_PATIENCE = 60.0
+MODEL_CREATED = "2025-01-01T00:00:00Z"
+MODEL_CREATED_SECONDS = 1735689600
+MOST_MODELS_LISTED = 1000
+TEST_PROMPT = "Answer with the one word OK."
+TEST_MAX_TOKENS = 64
+
+
+class App(NamedTuple):
+    """Everything that the endpoints need."""
+
+    config: Config
+    log: Log
+    upstreams: Dict[str, Upstream]
+    transport: Transport
+    inflight: Inflight
+
+    def check(self, request: HttpRequest) -> None:
+        """Refuse a request for what its head says, before its body is read."""
+        run_guards(self.config, request)
+        find_endpoint(request.method, request.path)
+
+    def answer(self, request: HttpRequest, exchange: Exchange) -> HttpResponse:
+        """The answer to a whole request; a stream's first event is known by then."""
+        try:
+            return find_endpoint(request.method, request.path)(self, request, exchange)
+        except RecursionError:
+            raise ProxyError(400, "the request body is nested too deeply") from None
+
+    def finish(self, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
+        """Tell of a finished exchange: one line, no content."""
+        log_exchange(self.log, exchange, request, status)
+
+
+Endpoint = Callable[[App, HttpRequest, Exchange], HttpResponse]
+
+
+def build_app(config: Config, log: Log, inflight: Inflight) -> App:
+    """Make an App of settings. Reads certificate files; OSError names one that is bad."""
+    context = make_ssl_context(config.ssl_verify, config.ca_file, config.ca_dir)
+    timeouts = Timeouts(config.connect_timeout, config.request_timeout, config.stream_idle_timeout)
+    transport = Transport(timeouts, config.max_retries, context)
+    upstreams: Dict[str, Upstream] = {"demo": DemoUpstream()}
+    if config.openai_base_url:
+        upstreams["openai"] = OpenAIUpstream(config, transport)
+    return App(config, log, upstreams, transport, inflight)
+
+
+# --- messages ----------------------------------------------------------------------------------
+
+
+def create_message(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """POST /v1/messages"""
+    request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
+    return answer_request(app, request, exchange, MESSAGES_DIALECT)
+
+
+def answer_request(
+    app: App, request: Request, exchange: Exchange, dialect: Dialect
+) -> HttpResponse:
+    """Route a request, ask its upstream, and answer in the client's dialect."""
+    streaming = request.get("stream") is True
+    exchange.form = answer_form(exchange, dialect, streaming, app.config.ping_interval)
+    events = request_events(app, request, exchange)
+    if not streaming:
+        message = dialect.encode_message(events_to_message(events))
+        return json_response(200, message, warning_headers(exchange))
+    first = next(events)
+    pieces = stream_pieces(first, events, dialect)
+    return HttpResponse(200, STREAM_HEADERS + warning_headers(exchange), pieces)
+
+
+def request_events(app: App, request: Request, exchange: Exchange) -> Iterator[Event]:
+    """The checked and observed events of the upstream that the request's model is routed to."""
+    requested = request.get("model") or ""
+    route = choose_route(app.config, requested)
+    exchange.model = requested or route.model
+    exchange.facts.update(
+        model=exchange.model,
+        upstream=route.upstream,
+        upstream_model=route.model,
+        route=route.reason,
+        stream=request.get("stream") is True,
+    )
+    upstream = app.upstreams.get(route.upstream)
+    if upstream is None:
+        raise ProxyError(404, f"the upstream {route.upstream} of this model is not configured")
+    events = upstream.stream({**request, "model": route.model}, exchange)
+    return exchange.observe(check_grammar(events))
+
+
+def stream_pieces(first: Event, events: Iterator[Event], dialect: Dialect) -> Iterator[bytes]:
+    encode = dialect.encode_event
+    yield encode(first)
+    for event in events:
+        yield encode(event)
+
+
+def warning_headers(exchange: Exchange) -> Tuple[Tuple[str, str], ...]:
+    """What could not be carried to the upstream is told, never dropped in silence."""
+    warnings = list(dict.fromkeys(exchange.warnings))
+    return (("x-proxy-warnings", ", ".join(warnings)[:1024]),) if warnings else ()
+
+
+def answer_form(
+    exchange: Exchange, dialect: Dialect, streaming: bool, interval: float
+) -> AnswerForm:
+    """How this answer looks if it has to begin, or to fail, before it is known."""
+    if streaming:
+        def opening() -> bytes:
+            usage = {"input_tokens": 0, "output_tokens": 0}
+            return dialect.encode_event(message_start(exchange.message_id, exchange.model, usage))
+
+        return AnswerForm(
+            STREAM_HEADERS, interval, interval, opening, dialect.ping,
+            lambda: dialect.nudge(*exchange.open_block),
+            lambda error: dialect.error_frame(error, exchange.id),
+        )
+    # Blanks before a JSON text mean nothing.
+    return AnswerForm(
+        JSON_HEADERS, WHOLE_ANSWER_PATIENCE, interval, lambda: b" ", b" ", lambda: b" ",
+        lambda error: encode_json(dialect.encode_error(error, exchange.id)).encode("ascii"),
+    )
+
+
+def count_tokens(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """POST /v1/messages/count_tokens: an estimate made here, never under; no upstream is asked."""
+    request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
+    exchange.facts.update(model=request.get("model"))
+    return json_response(200, {"input_tokens": count_input_tokens(request)})
+
+
+# --- models ------------------------------------------------------------------------------------
+
+
+def model_row(model_id: str, name: str) -> Dict[str, Any]:
+    """A model as both families of clients read it."""
+    return {
+        "type": "model",
+        "id": model_id,
+        "display_name": name,
+        "created_at": MODEL_CREATED,
+        "object": "model",
+        "created": MODEL_CREATED_SECONDS,
+        "owned_by": "claude_proxy",
+    }
+
+
+def list_models(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /v1/models, from configuration alone: Claude Code waits three seconds for it."""
+    query = {key: values[-1] for key, values in parse_qs(http.query).items()}
+    rows = [model_row(*named) for named in listed_models(app.config)]
+    page, more = model_page(rows, query)
+    ids = [row["id"] for row in page]
+    return json_response(200, {
+        "object": "list",
+        "data": page,
+        "has_more": more,
+        "first_id": ids[0] if ids else None,
+        "last_id": ids[-1] if ids else None,
+    })
+
+
+def model_page(rows: List[Dict[str, Any]], query: Dict[str, str]) -> Tuple[List[Dict[str, Any]], bool]:
+    """(rows, whether there are more) for `limit`, `after_id` and `before_id`."""
+    ids = [row["id"] for row in rows]
+    try:
+        limit = int(query.get("limit", MOST_MODELS_LISTED))
+    except ValueError:
+        limit = 0
+    if not 1 <= limit <= MOST_MODELS_LISTED:
+        raise ProxyError(400, f"limit: must be a number from 1 to {MOST_MODELS_LISTED}")
+    start = ids.index(query["after_id"]) + 1 if query.get("after_id") in ids else 0
+    end = ids.index(query["before_id"]) if query.get("before_id") in ids else len(ids)
+    if "before_id" in query:
+        start = max(start, end - limit)
+    return rows[start : min(end, start + limit)], min(end, start + limit) < end
+
+
+def show_model(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /v1/models/{id}"""
+    wanted = unquote(http.path[len(MODELS_PREFIX):])
+    for model_id, name in listed_models(app.config):
+        if model_id == wanted:
+            return json_response(200, model_row(model_id, name))
+    raise ProxyError(404, f"model: {wanted[:200]} is not listed here")
+
+
+# --- the proxy itself --------------------------------------------------------------------------
+
+
+def show_health(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /health: 200, or 503 while draining. Asks no upstream."""
+    status = 503 if app.inflight.draining else 200
+    word = "draining" if app.inflight.draining else "ok"
+    return json_response(status, {"status": word, "version": VERSION, "upstream": app.config.upstream})
+
+
+def show_livez(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /livez: what is in flight, this request not counted."""
+    in_flight = sum(1 for other in app.inflight.exchanges() if other is not exchange)
+    return json_response(200, {
+        "status": "ok",
+        "in_flight": in_flight,
+        "draining": app.inflight.draining,
+        "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    })
+
+
+def show_facts(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /: what this is and how it is set, without secrets."""
+    config = app.config
+    return json_response(200, {
+        "name": "claude_proxy",
+        "version": VERSION,
+        "upstream": config.upstream,
+        "upstream_is": app.upstreams[config.upstream].describe(),
+        "models": {"big": config.big_model, "middle": config.middle_model, "small": config.small_model},
+        "client_key_required": bool(config.anthropic_api_key),
+        "endpoints": [f"{method} {path}" for method, path in sorted(ENDPOINTS)],
+    })
+
+
+def check_connection(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /test-connection: one small request to the upstream; its error if it fails."""
+    return json_response(200, ask_upstream(app, exchange))
+
+
+def ask_upstream(app: App, exchange: Exchange) -> Dict[str, Any]:
+    """Ask the upstream's small model for one word; ProxyError if it cannot be had."""
+    request = {
+        "model": app.config.small_model or "",
+        "max_tokens": TEST_MAX_TOKENS,
+        "messages": [{"role": "user", "content": TEST_PROMPT}],
+    }
+    message = events_to_message(request_events(app, request, exchange))
+    return {
+        "status": "ok",
+        "upstream": exchange.facts["upstream"],
+        "model": exchange.facts["upstream_model"],
+        "milliseconds": round((exchange.clock() - exchange.started) * 1000),
+        "stop_reason": message.get("stop_reason"),
+        "usage": message.get("usage"),
+    }
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+MODELS_PREFIX = "/v1/models/"
+
+ENDPOINTS: Dict[Tuple[str, str], Endpoint] = {
+    ("POST", "/v1/messages"): create_message,
+    ("POST", "/v1/messages/count_tokens"): count_tokens,
+    ("GET", "/v1/models"): list_models,
+    ("GET", MODELS_PREFIX + "{id}"): show_model,
+    ("GET", "/health"): show_health,
+    ("GET", "/livez"): show_livez,
+    ("GET", "/test-connection"): check_connection,
+    ("GET", "/"): show_facts,
+}
+
+
+def find_endpoint(method: str, path: str) -> Endpoint:
+    """The endpoint of a method and path; ProxyError 404, or 405 with the methods allowed."""
+    pattern = path.rstrip("/") or "/"
+    if pattern.startswith(MODELS_PREFIX):
+        pattern = MODELS_PREFIX + "{id}"
+    wanted = "GET" if method == "HEAD" else method
+    endpoint = ENDPOINTS.get((wanted, pattern))
+    if endpoint is not None:
+        return endpoint
+    allowed = [m for m, p in ENDPOINTS if p == pattern]
+    if not allowed:
+        raise ProxyError(404, f"there is no {path[:200]} here; the endpoints are listed at /")
+    allowed += ["HEAD"] if "GET" in allowed else []
+    message = f"{path[:200]} takes {' or '.join(allowed)}, not {method[:20]}"
+    raise ProxyError(405, message, "invalid_request_error", [("allow", ", ".join(allowed))])
+
+
+# --- the log line ------------------------------------------------------------------------------
+
+LOGGED_USAGE = ("input_tokens", "output_tokens", "cache_read_input_tokens")
+
+
+def log_exchange(log: Log, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
+    """One line a request: facts and figures, nothing of what was said."""
+    error = exchange.facts.pop("error", None)
+    since = exchange.clock() - exchange.started
+    first = exchange.first_event
+    fields = {
+        "id": exchange.id,
+        "client": request.peer if request else None,
+        "method": request.method if request else None,
+        "path": request.path if request else None,
+        "status": status,
+        **exchange.facts,
+        **{key: exchange.usage.get(key) for key in LOGGED_USAGE},
+        "first_ms": round((first - exchange.started) * 1000) if first else None,
+        "ms": round(since * 1000),
+        "warnings": ", ".join(dict.fromkeys(exchange.warnings)) or None,
+        "error": error,
+    }
+    quiet = request is not None and request.path in QUIET_PATHS and status < 400
+    log.write("debug" if quiet else "warning" if status >= 400 or error else "info", "request", fields)
+
+
+QUIET_PATHS = ("/health", "/livez", "/")

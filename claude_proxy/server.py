@@ -1,0 +1,158 @@
+"""Listens, and serves each connection in a thread of its own: one request after the other."""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+from http.server import ThreadingHTTPServer
+from typing import Any, Optional
+
+from claude_proxy.app import App
+from claude_proxy.auth import OPEN_PATHS
+from claude_proxy.errors import CLIENT_GONE_STATUS, ProxyError
+from claude_proxy.exchange import Exchange, client_gone
+from claude_proxy.http1 import HttpRequest, bad_request, request_body
+from claude_proxy.inflight import Inflight
+from claude_proxy.wire import Reply, Wire
+
+# Beyond MAX_CONNECTIONS a few more are let in, to be told 503 or to ask for /health.
+SPARE_CONNECTIONS = 64
+LISTEN_BACKLOG = 1024
+OVERLOAD_RETRY_SECONDS = 5
+
+
+class Handler(socketserver.StreamRequestHandler):
+    """Serves the requests of one connection, one after the other."""
+
+    wbufsize = 0
+    disable_nagle_algorithm = True
+    server: Server
+
+    def handle(self) -> None:
+        config = self.server.app.config
+        self.wire = Wire(self.connection, self.wfile, config.write_timeout)
+        self.overload = self.server.inflight.connections() >= config.max_connections
+        self.server.inflight.add(self.wire)
+        try:
+            while self.serve():
+                pass
+        finally:
+            self.server.inflight.remove(self.wire)
+
+    def serve(self) -> bool:
+        """Answer one request; whether there may be another."""
+        app, config = self.server.app, self.server.app.config
+        request: Optional[HttpRequest] = None
+        peer = str(self.client_address[0])
+        try:
+            request = self.wire.read_head(config.idle_timeout, config.header_timeout, peer)
+        except ProxyError as error:
+            self.answer(app, None, error)
+            return False
+        return request is not None and self.answer(app, request, None)
+
+    def answer(self, app: App, request: Optional[HttpRequest], error: Optional[ProxyError]) -> bool:
+        """Answer a request, or a head that was none; whether the connection stays."""
+        exchange = Exchange(total_timeout=app.config.total_timeout)
+        reply = Reply(self.wire, exchange, request)
+        self.wire.exchange, self.wire.reply = exchange, reply
+        try:
+            whole = self.respond(app, request, exchange, reply, error)
+        finally:
+            self.wire.exchange, self.wire.reply = None, None
+            status = CLIENT_GONE_STATUS if is_client_gone(exchange) else reply.status
+            app.finish(exchange, request, status)
+        if not whole:
+            self.wire.linger()
+        return whole and not reply.close and not self.server.inflight.draining
+
+    def respond(
+        self,
+        app: App,
+        request: Optional[HttpRequest],
+        exchange: Exchange,
+        reply: Reply,
+        error: Optional[ProxyError],
+    ) -> bool:
+        """Send the answer or the error; whether the request had been read to its end."""
+        whole = False
+        try:
+            if error is not None or request is None:
+                raise error or bad_request("no request")
+            # How the body is framed comes first: where it is ambiguous, nothing else can be trusted.
+            framing, config = request_body(request), app.config
+            self.check_load(request)
+            app.check(request)
+            body = self.wire.read_body(request, framing, config.max_body_bytes, config.read_timeout)
+            whole = True
+            reply.send(app.answer(request._replace(body=body), exchange))
+        except ProxyError as failure:
+            self.tell(reply, exchange, failure, whole)
+        except OSError:
+            exchange.cancel(client_gone())
+        except Exception as failure:  # a defect of ours: the client is told, without details
+            app.log.error("defect", id=exchange.id, error=type(failure).__name__, at=place_of(failure))
+            self.tell(reply, exchange, ProxyError(500, "the proxy failed; its log has more"), whole)
+        return whole and not is_client_gone(exchange)
+
+    def tell(self, reply: Reply, exchange: Exchange, error: ProxyError, whole: bool) -> None:
+        exchange.facts["error"] = error.message
+        exchange.facts["upstream_status"] = error.upstream_status
+        reply.close = reply.close or not whole
+        if is_client_gone(exchange):
+            return
+        try:
+            reply.fail(error)
+        except OSError:
+            exchange.cancel(client_gone())
+
+    def check_load(self, request: HttpRequest) -> None:
+        if self.overload and request.path not in OPEN_PATHS:
+            retry = [("retry-after", str(OVERLOAD_RETRY_SECONDS))]
+            raise ProxyError(503, "too many connections (MAX_CONNECTIONS)", headers=retry)
+
+
+def is_client_gone(exchange: Exchange) -> bool:
+    return exchange.cancelled is not None and exchange.cancelled.status == CLIENT_GONE_STATUS
+
+
+def place_of(error: BaseException) -> str:
+    """Where an exception was raised: file and line, nothing of its values."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "unknown"
+    return f"{trace.tb_frame.f_code.co_name}:{trace.tb_lineno}"
+
+
+class Server(ThreadingHTTPServer):
+    """Listens. Threads are daemons: the drain decides how long they are waited for."""
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    request_queue_size = LISTEN_BACKLOG
+
+    def __init__(self, app: App, inflight: Inflight) -> None:
+        self.app = app
+        self.inflight = inflight
+        address = app.config.listen_host, app.config.listen_port
+        if ":" in app.config.listen_host:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, Handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer's own asks DNS for the host's name, which can hang for seconds.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return self.inflight.connections() < self.app.config.max_connections + SPARE_CONNECTIONS
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        self.app.log.error("connection_failed")
+
+    @property
+    def port(self) -> int:
+        return self.server_address[1]
