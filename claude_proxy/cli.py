@@ -1,0 +1,338 @@
+"""The command line: arguments, start, banner, signals, and the checks that need no server.
+
+Exit statuses: 0 done, 1 failed while running or checking, 2 wrong arguments or settings, 3 the
+address cannot be listened on, 128 + N ended at once by a second signal N.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import http.client
+import os
+import platform
+import signal
+import ssl
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, TextIO, Tuple
+
+from claude_proxy.app import App, ask_upstream, build_app
+from claude_proxy.config import (
+    VERSION,
+    Config,
+    ConfigError,
+    load_config,
+    unknown_names,
+)
+from claude_proxy.dotenv import DotenvError, parse_dotenv
+from claude_proxy.errors import ProxyError
+from claude_proxy.exchange import Exchange
+from claude_proxy.inflight import Inflight
+from claude_proxy.log import Log
+from claude_proxy.routing import choose_route
+from claude_proxy.server import Server
+from claude_proxy.settings_text import (
+    format_config,
+    format_env_example,
+    format_settings_help,
+    format_settings_markdown,
+)
+
+EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_LISTEN = 0, 1, 2, 3
+HEALTHCHECK_SECONDS = 5.0
+WANTED_FILES = 65536
+
+
+class UsageError(Exception):
+    """Settings cannot be read; the message has a line for each mistake."""
+
+
+class Loaded(NamedTuple):
+    config: Config
+    env_file: str
+    unknown: Tuple[str, ...]
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="claude_api_proxy.py",
+        description="Lets Claude Code and other Claude clients work with the model you may use.",
+        epilog="Settings (environment or .env):\n\n" + format_settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="version, own SHA-256, Python, OpenSSL")
+    parser.add_argument("--env-file", metavar="FILE", help="read settings from FILE instead of .env")
+    parser.add_argument("--check-config", action="store_true", help="show the settings in force and exit")
+    parser.add_argument("--check-upstream", action="store_true", help="also ask the upstream for one word")
+    parser.add_argument("--healthcheck", action="store_true", help="ask a running proxy for /health")
+    parser.add_argument("--print-env-example", action="store_true", help="print .env.example")
+    parser.add_argument("--print-settings", action="store_true", help="print the settings as Markdown")
+    return parser
+
+
+def main(
+    argv: Optional[Sequence[str]] = None,
+    environ: Optional[Mapping[str, str]] = None,
+    out: Optional[TextIO] = None,
+    err: Optional[TextIO] = None,
+) -> int:
+    """Run the command; returns the exit status."""
+    out, err = out or sys.stdout, err or sys.stderr
+    options = argument_parser().parse_args(argv)
+    for chosen, text in (
+        (options.version, version_text),
+        (options.print_env_example, format_env_example),
+        (options.print_settings, format_settings_markdown),
+    ):
+        if chosen:
+            print(text().rstrip("\n"), file=out)
+            return EXIT_OK
+    try:
+        loaded = load_settings(options.env_file, os.environ if environ is None else environ)
+    except UsageError as error:
+        print(error, file=err)
+        return EXIT_CONFIG
+    if options.healthcheck:
+        return healthcheck(loaded.config, err)
+    if options.check_config or options.check_upstream:
+        return check(loaded, options.check_upstream, out, err)
+    return run(loaded, out, err)
+
+
+# --- settings ----------------------------------------------------------------------------------
+
+
+def source_file() -> Path:
+    """The file that this function was read from: the single file, or this module."""
+    return Path(source_file.__code__.co_filename)
+
+
+def find_env_file(named: Optional[str]) -> Optional[Path]:
+    """The settings file: the one named, else .env here or beside the program."""
+    if named:
+        return Path(named)
+    places = (Path(".env"), source_file().parent / ".env")
+    return next((place for place in places if place.is_file()), None)
+
+
+def load_settings(named: Optional[str], environ: Mapping[str, str]) -> Loaded:
+    """Read the settings, or raise UsageError with every mistake at once."""
+    path = find_env_file(named)
+    try:
+        text = path.read_bytes().decode("utf-8-sig") if path else ""
+        values = parse_dotenv(text, environ)
+        config = load_config(environ, values)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text") from None
+    except DotenvError as error:
+        raise UsageError(f"{path}: {error}") from None
+    except ConfigError as error:
+        problems = "".join(f"\n  {problem}" for problem in error.problems)
+        raise UsageError(f"{len(error.problems)} setting(s) need attention:{problems}") from None
+    return Loaded(config, str(path or ""), tuple(unknown_names(values)))
+
+
+def make_log(config: Config, stream: TextIO) -> Log:
+    as_json = config.log_format == "json" or (config.log_format == "auto" and not stream.isatty())
+    return Log(stream, config.log_level, as_json, secret_values(config))
+
+
+def secret_values(config: Config) -> List[str]:
+    """Every secret that this process knows, for the redaction of logs."""
+    custom = [value for _, value in config.custom_headers]
+    return [config.openai_api_key, config.anthropic_api_key, *custom]
+
+
+# --- the checks --------------------------------------------------------------------------------
+
+
+def version_text() -> str:
+    return "\n".join((
+        f"claude_proxy {VERSION}",
+        f"sha256 {own_sha256()}",
+        f"Python {platform.python_version()} ({sys.executable})",
+        ssl.OPENSSL_VERSION,
+    ))
+
+
+def own_sha256() -> str:
+    """SHA-256 of the single file; run from the package, of its modules in order of their names."""
+    source = source_file()
+    files = [source]
+    if source.name == "cli.py" and (source.parent / "config.py").exists():
+        files = sorted(source.parent.rglob("*.py"))
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest() + ("" if len(files) == 1 else f" (of {len(files)} modules)")
+
+
+def check(loaded: Loaded, live: bool, out: TextIO, err: TextIO) -> int:
+    """--check-config: what is in force; with --check-upstream one question to the upstream."""
+    print(f"settings from the environment and {loaded.env_file or 'no .env file'}", file=out)
+    print(format_config(loaded.config).rstrip("\n"), file=out)
+    for name in loaded.unknown:
+        print(f"note: {name} in {loaded.env_file} is no setting of this version", file=out)
+    try:
+        app = make_app(loaded.config, err)
+        print(f"upstream {loaded.config.upstream}: {app.upstreams[loaded.config.upstream].describe()}", file=out)
+        print(f"trust roots: {trust_roots(loaded.config)}", file=out)
+        if live:
+            print(f"upstream answered: {ask_upstream(app, Exchange())}", file=out)
+    except (ProxyError, UsageError) as error:
+        print(error, file=err)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def healthcheck(config: Config, err: TextIO) -> int:
+    """Ask the proxy that these settings describe for its health, for containers without curl."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen_host, config.listen_host)
+    connection = http.client.HTTPConnection(host, config.listen_port, timeout=HEALTHCHECK_SECONDS)
+    try:
+        connection.request("GET", "/health", headers={"Host": "localhost"})
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        print(f"no answer from {host}:{config.listen_port}: {error}", file=err)
+        return EXIT_FAILED
+    finally:
+        connection.close()
+    return EXIT_OK if status == 200 else EXIT_FAILED
+
+
+def trust_roots(config: Config) -> str:
+    """Which certificates an upstream's certificate is checked against."""
+    if not config.ssl_verify:
+        return "NONE: SSL_VERIFY=false, any certificate is accepted"
+    paths = ssl.get_default_verify_paths()
+    system = paths.cafile or paths.capath or "none found"
+    # SSL_CERT_FILE and SSL_CERT_DIR are the system's own names for the system's roots.
+    own = (paths.cafile, paths.capath)
+    added = [path for path in (config.ca_file, config.ca_dir) if path and path not in own]
+    return f"system ({system})" + "".join(f" and {path}" for path in added)
+
+
+# --- running -----------------------------------------------------------------------------------
+
+
+def make_app(config: Config, err: TextIO, inflight: Optional[Inflight] = None) -> App:
+    log = make_log(config, err)
+    try:
+        return build_app(config, log, inflight or Inflight(log))
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"CA_FILE or CA_DIR: cannot be used as certificates: {error}") from None
+
+
+def run(loaded: Loaded, out: TextIO, err: TextIO) -> int:
+    """Serve until a signal says stop; then drain."""
+    config = loaded.config
+    raise_file_limit()
+    inflight = Inflight(make_log(config, err))
+    try:
+        app = make_app(config, err, inflight)
+        server = Server(app, inflight)
+    except UsageError as error:
+        print(error, file=err)
+        return EXIT_CONFIG
+    except (OSError, OverflowError) as error:
+        print(listen_problem(config, error), file=err)
+        return EXIT_LISTEN
+    print(banner(app, server.port, loaded), file=out, flush=True)
+    if not config.ssl_verify:
+        app.log.warning("ssl_verify_off", meaning="any certificate is accepted from the upstream")
+    return serve_until_stopped(server, app, config)
+
+
+def listen_problem(config: Config, error: Exception) -> str:
+    where = f"{config.listen_host}:{config.listen_port}"
+    reason = getattr(error, "strerror", None) or error
+    return (f"cannot listen on {where}: {reason}. Is another copy running?"
+            " LISTEN_HOST and LISTEN_PORT choose another address; port 0 takes any free one.")
+
+
+def raise_file_limit() -> None:
+    """Two descriptors a stream: the usual limit of 1024 is too few for 1,000 connections."""
+    try:
+        import resource
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError):
+            pass  # fewer connections then; the accept loop says so when it happens
+
+
+def banner(app: App, port: int, loaded: Loaded) -> str:
+    """Where it listens, what answers, and what to tell Claude Code. The first line is for scripts."""
+    config = app.config
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.listen_host, config.listen_host)
+    url = f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{port}"
+    token = "the-key-in-ANTHROPIC_API_KEY" if config.anthropic_api_key else "any-text"
+    models = [(family, choose_route(config, family)) for family in ("opus", "sonnet", "haiku")]
+    lines = [
+        f"listening on {url}",
+        f"  claude_proxy {VERSION}, settings from {loaded.env_file or 'the environment (no .env)'}",
+        f"  upstream  {config.upstream}: {app.upstreams[config.upstream].describe()}",
+        "  models    " + ", ".join(f"{family} -> {route.model}" for family, route in models),
+        f"  trusts    {trust_roots(config)}",
+    ]
+    if config.upstream == "demo":
+        lines.append("  No upstream is configured: answers come from the demo, and no data leaves this host.")
+    if loaded.unknown:
+        lines.append(f"  note      no setting of this version: {', '.join(loaded.unknown)}")
+    lines += [
+        "  For Claude Code:",
+        f"    export ANTHROPIC_BASE_URL={url}",
+        f"    export ANTHROPIC_AUTH_TOKEN={token}",
+    ]
+    return "\n".join(lines)
+
+
+def serve_until_stopped(server: Server, app: App, config: Config) -> int:
+    stop = threading.Event()
+    signals: List[int] = []
+
+    def on_signal(number: int, frame: Any) -> None:
+        signals.append(number)
+        if len(signals) > 1:
+            os._exit(128 + number)
+        stop.set()
+
+    previous: Dict[int, Any] = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    server.inflight.start()
+    thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="accept", daemon=True)
+    thread.start()
+    try:
+        while not stop.wait(3600):
+            pass
+        drain(server, app, config)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return EXIT_OK
+
+
+def drain(server: Server, app: App, config: Config) -> None:
+    """Take no more connections, let the answers in flight finish, and cut those that do not."""
+    waiting = len(server.inflight.exchanges())
+    app.log.info("draining", in_flight=waiting, seconds=config.drain_timeout,
+                 hint="a second signal ends at once" if waiting else None)
+    server.inflight.draining = True
+    server.shutdown()
+    server.server_close()
+    if not server.inflight.drain(config.drain_timeout):
+        server.inflight.cancel_all(ProxyError(503, "the proxy is shutting down"))
+        server.inflight.drain(2.0)
+    server.inflight.stop()
+    app.transport.close()
+    app.log.info("stopped")

@@ -1,0 +1,197 @@
+"""The command as a user runs it: real processes, both forms, exit statuses, signals."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from claude_proxy.cli import main
+from claude_proxy.config import SETTINGS, VERSION
+from tests.support import ROOT, SINGLE_FILE, RawClient, ask, message_body, request_bytes
+
+COMMANDS = {
+    "package": [sys.executable, "-m", "claude_proxy"],
+    "single": [sys.executable, "-I", "-S", str(SINGLE_FILE)],
+}
+
+
+@pytest.fixture(params=list(COMMANDS))
+def command(request):
+    return COMMANDS[request.param]
+
+
+def environment(**settings):
+    """Nothing of the tester's own settings, nor of a .env that lies about."""
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **settings}
+
+
+def run_to_end(command, folder, *arguments, **settings):
+    return subprocess.run([*command, *arguments], cwd=folder, env=environment(**settings),
+                          capture_output=True, text=True, timeout=20)
+
+
+class Started:
+    """A proxy process that has said where it listens."""
+
+    def __init__(self, command, folder, *arguments, **settings):
+        self.process = subprocess.Popen(
+            [*command, *arguments], cwd=folder, env=environment(**{"LISTEN_PORT": "0", **settings}),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.banner = self.process.stdout.readline()
+        match = re.fullmatch(r"listening on http://127\.0\.0\.1:(\d+)\n", self.banner)
+        assert match, self.banner + self.process.stderr.read()
+        self.port = int(match.group(1))
+        while "ANTHROPIC_AUTH_TOKEN" not in self.banner:
+            self.banner += self.process.stdout.readline()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.process.kill()
+        self.process.communicate()
+
+    def end(self, number):
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=10)
+        return self.process.returncode, self.banner + out, err
+
+
+def test_one_file_in_an_empty_folder_answers_and_writes_nothing(command, tmp_path):
+    if "-m" not in command:
+        (tmp_path / "claude_api_proxy.py").write_bytes(SINGLE_FILE.read_bytes())
+        command = [sys.executable, "-I", "-S", "claude_api_proxy.py"]
+    before = sorted(tmp_path.rglob("*"))
+    with Started(command, tmp_path) as proxy:
+        answer = ask(proxy.port, message_body("Hello", stream=True))
+        assert answer.status == 200 and b"built-in" in answer.body
+        code, out, err = proxy.end(signal.SIGTERM)
+    assert code == 0 and sorted(tmp_path.rglob("*")) == before
+    assert f"export ANTHROPIC_BASE_URL=http://127.0.0.1:{proxy.port}" in out
+    assert "No upstream is configured" in out and "Traceback" not in err
+
+
+def test_the_banner_says_what_is_configured(command, tmp_path):
+    (tmp_path / ".env").write_text('OPENAI_API_KEY="sk-test-123456"\r\nOPENAI_BASE_URL=http://127.0.0.1:9/v1\n'
+                                   "BIG_MODEL=huge\nANTHROPIC_API_KEY=client\nUNHEARD_OF=1\n")
+    with Started(command, tmp_path) as proxy:
+        _, out, _ = proxy.end(signal.SIGINT)
+    for words in ("openai: http://127.0.0.1:9/v1", "opus -> huge", "haiku -> gpt-4o-mini", "system (",
+                  "the-key-in-ANTHROPIC_API_KEY", "UNHEARD_OF", ".env"):
+        assert words in out
+    assert "sk-test" not in out
+
+
+def test_version_tells_its_own_hash(command, tmp_path):
+    done = run_to_end(command, tmp_path, "--version")
+    assert done.returncode == 0 and f"claude_proxy {VERSION}\n" in done.stdout
+    assert "Python 3." in done.stdout and "OpenSSL" in done.stdout
+    if "-m" not in command:
+        assert f"sha256 {hashlib.sha256(SINGLE_FILE.read_bytes()).hexdigest()}\n" in done.stdout
+
+
+def test_help_names_every_setting(command, tmp_path):
+    text = run_to_end(command, tmp_path, "--help").stdout
+    assert all(setting.name in text for setting in SETTINGS)
+
+
+def test_every_mistake_is_reported_at_once_without_its_value(command, tmp_path):
+    done = run_to_end(command, tmp_path, LISTEN_PORT="oops-port", LOG_LEVEL="oops-level",
+                      OPENAI_BASE_URL="oops-url", OPENAI_API_KEY="k")
+    assert done.returncode == 2 and "oops" not in done.stderr
+    assert all(name in done.stderr for name in ("LISTEN_PORT", "LOG_LEVEL", "OPENAI_BASE_URL"))
+
+
+@pytest.mark.parametrize("text,words", [
+    (b"A='unfinished", "line 1"), (b"\xff\xfe", "UTF-8"), (b"OK=1\nLISTEN_PORT=x\n", "LISTEN_PORT")])
+def test_mistakes_in_the_env_file(tmp_path, text, words):
+    (tmp_path / "my.env").write_bytes(text)
+    done = run_to_end(COMMANDS["package"], tmp_path, "--env-file", "my.env")
+    assert done.returncode == 2 and words in done.stderr
+
+
+@pytest.mark.parametrize("arguments,code", [(["--env-file", "missing.env"], 2), (["--no-such-option"], 2)])
+def test_wrong_arguments(tmp_path, arguments, code):
+    done = run_to_end(COMMANDS["package"], tmp_path, *arguments)
+    assert done.returncode == code and "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_one_line(command, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run_to_end(command, tmp_path, LISTEN_PORT=str(taken.getsockname()[1]))
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 1 and "LISTEN_PORT" in done.stderr
+
+
+@pytest.mark.parametrize("content", [None, b"no certificate"])
+def test_a_bad_certificate_file_is_one_line(command, tmp_path, content):
+    path = tmp_path / "roots.pem"
+    if content is not None:
+        path.write_bytes(content)
+    done = run_to_end(command, tmp_path, CA_FILE=str(path), LISTEN_PORT="0")
+    assert done.returncode == 2 and "CA_FILE" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_check_config_shows_settings_and_no_secret(command, tmp_path):
+    done = run_to_end(command, tmp_path, "--check-config", OPENAI_API_KEY="sk-proj-abcdefgh", BIG_MODEL="huge")
+    assert done.returncode == 0
+    assert "huge" in done.stdout and "abcdefgh" not in done.stdout and "trust roots" in done.stdout
+
+
+@pytest.mark.parametrize("settings,code,words", [
+    ({}, 0, "upstream answered"),
+    ({"OPENAI_API_KEY": "k", "OPENAI_BASE_URL": "http://127.0.0.1:9", "MAX_RETRIES": "0"}, 1, "nothing listens"),
+])
+def test_check_upstream(tmp_path, settings, code, words):
+    done = run_to_end(COMMANDS["package"], tmp_path, "--check-upstream", **settings)
+    assert done.returncode == code and words in done.stdout + done.stderr
+
+
+def test_healthcheck(command, tmp_path):
+    with Started(command, tmp_path) as proxy:
+        fine = run_to_end(command, tmp_path, "--healthcheck", LISTEN_PORT=str(proxy.port))
+        proxy.end(signal.SIGTERM)
+    gone = run_to_end(command, tmp_path, "--healthcheck", LISTEN_PORT=str(proxy.port))
+    assert (fine.returncode, gone.returncode) == (0, 1)
+
+
+def test_a_first_signal_lets_the_stream_finish(command, tmp_path):
+    with Started(command, tmp_path) as proxy, RawClient(proxy.port) as client:
+        client.send(request_bytes(message_body("demo: text first\ndemo: slow 0.3\ndemo: text last", stream=True)))
+        client.read_until(b'"first"')
+        code, _, err = proxy.end(signal.SIGTERM)
+        assert b'"last"' in client.read_to_end()
+    assert code == 0 and "draining" in err
+
+
+def test_a_second_signal_ends_at_once(command, tmp_path):
+    with Started(command, tmp_path) as proxy, RawClient(proxy.port) as client:
+        client.send(request_bytes(message_body("demo: text first\ndemo: slow 60", stream=True)))
+        client.read_until(b'"first"')
+        proxy.process.send_signal(signal.SIGINT)
+        assert "draining" in proxy.process.stderr.readline()
+        assert proxy.end(signal.SIGINT)[0] == 128 + signal.SIGINT
+
+
+def test_the_drain_has_a_ceiling(tmp_path):
+    with Started(COMMANDS["package"], tmp_path, DRAIN_TIMEOUT="0.2") as proxy, RawClient(proxy.port) as client:
+        client.send(request_bytes(message_body("demo: text first\ndemo: slow 60", stream=True)))
+        client.read_until(b'"first"')
+        code, _, _ = proxy.end(signal.SIGTERM)
+        assert b"shutting down" in client.read_to_end()
+    assert code == 0
+
+
+@pytest.mark.parametrize("option", ["--print-env-example", "--print-settings"])
+def test_printed_texts(option):
+    out = io.StringIO()
+    assert main([option], environ={}, out=out) == 0
+    assert "OPENAI_BASE_URL" in out.getvalue()
