@@ -1,4 +1,4 @@
-"""The Messages dialect: requests and answers are what they are inside, so this is mostly identity."""
+"""The Messages dialect: mostly identity, for Messages is what requests and answers are inside."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def messages_nudge(index: int, block_type: str) -> bytes:
     """
     if index < 0:
         delta = {"stop_reason": None, "stop_sequence": None}
-        return encode_event({"type": "message_delta", "delta": delta, "usage": {"output_tokens": 0}})
+        return encode_event(
+            {"type": "message_delta", "delta": delta, "usage": {"output_tokens": 0}}
+        )
     empty = EMPTY_DELTAS.get(block_type, EMPTY_DELTAS["text"])
     return encode_event({"type": "content_block_delta", "index": index, "delta": empty})
 

@@ -18,9 +18,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+from claude_proxy.dialects.chat_calls import CallBook
+from claude_proxy.dialects.think_tags import ThinkSplitter
 from claude_proxy.errors import ProxyError, upstream_error_object, upstream_error_text
 from claude_proxy.events import CUT_SHORT, Event, EventWriter
-from claude_proxy.sse import FrameSplitter, encode_json, frame_data
+from claude_proxy.sse import FrameSplitter, frame_data
 
 CHAT_DONE: Dict[str, Any] = {"done": True}
 
@@ -38,7 +40,6 @@ CHAT_STOP_REASONS = {
 CHAT_FAILURES = ("error", "abort", "MALFORMED_FUNCTION_CALL", "insufficient_system_resource")
 # First byte of a body -> what it is, whatever its content type says.
 BODY_KINDS = {b"{": "json", b"[": "json", b"<": "page"}
-THINK_OPENINGS = ("<think>", "<thinking>", "<seed:think>")
 
 
 # --- bytes -> chunks ---------------------------------------------------------------------------
@@ -174,7 +175,9 @@ class ChatAnswer:
 
     def _note_finish(self, finish: str, choice: Dict[str, Any]) -> None:
         if finish in CHAT_FAILURES:
-            raise upstream_error_object(choice.get("error") or {"message": f"the model failed: {finish}"})
+            raise upstream_error_object(
+                choice.get("error") or {"message": f"the model failed: {finish}"}
+            )
         self._finish = finish
         matched = choice.get("stop_reason") or choice.get("matched_stop")
         self._matched_stop = matched if isinstance(matched, str) else None
@@ -209,8 +212,11 @@ class ChatAnswer:
                 continue
             if part.get("type") == "thinking":
                 inner = part.get("thinking")
-                texts = [p.get("text") or "" for p in inner if isinstance(p, dict)] if isinstance(
-                    inner, list) else [str(inner or "")]
+                texts = (
+                    [p.get("text") or "" for p in inner if isinstance(p, dict)]
+                    if isinstance(inner, list)
+                    else [str(inner or "")]
+                )
                 yield from self._thought("".join(texts))
             elif isinstance(part.get("text"), str):
                 yield from self._text(part["text"])
@@ -237,7 +243,11 @@ class ChatAnswer:
             self._held_text.append(text)
             return ()
         self._told += len(text)
-        return [*self._calls.settle(), *self._write.text(text)] if self._calls.any else self._write.text(text)
+        return (
+            [*self._calls.settle(), *self._write.text(text)]
+            if self._calls.any
+            else self._write.text(text)
+        )
 
     def _release_text_before(self, call: Dict[str, Any]) -> Iterable[Event]:
         thought, text = self._think.end()
@@ -294,10 +304,19 @@ def chat_usage(usage: Mapping[str, Any]) -> Dict[str, Any]:
     """Messages usage: `input_tokens` leaves out what was read from, or written to, a cache."""
     details = usage.get("prompt_tokens_details")
     details = details if isinstance(details, dict) else {}
-    read = first_count(details.get("cached_tokens"), usage.get("prompt_cache_hit_tokens"),
-                       usage.get("cached_tokens"), usage.get("cache_read_input_tokens"))
-    written = first_count(details.get("cache_write_tokens"), usage.get("cache_creation_input_tokens"))
-    prompt, completion = first_count(usage.get("prompt_tokens")), first_count(usage.get("completion_tokens"))
+    read = first_count(
+        details.get("cached_tokens"),
+        usage.get("prompt_cache_hit_tokens"),
+        usage.get("cached_tokens"),
+        usage.get("cache_read_input_tokens"),
+    )
+    written = first_count(
+        details.get("cache_write_tokens"), usage.get("cache_creation_input_tokens")
+    )
+    prompt, completion = (
+        first_count(usage.get("prompt_tokens")),
+        first_count(usage.get("completion_tokens")),
+    )
     total = first_count(usage.get("total_tokens"))
     reasons = usage.get("completion_tokens_details")
     reasoned = first_count(reasons.get("reasoning_tokens")) if isinstance(reasons, dict) else 0
@@ -321,191 +340,3 @@ def first_count(*values: Any) -> int:
         if number > 0:
             return number
     return 0
-
-
-# --- tool calls --------------------------------------------------------------------------------
-
-
-class ToolCall:
-    """One call being put together. `pending` is what has not been told."""
-
-    def __init__(self, call_id: str = "", name: str = "") -> None:
-        self.id = call_id
-        self.name = name
-        self.pending: List[str] = []
-        self.arguments: List[str] = []
-        self.live = False
-
-    def complete(self) -> bool:
-        """Whether the arguments so far are one JSON value."""
-        if not self.arguments or not self.arguments[-1].rstrip().endswith("}"):
-            return False
-        try:
-            json.loads("".join(self.arguments))
-        except (ValueError, RecursionError):
-            return False
-        return True
-
-
-class CallBook:
-    """The calls of one answer, in the order they began. One is live: its pieces flow at once."""
-
-    def __init__(self, write: EventWriter, names: Mapping[str, str]) -> None:
-        self.any = False
-        self.told = 0
-        self._write = write
-        self._names = names
-        self._calls: List[ToolCall] = []
-        self._by_index: Dict[Any, ToolCall] = {}
-        self._next = 0
-        self._ids: Dict[str, int] = {}
-
-    def busy(self) -> bool:
-        """Whether a call has begun that is not complete."""
-        return any(not call.complete() for call in self._calls[self._next:])
-
-    def add(self, delta: Dict[str, Any]) -> Iterable[Event]:
-        """Take one element of `tool_calls`."""
-        self.any = True
-        function = delta.get("function") or delta.get("custom") or {}
-        function = function if isinstance(function, dict) else {}
-        name = function.get("name") if isinstance(function.get("name"), str) else ""
-        text = argument_text(function.get("arguments", function.get("input")))
-        call = self._call_of(delta, str(delta.get("id") or ""), name, text)
-        if text:
-            call.arguments.append(text)
-            call.pending.append(text)
-        return self._tell()
-
-    def _call_of(self, delta: Dict[str, Any], call_id: str, name: str, text: str) -> ToolCall:
-        """The call that a delta continues, or a new one."""
-        index = delta.get("index")
-        call = self._by_index.get(index) if index is not None else self._without_index(call_id, name)
-        if call is None or self._begins_another(call, call_id, name, text):
-            call = ToolCall(call_id, name)
-            self._calls.append(call)
-            self._by_index[index] = call
-            return call
-        call.id = call.id or call_id
-        call.name = call.name or name
-        return call
-
-    def _without_index(self, call_id: str, name: str) -> Optional[ToolCall]:
-        if call_id:
-            return next((c for c in self._calls if c.id == call_id), None)
-        return None if name or not self._calls else self._calls[-1]
-
-    @staticmethod
-    def _begins_another(call: ToolCall, call_id: str, name: str, text: str) -> bool:
-        """Gemini gives every parallel call the same index; its ids and names tell them apart."""
-        if call_id and call.id:
-            return call_id != call.id and (bool(name) or call.complete())
-        return bool(name) and text.lstrip().startswith("{") and call.complete()
-
-    def _tell(self) -> Iterator[Event]:
-        """Tell what can be told: the live call's pieces, and the next one if that is complete."""
-        while self._next < len(self._calls):
-            call = self._calls[self._next]
-            if not call.live:
-                if not call.name:
-                    return
-                call.live = True
-                yield from self._write.tool_use(self._unique_id(call), self._names.get(call.name, call.name))
-            for text in call.pending:
-                self.told += len(text)
-                yield from self._write.input_json(text)
-            call.pending = []
-            if self._next + 1 == len(self._calls) or not call.complete():
-                return
-            self._next += 1
-
-    def _unique_id(self, call: ToolCall) -> str:
-        ordinal = self._write.blocks_begun
-        call_id = call.id or f"toolu_{self._write.message_id.rpartition('_')[2]}_{ordinal}"
-        count = self._ids[call_id] = self._ids.get(call_id, 0) + 1
-        return call_id if count == 1 else f"{call_id}_{count}"
-
-    def settle(self) -> Iterable[Event]:
-        """Everything so far is complete: later deltas begin new calls."""
-        self._next = len(self._calls)
-        return ()
-
-    def finish(self) -> Iterator[Event]:
-        """Tell the calls that are left, as they are."""
-        while self._next < len(self._calls):
-            call = self._calls[self._next]
-            call.name = call.name or "unknown"
-            yield from self._tell()
-            if self._calls[self._next] is call:
-                self._next += 1
-
-
-def argument_text(arguments: Any) -> str:
-    """A piece of a call's arguments as text; some send the object itself."""
-    if arguments is None or arguments == "null":
-        return ""
-    return arguments if isinstance(arguments, str) else encode_json(arguments)
-
-
-# --- think tags --------------------------------------------------------------------------------
-
-
-class ThinkSplitter:
-    """Takes reasoning out of a text that begins with a think tag.
-
-    Only the very start counts: later tags may be what the answer is about. A tag may be cut
-    anywhere, so text that may become one is held back.
-    """
-
-    def __init__(self) -> None:
-        self.active = True
-        self._held = ""
-        self._step = self._opening
-        self._closing = ""
-
-    def feed(self, text: str) -> Tuple[str, str]:
-        """(reasoning, visible text) that are certain now."""
-        self._held += text
-        return self._step()
-
-    def _opening(self) -> Tuple[str, str]:
-        start = self._held.lstrip()
-        opening = next((tag for tag in THINK_OPENINGS if start.startswith(tag)), "")
-        if opening:
-            self._closing = "</" + opening[1:]
-            self._held = start[len(opening):]
-            self._step = self._thinking
-            return self._thinking()
-        if start and not any(tag.startswith(start) for tag in THINK_OPENINGS):
-            return self._release()
-        return "", ""
-
-    def _thinking(self) -> Tuple[str, str]:
-        thought, closed, rest = self._held.partition(self._closing)
-        if closed:
-            self._held, self._step, self._closing = rest, self._behind, ""
-            return thought, self._behind()[1]
-        cut = len(self._held) - longest_overlap(self._held, self._closing)
-        thought, self._held = self._held[:cut], self._held[cut:]
-        return thought, ""
-
-    def _behind(self) -> Tuple[str, str]:
-        # The empty lines between reasoning and answer belong to neither.
-        self._held = self._held.lstrip("\n")
-        return self._release() if self._held else ("", "")
-
-    def _release(self) -> Tuple[str, str]:
-        self.active = False
-        text, self._held = self._held, ""
-        return "", text
-
-    def end(self) -> Tuple[str, str]:
-        """What is held at the end: reasoning if its tag was never closed."""
-        self.active = False
-        held, self._held = self._held, ""
-        return (held, "") if self._closing else ("", held)
-
-
-def longest_overlap(text: str, mark: str) -> int:
-    """How much of the end of `text` is a beginning of `mark`."""
-    return next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)

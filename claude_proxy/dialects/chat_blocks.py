@@ -1,0 +1,194 @@
+"""Content blocks of a Messages request as what Chat Completions can hold: text and parts. Pure.
+
+A block that has no counterpart becomes text that says what it was, and a word in `notes`; a block
+that we do not know becomes the text in it. None is a reason to refuse.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+
+from claude_proxy.errors import ProxyError
+from claude_proxy.sse import encode_json
+
+Block = Dict[str, Any]
+
+
+class ChatOptions(NamedTuple):
+    """What one provider and model want otherwise than most."""
+
+    max_tokens_key: str = "max_tokens"
+    drop: frozenset = frozenset()  # top-level keys that are refused
+    top_k: bool = False  # top_k is understood
+    files: bool = False  # PDF documents are taken as file parts
+    reasoning_effort: bool = False  # output_config.effort is passed on
+
+
+def as_list(value: Any) -> List[Any]:
+    return value if isinstance(value, list) else []
+
+
+def content_blocks(content: Any, place: str) -> List[Block]:
+    """Content as a list of blocks; a string is one text block."""
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if isinstance(content, dict):
+        return [content]
+    if not isinstance(content, list):
+        raise ProxyError(400, f"{place}: must be a string or a list of blocks")
+    for index, block in enumerate(content):
+        if not isinstance(block, (dict, str)):
+            raise ProxyError(400, f"{place}.{index}: must be an object")
+    return [b if isinstance(b, dict) else {"type": "text", "text": b} for b in content]
+
+
+def text_part(text: str) -> Dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def joined_parts(parts: List[Dict[str, Any]]) -> Any:
+    """A string if there is only text: many models and servers take nothing else."""
+    full = [p for p in parts if p["type"] != "text" or p["text"].strip()] or parts[:1]
+    if all(part["type"] == "text" for part in full):
+        return "\n\n".join(part["text"] for part in full)
+    return full
+
+
+def user_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    """A block of a user message as parts."""
+    handler = PART_MAKERS.get(str(block.get("type")), other_parts)
+    return handler(block, options, notes)
+
+
+def text_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    return [text_part(str(block.get("text") or ""))] if block.get("text") else []
+
+
+def image_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    source = block.get("source")
+    source = source if isinstance(source, dict) else {}
+    if isinstance(source.get("data"), str):
+        kind = str(source.get("media_type") or "image/png").replace("image/jpg", "image/jpeg")
+        url = f"data:{kind};base64,{source['data']}"
+    elif isinstance(source.get("url"), str):
+        url = source["url"]
+    else:
+        notes.append("image=unavailable")
+        return [text_part(f"[image {source.get('file_id', '')} is not available here]")]
+    return [{"type": "image_url", "image_url": {"url": url}}]
+
+
+def document_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    """A document as text where it is text, as a file where files are taken, else as a note."""
+    source = block.get("source")
+    source = source if isinstance(source, dict) else {}
+    title = str(block.get("title") or "document")
+    kind, data = source.get("type"), source.get("data")
+    if kind == "text":
+        return [text_part(f'<document title="{title}">\n{data or ""}\n</document>')]
+    if kind == "content":
+        inner = content_blocks(source.get("content"), "document")
+        parts = [p for b in inner for p in user_parts(b, options, notes)]
+        return [text_part(f'<document title="{title}">'), *parts, text_part("</document>")]
+    if kind == "base64" and options.files and isinstance(data, str):
+        url = f"data:{source.get('media_type') or 'application/pdf'};base64,{data}"
+        return [{"type": "file", "file": {"filename": f"{title}.pdf", "file_data": url}}]
+    notes.append("document=unreadable")
+    size = f", {len(data) * 3 // 4} bytes" if isinstance(data, str) else ""
+    where = f" at {source['url']}" if isinstance(source.get("url"), str) else ""
+    return [text_part(f'[document "{title}"{where}{size}: this model cannot read it]')]
+
+
+def search_result_parts(
+    block: Block, options: ChatOptions, notes: List[str]
+) -> List[Dict[str, Any]]:
+    inner = content_blocks(block.get("content"), "search_result")
+    text = "\n".join(str(b.get("text") or "") for b in inner)
+    head = f'<search_result source="{block.get("source", "")}" title="{block.get("title", "")}">'
+    return [text_part(f"{head}\n{text}\n</search_result>")]
+
+
+def silent_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    return []
+
+
+def other_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    """A block that we do not know: the text in it, if there is one; else a note."""
+    text = block_text(block)
+    if not text:
+        notes.append(f"{str(block.get('type'))[:40]}=dropped")
+    return [text_part(text)] if text else []
+
+
+PartMaker = Callable[[Block, ChatOptions, List[str]], List[Dict[str, Any]]]
+
+PART_MAKERS: Dict[str, PartMaker] = {
+    "text": text_parts,
+    "image": image_parts,
+    "document": document_parts,
+    "search_result": search_result_parts,
+    "thinking": silent_parts,
+    "redacted_thinking": silent_parts,
+}
+
+
+def block_text(block: Any) -> str:
+    """The readable text anywhere in a block: its `text`, or that of its `content`."""
+    if isinstance(block, str):
+        return block
+    if isinstance(block, list):
+        return "\n".join(t for t in map(block_text, block) if t)
+    if not isinstance(block, dict):
+        return ""
+    hit = [str(block[k]) for k in ("title", "url") if isinstance(block.get(k), str)]
+    if isinstance(block.get("text"), str):
+        return block["text"]
+    inner = block_text(block.get("content"))
+    own = [
+        str(block[k])
+        for k in ("stdout", "stderr", "error_code", "tool_name")
+        if isinstance(block.get(k), str) and block[k]
+    ]
+    return "\n".join(filter(None, [" ".join(hit), inner, *own]))
+
+
+# What an assistant's block that is neither text nor call says to the next model.
+SILENT_IN_ANSWERS = ("thinking", "redacted_thinking", "fallback")
+
+
+def assistant_text(block: Block, notes: List[str]) -> str:
+    """A block of an assistant (or system) message as text; server tools' work is told in words."""
+    kind = str(block.get("type"))
+    if kind in SILENT_IN_ANSWERS:
+        return ""
+    if kind in ("server_tool_use", "mcp_tool_use"):
+        return f"[{block.get('name', 'tool')} {encode_json(block.get('input') or {})}]"
+    text = block_text(block)
+    if not text and kind != "text":
+        notes.append(f"{kind[:40]}=dropped")
+    return text if text.strip() else ""
+
+
+def tool_result_content(
+    block: Block, options: ChatOptions, notes: List[str]
+) -> Tuple[str, List[Dict[str, Any]]]:
+    """(text for the tool message, parts that it cannot hold) of a tool_result block."""
+    call_id = block.get("tool_use_id", "")
+    texts: List[str] = []
+    moved: List[Dict[str, Any]] = []
+    for inner in content_blocks(block.get("content"), f"tool_result {call_id}.content"):
+        if inner.get("type") == "tool_reference":
+            texts.append(f"[tool available: {inner.get('tool_name', '')}]")
+            continue
+        parts = user_parts(inner, options, notes)
+        texts += [p["text"] for p in parts if p["type"] == "text"]
+        moved += [p for p in parts if p["type"] != "text"]
+    if moved:
+        texts.append(f"[{len(moved)} attachment(s): see the next user message]")
+        moved.insert(0, text_part(f"[from tool result {call_id}]"))
+    text = "\n".join(texts)
+    if block.get("is_error") and not text.startswith(("<tool_use_error>", "Error")):
+        text = f"[tool error]\n{text}"
+    return text, moved

@@ -1,0 +1,70 @@
+"""Reasoning that a model writes into its text, between think tags, taken out of it. Pure."""
+
+from __future__ import annotations
+
+from typing import Tuple
+
+THINK_OPENINGS = ("<think>", "<thinking>", "<seed:think>")
+
+
+class ThinkSplitter:
+    """Takes reasoning out of a text that begins with a think tag.
+
+    Only the very start counts: later tags may be what the answer is about. A tag may be cut
+    anywhere, so text that may become one is held back.
+    """
+
+    def __init__(self) -> None:
+        self.active = True
+        self._held = ""
+        self._step = self._opening
+        self._closing = ""
+
+    def feed(self, text: str) -> Tuple[str, str]:
+        """(reasoning, visible text) that are certain now."""
+        self._held += text
+        return self._step()
+
+    def _opening(self) -> Tuple[str, str]:
+        start = self._held.lstrip()
+        opening = next((tag for tag in THINK_OPENINGS if start.startswith(tag)), "")
+        if opening:
+            self._closing = "</" + opening[1:]
+            self._held = start[len(opening) :]
+            self._step = self._thinking
+            return self._thinking()
+        if start and not any(tag.startswith(start) for tag in THINK_OPENINGS):
+            return self._release()
+        return "", ""
+
+    def _thinking(self) -> Tuple[str, str]:
+        thought, closed, rest = self._held.partition(self._closing)
+        if closed:
+            self._held, self._step, self._closing = rest, self._behind, ""
+            return thought, self._behind()[1]
+        cut = len(self._held) - longest_overlap(self._held, self._closing)
+        thought, self._held = self._held[:cut], self._held[cut:]
+        return thought, ""
+
+    def _behind(self) -> Tuple[str, str]:
+        # The empty lines between reasoning and answer belong to neither.
+        self._held = self._held.lstrip("\n")
+        return self._release() if self._held else ("", "")
+
+    def _release(self) -> Tuple[str, str]:
+        self.active = False
+        text, self._held = self._held, ""
+        return "", text
+
+    def end(self) -> Tuple[str, str]:
+        """What is held at the end: reasoning if its tag was never closed."""
+        self.active = False
+        held, self._held = self._held, ""
+        return (held, "") if self._closing else ("", held)
+
+
+def longest_overlap(text: str, mark: str) -> int:
+    """How much of the end of `text` is a beginning of `mark`."""
+    return next(
+        (n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0
+    )
