@@ -11,6 +11,7 @@ that whether an error can still be a status or has to be the last piece of the b
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 import time
@@ -48,12 +49,23 @@ LINGER_BYTES = 4 * 1024 * 1024
 NUDGE_SECONDS = 100.0
 
 
-def json_response(status: int, data: Any, headers: Tuple[Tuple[str, str], ...] = ()) -> HttpResponse:
+def json_response(
+    status: int, data: Any, headers: Tuple[Tuple[str, str], ...] = ()
+) -> HttpResponse:
     return HttpResponse(status, JSON_HEADERS + headers, encode_json(data).encode("ascii"))
 
 
 def error_response(error: ProxyError, exchange: Exchange) -> HttpResponse:
     return json_response(error.status, error_body(error, exchange.id), error.headers)
+
+
+def has_room(sock: socket.socket) -> bool:
+    """Whether a few hundred bytes can be sent without waiting."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT)
+        return bool(poll.poll(0))
+    return bool(select.select([], [sock], [], 0)[1])
 
 
 class Wire:
@@ -95,12 +107,18 @@ class Wire:
 
     def keep_alive(self, now: float) -> None:
         reply = self.reply
-        if reply is None or not reply.silent_too_long(now) or not self._lock.acquire(blocking=False):
+        if (
+            reply is None
+            or not reply.silent_too_long(now)
+            or not self._lock.acquire(blocking=False)
+        ):
             return
         try:
-            reply.keep_alive(now, self._put)
+            # Whoever does not read has no use for a ping, and the sweeper must never block.
+            if has_room(self._sock):
+                reply.keep_alive(now, self._put)
         except OSError:
-            pass  # the owner will find out
+            pass  # the thread that owns the connection will find out
         finally:
             self._lock.release()
 
@@ -140,7 +158,9 @@ class Wire:
             raise ProxyError(408, "the request took too long to arrive", "invalid_request_error")
         return piece
 
-    def read_head(self, idle_timeout: float, head_timeout: float, peer: str) -> Optional[HttpRequest]:
+    def read_head(
+        self, idle_timeout: float, head_timeout: float, peer: str
+    ) -> Optional[HttpRequest]:
         """The next request's head, or None when the client sends no more."""
         if not self._buffer:
             try:
@@ -169,7 +189,9 @@ class Wire:
         """
         if body.done:
             return b""
-        too_large = ProxyError(413, f"the request body has more than {limit} bytes (MAX_BODY_BYTES)")
+        too_large = ProxyError(
+            413, f"the request body has more than {limit} bytes (MAX_BODY_BYTES)"
+        )
         if int(request.headers.get("content-length", 0)) > limit:
             raise too_large
         self._meet_expectation(request)
@@ -280,7 +302,9 @@ class Reply:
         try:
             opening = next(pieces)
             self._wire.send_locked(
-                lambda: b"" if self._opened else self._open(response.status, response.headers, opening)
+                lambda: (
+                    b"" if self._opened else self._open(response.status, response.headers, opening)
+                )
             )
             for piece in pieces:
                 send(frame(piece))

@@ -1,0 +1,181 @@
+"""Wire and Reply with a clock of the test's own: the late opening, pings, nudges, errors."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+
+import pytest
+
+from claude_proxy.app import answer_form
+from claude_proxy.dialects.anthropic import MESSAGES_DIALECT
+from claude_proxy.errors import ProxyError
+from claude_proxy.exchange import Exchange
+from claude_proxy.http1 import ChunkedBody, HttpRequest, HttpResponse
+from claude_proxy.wire import NUDGE_SECONDS, Reply, Wire, has_room
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Rig:
+    """A wire over a socket pair, an exchange that is being answered on it, and a clock."""
+
+    def __init__(self, streaming=True, version="HTTP/1.1"):
+        self.clock = Clock()
+        self.ours, self.theirs = socket.socketpair()
+        self.out = io.BytesIO()
+        self.wire = Wire(self.ours, self.out, 0, self.clock)
+        self.exchange = Exchange(self.clock)
+        self.exchange.model = "claude-x"
+        self.exchange.form = answer_form(self.exchange, MESSAGES_DIALECT, streaming, 10.0)
+        self.reply = Reply(self.wire, self.exchange, HttpRequest("POST", "/v1/messages", "", {}, version))
+        self.wire.exchange, self.wire.reply = self.exchange, self.reply
+
+    def wait(self, seconds):
+        """Let time pass, sweeping every second; the bytes that went out."""
+        start = len(self.out.getvalue())
+        for _ in range(int(seconds)):
+            self.clock.now += 1
+            self.wire.keep_alive(self.clock.now)
+        return self.out.getvalue()[start:]
+
+    def close(self):
+        self.ours.close()
+        self.theirs.close()
+
+    def body(self):
+        head, _, body = self.out.getvalue().partition(b"\r\n\r\n")
+        return head, ChunkedBody().feed(body).decode()
+
+
+@pytest.fixture
+def rig():
+    made = []
+
+    def make(**options):
+        made.append(Rig(**options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def test_nothing_goes_out_while_the_client_has_patience(rig):
+    assert rig().wait(9) == b""
+
+
+def test_then_the_answer_is_opened_and_pings_follow(rig):
+    r = rig()
+    assert b"HTTP/1.1 200" in r.wait(10)
+    r.wait(35)
+    head, body = r.body()
+    assert b"text/event-stream" in head
+    assert body.count("event: message_start") == 1 and body.count("event: ping") == 3
+
+
+@pytest.mark.parametrize("block,expected", [((-1, ""), "message_delta"), ((0, "thinking"), "content_block_delta")])
+def test_a_long_silence_brings_a_real_event(rig, block, expected):
+    r = rig()
+    r.exchange.open_block = block
+    r.wait(10 + NUDGE_SECONDS + 10)
+    _, body = r.body()
+    assert body.count(f"event: {expected}") == 1
+    r.wait(NUDGE_SECONDS + 10)
+    assert r.body()[1].count(f"event: {expected}") == 2
+
+
+def test_an_answer_that_opened_early_is_not_opened_again(rig):
+    r = rig()
+    r.wait(12)
+    r.reply.send(HttpResponse(200, (("x-late", "1"),), iter([b"START", b"one", b"two"])))
+    _, body = r.body()
+    assert body.endswith("onetwo") and "START" not in body
+    assert r.out.getvalue().count(b"HTTP/1.1") == 1 and r.out.getvalue().endswith(b"0\r\n\r\n")
+
+
+def test_an_error_after_the_opening_is_the_last_event(rig):
+    r = rig()
+    r.wait(12)
+    r.reply.fail(ProxyError(429, "slow down"))
+    assert r.body()[1].rstrip().splitlines()[-2] == "event: error"
+    assert r.reply.status == 200
+
+
+def test_an_error_before_the_opening_is_a_status(rig):
+    r = rig()
+    r.wait(5)
+    r.reply.fail(ProxyError(429, "slow down", headers=[("retry-after", "3")]))
+    assert r.out.getvalue().startswith(b"HTTP/1.1 429 ") and b"retry-after: 3" in r.out.getvalue()
+    assert r.wait(100) == b"", "a ping behind the end of the answer"
+
+
+@pytest.mark.parametrize("finish", ["message", "error"])
+def test_a_client_that_does_not_stream_gets_blanks_and_then_json(rig, finish):
+    r = rig(streaming=False)
+    assert r.wait(59) == b"" and b"200" in r.wait(2)
+    r.wait(30)
+    if finish == "message":
+        r.reply.send(HttpResponse(200, (), b'{"type":"message"}'))
+    else:
+        r.reply.fail(ProxyError(502, "broken"))
+    head, body = r.body()
+    assert b"application/json" in head and body.startswith("  ")
+    assert json.loads(body)["type"] == finish
+
+
+def test_http_10_is_told_without_chunks(rig):
+    r = rig(version="HTTP/1.0")
+    out = r.wait(25)
+    assert b"transfer-encoding" not in out and b"connection: close" in out
+    assert out.endswith(b'event: ping\ndata: {"type":"ping"}\n\n')
+
+
+def test_a_client_that_does_not_read_is_not_pinged(rig):
+    r = rig()
+    r.ours.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            r.ours.send(b"x" * 65536)
+    assert not has_room(r.ours) and r.wait(30) == b""
+
+
+def test_the_sweeper_never_waits_for_the_lock(rig):
+    r = rig()
+    with r.wire._lock:
+        assert r.wait(30) == b""
+    assert r.wait(1)
+
+
+def test_the_upstream_is_closed_whatever_ends_the_answer(rig):
+    closed = []
+
+    def pieces():
+        try:
+            yield b"a"
+            yield b"b"
+        finally:
+            closed.append(True)
+
+    class Broken(io.BytesIO):
+        def write(self, data):
+            raise BrokenPipeError
+
+    r = rig()
+    r.wire._out = Broken()
+    with pytest.raises(OSError):
+        r.reply.send(HttpResponse(200, (), pieces()))
+    assert closed == [True]
+
+
+def test_head_gets_the_head_only(rig):
+    r = rig()
+    reply = Reply(r.wire, Exchange(r.clock), HttpRequest("HEAD", "/", "", {}))
+    reply.send(HttpResponse(200, (), b"body"))
+    assert b"content-length: 4" in r.out.getvalue() and r.out.getvalue().endswith(b"\r\n\r\n")
