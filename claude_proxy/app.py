@@ -1,13 +1,14 @@
 """What is served: the table of endpoints, and the way from a request to its answer.
 
 Endpoints are plain functions (app, http request, exchange) -> HttpResponse; they run without a
-socket. An App is a value made by `build_app(config, ...)`: all that its endpoints need, nothing that
-changes. The server calls `check` with a request's head, `answer` with the whole request, and
+socket. An App is a value made by `build_app(config, ...)`: all that its endpoints need, nothing
+that changes. The server calls `check` with a request's head, `answer` with the whole request, and
 `finish` when all is said.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
@@ -42,6 +43,8 @@ STREAM_HEADERS = (
 # A client that does not stream keeps its status line open longer: it loses the status by an early
 # head, and is content as long as bytes come within 300 s (Claude Code 2.1.197).
 WHOLE_ANSWER_PATIENCE = 60.0
+LONGEST_WARNINGS = 1024
+LONGEST_LOGGED_NAME = 200
 MODEL_CREATED = "2025-01-01T00:00:00Z"
 MODEL_CREATED_SECONDS = 1735689600
 MOST_MODELS_LISTED = 1000
@@ -119,9 +122,9 @@ def request_events(app: App, request: Request, exchange: Exchange) -> Iterator[E
     route = choose_route(app.config, requested)
     exchange.model = requested or route.model
     exchange.facts.update(
-        model=exchange.model,
+        model=exchange.model[:LONGEST_LOGGED_NAME],
         upstream=route.upstream,
-        upstream_model=route.model,
+        upstream_model=route.model[:LONGEST_LOGGED_NAME],
         route=route.reason,
         stream=request.get("stream") is True,
     )
@@ -141,8 +144,9 @@ def stream_pieces(first: Event, events: Iterator[Event], dialect: Dialect) -> It
 
 def warning_headers(exchange: Exchange) -> Tuple[Tuple[str, str], ...]:
     """What could not be carried to the upstream is told, never dropped in silence."""
-    warnings = list(dict.fromkeys(exchange.warnings))
-    return (("x-proxy-warnings", ", ".join(warnings)[:1024]),) if warnings else ()
+    warnings = ", ".join(dict.fromkeys(exchange.warnings))
+    clean = re.sub(r"[^ -~]", "?", warnings)[:LONGEST_WARNINGS]
+    return (("x-proxy-warnings", clean),) if clean else ()
 
 
 def answer_form(
@@ -150,18 +154,28 @@ def answer_form(
 ) -> AnswerForm:
     """How this answer looks if it has to begin, or to fail, before it is known."""
     if streaming:
+
         def opening() -> bytes:
             usage = {"input_tokens": 0, "output_tokens": 0}
             return dialect.encode_event(message_start(exchange.message_id, exchange.model, usage))
 
         return AnswerForm(
-            STREAM_HEADERS, interval, interval, opening, dialect.ping,
+            STREAM_HEADERS,
+            interval,
+            interval,
+            opening,
+            dialect.ping,
             lambda: dialect.nudge(*exchange.open_block),
             lambda error: dialect.error_frame(error, exchange.id),
         )
     # Blanks before a JSON text mean nothing.
     return AnswerForm(
-        JSON_HEADERS, WHOLE_ANSWER_PATIENCE, interval, lambda: b" ", b" ", lambda: b" ",
+        JSON_HEADERS,
+        WHOLE_ANSWER_PATIENCE,
+        interval,
+        lambda: b" ",
+        b" ",
+        lambda: b" ",
         lambda error: encode_json(dialect.encode_error(error, exchange.id)).encode("ascii"),
     )
 
@@ -169,7 +183,7 @@ def answer_form(
 def count_tokens(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     """POST /v1/messages/count_tokens: an estimate made here, never under; no upstream is asked."""
     request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
-    exchange.facts.update(model=request.get("model"))
+    exchange.facts.update(model=request.get("model", "")[:LONGEST_LOGGED_NAME])
     return json_response(200, {"input_tokens": count_input_tokens(request)})
 
 
@@ -195,16 +209,21 @@ def list_models(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse
     rows = [model_row(*named) for named in listed_models(app.config)]
     page, more = model_page(rows, query)
     ids = [row["id"] for row in page]
-    return json_response(200, {
-        "object": "list",
-        "data": page,
-        "has_more": more,
-        "first_id": ids[0] if ids else None,
-        "last_id": ids[-1] if ids else None,
-    })
+    return json_response(
+        200,
+        {
+            "object": "list",
+            "data": page,
+            "has_more": more,
+            "first_id": ids[0] if ids else None,
+            "last_id": ids[-1] if ids else None,
+        },
+    )
 
 
-def model_page(rows: List[Dict[str, Any]], query: Dict[str, str]) -> Tuple[List[Dict[str, Any]], bool]:
+def model_page(
+    rows: List[Dict[str, Any]], query: Dict[str, str]
+) -> Tuple[List[Dict[str, Any]], bool]:
     """(rows, whether there are more) for `limit`, `after_id` and `before_id`."""
     ids = [row["id"] for row in rows]
     try:
@@ -222,7 +241,7 @@ def model_page(rows: List[Dict[str, Any]], query: Dict[str, str]) -> Tuple[List[
 
 def show_model(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     """GET /v1/models/{id}"""
-    wanted = unquote(http.path[len(MODELS_PREFIX):])
+    wanted = unquote(http.path[len(MODELS_PREFIX) :])
     for model_id, name in listed_models(app.config):
         if model_id == wanted:
             return json_response(200, model_row(model_id, name))
@@ -236,32 +255,44 @@ def show_health(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse
     """GET /health: 200, or 503 while draining. Asks no upstream."""
     status = 503 if app.inflight.draining else 200
     word = "draining" if app.inflight.draining else "ok"
-    return json_response(status, {"status": word, "version": VERSION, "upstream": app.config.upstream})
+    return json_response(
+        status, {"status": word, "version": VERSION, "upstream": app.config.upstream}
+    )
 
 
 def show_livez(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     """GET /livez: what is in flight, this request not counted."""
     in_flight = sum(1 for other in app.inflight.exchanges() if other is not exchange)
-    return json_response(200, {
-        "status": "ok",
-        "in_flight": in_flight,
-        "draining": app.inflight.draining,
-        "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    })
+    return json_response(
+        200,
+        {
+            "status": "ok",
+            "in_flight": in_flight,
+            "draining": app.inflight.draining,
+            "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        },
+    )
 
 
 def show_facts(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     """GET /: what this is and how it is set, without secrets."""
     config = app.config
-    return json_response(200, {
-        "name": "claude_proxy",
-        "version": VERSION,
-        "upstream": config.upstream,
-        "upstream_is": app.upstreams[config.upstream].describe(),
-        "models": {"big": config.big_model, "middle": config.middle_model, "small": config.small_model},
-        "client_key_required": bool(config.anthropic_api_key),
-        "endpoints": [f"{method} {path}" for method, path in sorted(ENDPOINTS)],
-    })
+    return json_response(
+        200,
+        {
+            "name": "claude_proxy",
+            "version": VERSION,
+            "upstream": config.upstream,
+            "upstream_is": app.upstreams[config.upstream].describe(),
+            "models": {
+                "big": config.big_model,
+                "middle": config.middle_model,
+                "small": config.small_model,
+            },
+            "client_key_required": bool(config.anthropic_api_key),
+            "endpoints": [f"{method} {path}" for method, path in sorted(ENDPOINTS)],
+        },
+    )
 
 
 def check_connection(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
@@ -344,7 +375,9 @@ def log_exchange(log: Log, exchange: Exchange, request: Optional[HttpRequest], s
         "error": error,
     }
     quiet = request is not None and request.path in QUIET_PATHS and status < 400
-    log.write("debug" if quiet else "warning" if status >= 400 or error else "info", "request", fields)
+    log.write(
+        "debug" if quiet else "warning" if status >= 400 or error else "info", "request", fields
+    )
 
 
 QUIET_PATHS = ("/health", "/livez", "/")

@@ -50,7 +50,9 @@ def host_allowed(name: str, config: Config) -> bool:
 
 def check_host(config: Config, request: HttpRequest) -> None:
     if request.host and not host_allowed(host_name(request.host), config):
-        raise ProxyError(403, "this Host is not served here; list it in ALLOWED_HOSTS if it should be")
+        raise ProxyError(
+            403, "this Host is not served here; list it in ALLOWED_HOSTS if it should be"
+        )
 
 
 def check_origin(config: Config, request: HttpRequest) -> None:
@@ -64,8 +66,12 @@ def check_origin(config: Config, request: HttpRequest) -> None:
         name = (urlsplit(origin).hostname or "").lower()
     except ValueError:
         name = ""
-    if not name or not (name in LOOPBACK_NAMES or name == host_name(request.host)
-                        or name in config.allowed_hosts or is_loopback(name)):
+    if not name or not (
+        name in LOOPBACK_NAMES
+        or name == host_name(request.host)
+        or name in config.allowed_hosts
+        or is_loopback(name)
+    ):
         raise ProxyError(403, "requests from this Origin are refused")
 
 
@@ -78,7 +84,9 @@ def check_content_type(config: Config, request: HttpRequest) -> None:
     if request.method != "POST":
         return
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    if kind != "application/json" and not (
+        kind.startswith("application/") and kind.endswith("+json")
+    ):
         raise ProxyError(415, "content-type must be application/json")
 
 
@@ -86,8 +94,12 @@ def check_client_key(config: Config, request: HttpRequest) -> None:
     """With ANTHROPIC_API_KEY set, a client shows it as `x-api-key` or as a Bearer token."""
     if not config.anthropic_api_key or request.path in OPEN_PATHS:
         return
+    if (request.method, request.path) == ("HEAD", "/"):
+        return  # Claude Code's warm-up at start, which carries no credential
     if not any(same_secret(shown, config.anthropic_api_key) for shown in shown_keys(request)):
-        raise ProxyError(401, "this proxy wants its key (ANTHROPIC_API_KEY) as x-api-key or Bearer token")
+        raise ProxyError(
+            401, "this proxy wants its key (ANTHROPIC_API_KEY) as x-api-key or Bearer token"
+        )
 
 
 def shown_keys(request: HttpRequest) -> Tuple[str, ...]:
@@ -99,7 +111,9 @@ def shown_keys(request: HttpRequest) -> Tuple[str, ...]:
 
 def same_secret(shown: str, expected: str) -> bool:
     """Compare without telling, by the time it takes, how much was right."""
-    return hmac.compare_digest(shown.encode("utf-8", "replace"), expected.encode("utf-8", "replace"))
+    return hmac.compare_digest(
+        shown.encode("utf-8", "replace"), expected.encode("utf-8", "replace")
+    )
 
 
 GUARDS = (check_host, check_origin, check_client_key, check_content_type)

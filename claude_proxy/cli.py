@@ -63,13 +63,25 @@ def argument_parser() -> argparse.ArgumentParser:
         epilog="Settings (environment or .env):\n\n" + format_settings_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="store_true", help="version, own SHA-256, Python, OpenSSL")
-    parser.add_argument("--env-file", metavar="FILE", help="read settings from FILE instead of .env")
-    parser.add_argument("--check-config", action="store_true", help="show the settings in force and exit")
-    parser.add_argument("--check-upstream", action="store_true", help="also ask the upstream for one word")
-    parser.add_argument("--healthcheck", action="store_true", help="ask a running proxy for /health")
+    parser.add_argument(
+        "--version", action="store_true", help="version, own SHA-256, Python, OpenSSL"
+    )
+    parser.add_argument(
+        "--env-file", metavar="FILE", help="read settings from FILE instead of .env"
+    )
+    parser.add_argument(
+        "--check-config", action="store_true", help="show the settings in force and exit"
+    )
+    parser.add_argument(
+        "--check-upstream", action="store_true", help="also ask the upstream for one word"
+    )
+    parser.add_argument(
+        "--healthcheck", action="store_true", help="ask a running proxy for /health"
+    )
     parser.add_argument("--print-env-example", action="store_true", help="print .env.example")
-    parser.add_argument("--print-settings", action="store_true", help="print the settings as Markdown")
+    parser.add_argument(
+        "--print-settings", action="store_true", help="print the settings as Markdown"
+    )
     return parser
 
 
@@ -152,12 +164,14 @@ def secret_values(config: Config) -> List[str]:
 
 
 def version_text() -> str:
-    return "\n".join((
-        f"claude_proxy {VERSION}",
-        f"sha256 {own_sha256()}",
-        f"Python {platform.python_version()} ({sys.executable})",
-        ssl.OPENSSL_VERSION,
-    ))
+    return "\n".join(
+        (
+            f"claude_proxy {VERSION}",
+            f"sha256 {own_sha256()}",
+            f"Python {platform.python_version()} ({sys.executable})",
+            ssl.OPENSSL_VERSION,
+        )
+    )
 
 
 def own_sha256() -> str:
@@ -180,7 +194,8 @@ def check(loaded: Loaded, live: bool, out: TextIO, err: TextIO) -> int:
         print(f"note: {name} in {loaded.env_file} is no setting of this version", file=out)
     try:
         app = make_app(loaded.config, err)
-        print(f"upstream {loaded.config.upstream}: {app.upstreams[loaded.config.upstream].describe()}", file=out)
+        name = loaded.config.upstream
+        print(f"upstream {name}: {app.upstreams[name].describe()}", file=out)
         print(f"trust roots: {trust_roots(loaded.config)}", file=out)
         if live:
             print(f"upstream answered: {ask_upstream(app, Exchange())}", file=out)
@@ -251,8 +266,10 @@ def run(loaded: Loaded, out: TextIO, err: TextIO) -> int:
 def listen_problem(config: Config, error: Exception) -> str:
     where = f"{config.listen_host}:{config.listen_port}"
     reason = getattr(error, "strerror", None) or error
-    return (f"cannot listen on {where}: {reason}. Is another copy running?"
-            " LISTEN_HOST and LISTEN_PORT choose another address; port 0 takes any free one.")
+    return (
+        f"cannot listen on {where}: {reason}. Is another copy running?"
+        " LISTEN_HOST and LISTEN_PORT choose another address; port 0 takes any free one."
+    )
 
 
 def raise_file_limit() -> None:
@@ -271,7 +288,7 @@ def raise_file_limit() -> None:
 
 
 def banner(app: App, port: int, loaded: Loaded) -> str:
-    """Where it listens, what answers, and what to tell Claude Code. The first line is for scripts."""
+    """Where it listens, what answers, what to tell Claude Code. The first line is for scripts."""
     config = app.config
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.listen_host, config.listen_host)
     url = f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{port}"
@@ -285,7 +302,9 @@ def banner(app: App, port: int, loaded: Loaded) -> str:
         f"  trusts    {trust_roots(config)}",
     ]
     if config.upstream == "demo":
-        lines.append("  No upstream is configured: answers come from the demo, and no data leaves this host.")
+        lines.append(
+            "  No upstream is configured: answers come from the demo, and no data leaves this host."
+        )
     if loaded.unknown:
         lines.append(f"  note      no setting of this version: {', '.join(loaded.unknown)}")
     lines += [
@@ -325,8 +344,12 @@ def serve_until_stopped(server: Server, app: App, config: Config) -> int:
 def drain(server: Server, app: App, config: Config) -> None:
     """Take no more connections, let the answers in flight finish, and cut those that do not."""
     waiting = len(server.inflight.exchanges())
-    app.log.info("draining", in_flight=waiting, seconds=config.drain_timeout,
-                 hint="a second signal ends at once" if waiting else None)
+    app.log.info(
+        "draining",
+        in_flight=waiting,
+        seconds=config.drain_timeout,
+        hint="a second signal ends at once" if waiting else None,
+    )
     server.inflight.draining = True
     server.shutdown()
     server.server_close()

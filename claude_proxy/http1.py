@@ -5,8 +5,8 @@ two ways is refused, so nothing can be smuggled past or through this proxy. Line
 a Content-Length is digits only and stands alone, and Transfer-Encoding is "chunked" or nothing.
 Answers of upstreams are read with the same framing, but their heads may be sloppy.
 
-`server` and `transport` do the reading and writing; nothing here waits, and nothing is kept but what
-a body decoder needs between two pieces.
+`wire` and `transport` do the reading and writing; nothing here waits, and nothing is kept but
+what a body decoder needs between two pieces.
 """
 
 from __future__ import annotations
@@ -341,7 +341,10 @@ def encode_response_head(status: int, headers: Iterable[Tuple[str, str]]) -> byt
 
 
 def encode_request_head(method: str, target: str, headers: Iterable[Tuple[str, str]]) -> bytes:
-    if HTTP_REQUEST_LINE.fullmatch(f"{method} {target} HTTP/1.1".encode("latin-1", "replace")) is None:
+    if (
+        HTTP_REQUEST_LINE.fullmatch(f"{method} {target} HTTP/1.1".encode("latin-1", "replace"))
+        is None
+    ):
         raise ValueError("the request target holds blanks or control characters")
     return f"{method} {target} HTTP/1.1\r\n".encode("ascii") + encode_fields(headers) + b"\r\n"
 

@@ -49,8 +49,11 @@ def hung_up(sockets: Sequence[socket.socket]) -> List[socket.socket]:
     mask = getattr(select, "POLLRDHUP", select.POLLIN)
     for number in by_number:
         poll.register(number, mask)
-    return [by_number[number] for number, flags in poll.poll(0)
-            if flags & ~select.POLLIN or at_end(by_number[number])]
+    return [
+        by_number[number]
+        for number, flags in poll.poll(0)
+        if flags & ~select.POLLIN or at_end(by_number[number])
+    ]
 
 
 def at_end(sock: socket.socket) -> bool:

@@ -53,8 +53,10 @@ def make_ssl_context(verify: bool, ca_file: str = "", ca_dir: str = "") -> ssl.S
     return context
 
 
-def connect_socket(target: Target, timeout: float, context: Optional[ssl.SSLContext]) -> socket.socket:
-    """A connected socket without a timeout of its own; ProxyError says what went wrong and where."""
+def connect_socket(
+    target: Target, timeout: float, context: Optional[ssl.SSLContext]
+) -> socket.socket:
+    """A connected socket without a timeout of its own; ProxyError says what failed, and where."""
     options = {"timeout": timeout or None}
     if target.scheme == "https":
         connection: http.client.HTTPConnection = http.client.HTTPSConnection(
@@ -81,8 +83,10 @@ def connect_error(target: Target, error: Exception) -> ProxyError:
 
 
 CONNECT_REMEDIES = (
-    (ssl.SSLCertVerificationError,
-     "its certificate is not trusted ({reason}); name your organisation's root in CA_FILE"),
+    (
+        ssl.SSLCertVerificationError,
+        "its certificate is not trusted ({reason}); name your organisation's root in CA_FILE",
+    ),
     (ssl.SSLError, "the TLS handshake failed ({reason}); does it speak https there?"),
     (socket.gaierror, "its name is not known here; check the base URL and the network"),
     (ConnectionRefusedError, "nothing listens there; is it running, and is the port right?"),

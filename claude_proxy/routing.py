@@ -44,7 +44,9 @@ def choose_route(config: Config, requested: str) -> Route:
     return Route(upstream, name or config.big_model, "as named" if name else "no model named")
 
 
-def matching_targets(config: Config, upstream: str, name: str) -> Iterable[Tuple[str, Optional[str]]]:
+def matching_targets(
+    config: Config, upstream: str, name: str
+) -> Iterable[Tuple[str, Optional[str]]]:
     """(reason, target or None) of each rule, in order."""
     yield "MODEL_MAP", first_match(config.model_map, name)
     yield "alias", first_match(tuple(MODEL_ALIASES.get(upstream, {}).items()), name)

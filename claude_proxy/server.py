@@ -79,7 +79,7 @@ class Handler(socketserver.StreamRequestHandler):
         try:
             if error is not None or request is None:
                 raise error or bad_request("no request")
-            # How the body is framed comes first: where it is ambiguous, nothing else can be trusted.
+            # The framing comes first: where it is ambiguous, nothing else can be trusted.
             framing, config = request_body(request), app.config
             self.check_load(request)
             app.check(request)
@@ -91,12 +91,16 @@ class Handler(socketserver.StreamRequestHandler):
         except OSError:
             exchange.cancel(client_gone())
         except Exception as failure:  # a defect of ours: the client is told, without details
-            app.log.error("defect", id=exchange.id, error=type(failure).__name__, at=place_of(failure))
+            app.log.error(
+                "defect", id=exchange.id, error=type(failure).__name__, at=place_of(failure)
+            )
             self.tell(reply, exchange, ProxyError(500, "the proxy failed; its log has more"), whole)
         return whole and not is_client_gone(exchange)
 
     def tell(self, reply: Reply, exchange: Exchange, error: ProxyError, whole: bool) -> None:
-        exchange.facts["error"] = error.message
+        # An upstream's own words may quote the prompt: the client reads them, the log does not.
+        own = error.upstream_status is None
+        exchange.facts["error"] = error.message if own else error.error_type
         exchange.facts["upstream_status"] = error.upstream_status
         reply.close = reply.close or not whole
         if is_client_gone(exchange):

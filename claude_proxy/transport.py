@@ -24,6 +24,7 @@ from claude_proxy.events import CUT_SHORT
 from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import (
     ResponseHead,
+    UntilCloseBody,
     encode_request_head,
     keeps_alive,
     response_body,
@@ -33,6 +34,7 @@ from claude_proxy.pool import Pool, Target, UpstreamConnection, connect_socket
 
 RECEIVE_BYTES = 65536
 LONGEST_ERROR_BODY = 65536
+LAST_CHUNK_SECONDS = 0.02
 LONGEST_INFLATED_PIECE = 1 << 20
 
 RETRIED_STATUSES = frozenset((408, 429, 500, 502, 503, 504, 529))
@@ -166,7 +168,9 @@ class Transport:
             if isinstance(error, OSError):
                 raise ConnectionLost from error
             raise
-        return UpstreamResponse(exchange, connection, response_head, self._timeouts.idle, self._pool)
+        return UpstreamResponse(
+            exchange, connection, response_head, self._timeouts.idle, self._pool
+        )
 
     @staticmethod
     def _fields(call: Call) -> List[Tuple[str, str]]:
@@ -178,8 +182,10 @@ class Transport:
             ("content-length", str(len(call.body))),
         ]
         named = {name.lower() for name, _ in call.headers}
-        return [*((n, v) for n, v in own if n not in named or n == "content-length"),
-                *((n, v) for n, v in call.headers if n.lower() != "content-length")]
+        return [
+            *((n, v) for n, v in own if n not in named or n == "content-length"),
+            *((n, v) for n, v in call.headers if n.lower() != "content-length"),
+        ]
 
 
 def read_response_head(connection: UpstreamConnection) -> ResponseHead:
@@ -201,8 +207,8 @@ def read_response_head(connection: UpstreamConnection) -> ResponseHead:
 class UpstreamResponse:
     """An upstream's answer: status, headers, and the body as it comes.
 
-    Belongs to one thread. Closing it after the whole body was read keeps the connection for the next
-    request; otherwise the connection is closed, which is how an upstream learns that it may stop.
+    Belongs to one thread. Closing it after the whole body was read keeps the connection for the
+    next request; otherwise the connection is closed, and the upstream learns that it may stop.
     """
 
     def __init__(
@@ -289,21 +295,23 @@ class UpstreamResponse:
             self._connection.close()
 
     def _at_end(self) -> bool:
-        """Whether the body is complete, after a look at what may have come since.
+        """Whether the body is complete, after a short wait for its last bytes.
 
-        The last chunk often arrives just behind the data that told the reader to stop.
+        The last chunk comes just behind the data that told the reader to stop, but not always in
+        the same packet. A body that ends with the connection leaves nothing to keep.
         """
-        body = self._body
-        if self._exchange.cancelled is not None:
+        body, connection = self._body, self._connection
+        if self._exchange.cancelled is not None or isinstance(body, UntilCloseBody):
             return False
         try:
-            if not body.done and not self._connection.usable():
-                self._connection.sock.settimeout(0.02)
-                body.feed(self._connection.ahead or self._connection.sock.recv(RECEIVE_BYTES))
-                self._connection.sock.settimeout(None)
+            if not body.done:
+                connection.sock.settimeout(LAST_CHUNK_SECONDS)
+                body.feed(connection.ahead or connection.sock.recv(RECEIVE_BYTES))
+                connection.ahead = b""
+                connection.sock.settimeout(None)
         except (OSError, ProxyError):
             return False
-        return body.done and not body.rest and not self._connection.ahead
+        return body.done and not body.rest and not connection.ahead
 
 
 def inflate(pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -141,7 +141,7 @@ def read_request(reader: Any) -> Optional[Received]:
             break
         name, _, value = field.decode("latin-1").partition(":")
         headers[name.strip().lower()] = value.strip()
-    return Received(line.decode().strip(), headers, reader.read(int(headers.get("content-length", 0))))
+    return Received(line.decode("latin-1").strip(), headers, reader.read(int(headers.get("content-length", 0))))
 
 
 # --- what upstreams say -------------------------------------------------------------------------

@@ -440,6 +440,29 @@ def test_azure(start):
 # --- logs -----------------------------------------------------------------------------------------
 
 
+def test_an_upstreams_words_go_to_the_client_and_not_into_the_log(start):
+    """They may quote what the user wrote."""
+    error = {"error": {"message": "bad value: PATIENTCANARY", "type": "x"}}
+    for script in (json_answer(400, error), [STREAM_HEAD, http_chunk(sse(delta(content="a"))),
+                                             Pause(0.03), http_chunk(sse(error))]):
+        proxy, _ = start(script)
+        assert b"PATIENTCANARY" in ask(proxy.port, message_body(stream=True)).body
+        log_text = proxy.log_text
+        assert wait_until(lambda text=log_text: '"error"' in text.getvalue())
+        assert "CANARY" not in log_text.getvalue()
+
+
+def test_what_could_not_be_carried_is_told(start):
+    proxy, _ = start(text_answer("ok"))
+    odd = {"type": "odd\r\nx-evil: 1 \u2603"}
+    body = message_body(top_k=5, tools=[{"type": "web_search_20250305", "name": "web_search"}])
+    body["messages"][0]["content"] = [{"type": "text", "text": "hi"}, odd]
+    answer = ask(proxy.port, body)
+    assert answer.status == 200 and "x-evil" not in answer.headers
+    assert "top_k=dropped" in answer.headers["x-proxy-warnings"]
+    assert "web_search_20250305=dropped" in answer.headers["x-proxy-warnings"]
+
+
 def test_logs_tell_facts_and_no_content(start):
     proxy, _ = start(text_answer("UPSTREAMCANARY"))
     body = message_body("PROMPTCANARY", system="SYSTEMCANARY", stream=True)

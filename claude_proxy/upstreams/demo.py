@@ -64,7 +64,9 @@ class DemoUpstream:
             for piece in demo_words(text):
                 yield from write.text(piece)
         calls = write.open_block == "tool_use"
-        yield from write.finish("tool_use" if calls else "end_turn", demo_usage(tokens, spoken // 4 + 1))
+        yield from write.finish(
+            "tool_use" if calls else "end_turn", demo_usage(tokens, spoken // 4 + 1)
+        )
 
 
 def demo_usage(input_tokens: int, output_tokens: int) -> Dict[str, Any]:

@@ -14,8 +14,10 @@ from typing import List, Tuple
 from urllib.parse import quote, urlsplit
 
 from claude_proxy.config import VERSION, Config
-from claude_proxy.dialects.chat_request import ChatOptions, chat_tool_names, messages_to_chat
+from claude_proxy.dialects.chat_blocks import ChatOptions
+from claude_proxy.dialects.chat_request import messages_to_chat
 from claude_proxy.dialects.chat_stream import chat_chunks, chunks_to_events
+from claude_proxy.dialects.chat_tools import chat_tool_names
 from claude_proxy.errors import ProxyError, upstream_error
 from claude_proxy.events import Event, EventWriter, Request
 from claude_proxy.exchange import Exchange
@@ -48,7 +50,9 @@ class OpenAIUpstream:
 
     def describe(self) -> str:
         version = self._config.azure_api_version
-        return self._config.openai_base_url + (f" (Azure, api-version {version})" if version else "")
+        return self._config.openai_base_url + (
+            f" (Azure, api-version {version})" if version else ""
+        )
 
     def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]:
         model = request.get("model", "")
@@ -83,7 +87,9 @@ class OpenAIUpstream:
         error = upstream_error(response.status, response.headers, body, tokens, time.time())
         if error.status == 404:
             reason = exchange.facts.get("route", "the request")
-            error.message += f" (asked {self._config.openai_base_url} for model {model}, by {reason})"
+            error.message += (
+                f" (asked {self._config.openai_base_url} for model {model}, by {reason})"
+            )
         return error
 
 
@@ -98,7 +104,7 @@ def rough_input_tokens(request: Request, body: bytes) -> int:
 
 
 def limit_max_tokens(request: Request, config: Config) -> Request:
-    """Keep `max_tokens` under MAX_TOKENS_LIMIT; where the client sent none, MIN_TOKENS_LIMIT counts."""
+    """Keep `max_tokens` under MAX_TOKENS_LIMIT; MIN_TOKENS_LIMIT stands in for one not sent."""
     asked, limit = request.get("max_tokens"), config.max_tokens_limit
     allowed = asked or config.min_tokens_limit or None
     if allowed and limit:

@@ -1,0 +1,5918 @@
+#!/usr/bin/env python3
+"""claude_proxy 0.1.0: lets Claude Code and other Claude clients use other upstreams.
+
+The whole program in one file: Python 3.9 or later, standard library only. Run it with
+`python3 claude_api_proxy.py`; `--help` lists the settings. MIT licence.
+
+This file is generated from claude_proxy/: change it there. On a host with this file alone, edit
+it in place; the model maps are at the top of its first section. Sections, each under a banner:
+
+  config, settings_text, dotenv, log, errors, http1, sse, events, tokens, dialects/dialect,
+  dialects/anthropic, dialects/chat_blocks, dialects/chat_tools, dialects/chat_request,
+  dialects/chat_calls, dialects/think_tags, dialects/chat_stream, routing, auth, exchange, inflight,
+  pool, transport, upstreams/upstream, upstreams/openai, upstreams/demo, wire, app, server, cli,
+  __main__
+"""
+
+from __future__ import annotations
+
+import argparse
+import binascii
+import hashlib
+import hmac
+import html
+import http.client
+import ipaddress
+import json
+import math
+import os
+import platform
+import re
+import secrets
+import select
+import signal
+import socket
+import socketserver
+import ssl
+import string
+import struct
+import sys
+import textwrap
+import threading
+import time
+import zlib
+from collections import ChainMap, namedtuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from email.utils import formatdate, parsedate_to_datetime
+from fnmatch import fnmatchcase
+from http import HTTPStatus
+from http.server import ThreadingHTTPServer
+from ipaddress import ip_address
+from pathlib import Path
+from re import Match
+from typing import (
+    Any, BinaryIO, Callable, Dict, List, NamedTuple, NoReturn, Optional, Protocol, Set, TextIO,
+    Tuple, Union,
+)
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+
+# ==================================================================================================
+# config
+# ==================================================================================================
+# The model maps, and one table of every setting: name, default, parser, one line of help.
+#
+# `load_config` turns an environment and a .env into a frozen Config, or reports every mistake at
+# once. It is pure: the command line passes the environment in. No problem text repeats a value.
+
+VERSION = "0.1.0"
+
+# --- model maps: edit here ---------------------------------------------------------------------
+# For each upstream: the name a client asks for -> the model that answers. A name may be a glob
+# ("claude-3*"); exact names go first, then globs from top to bottom. A target may name its
+# upstream ("openai:gpt-4o"). MODEL_MAP does the same without editing, and goes before these.
+
+MODEL_ALIASES: Dict[str, Dict[str, str]] = {
+    "openai": {
+        # "claude-3-5-haiku*": "gpt-4o-mini",
+    },
+    "demo": {"*": "demo"},
+}
+
+# A word in a Claude name -> the setting that holds its model; the first that fits.
+MODEL_FAMILIES: Tuple[Tuple[str, str], ...] = (
+    ("haiku", "SMALL_MODEL"),
+    ("sonnet", "MIDDLE_MODEL"),
+    ("opus", "BIG_MODEL"),
+    ("claude", "BIG_MODEL"),
+)
+
+# Host of the base URL -> models where the settings name none.
+DEFAULT_MODELS: Dict[str, Dict[str, str]] = {
+    "openrouter.ai": {
+        "BIG_MODEL": "openai/gpt-5.4",
+        "MIDDLE_MODEL": "openai/gpt-5.4-mini",
+        "SMALL_MODEL": "openai/gpt-5.4-nano",
+    },
+    "other": {"BIG_MODEL": "gpt-4o", "MIDDLE_MODEL": "gpt-4o", "SMALL_MODEL": "gpt-4o-mini"},
+}
+
+# What GET /v1/models offers.
+LISTED_MODELS: Tuple[str, ...] = ("claude-opus-4-8", "claude-sonnet-5", "claude-haiku-4-5-20251001")
+
+# --- end of the model maps ---------------------------------------------------------------------
+
+UPSTREAM_NAMES = ("openai", "demo")
+
+# Keys with these prefixes are OpenAI's own: without a base URL they must not travel to anyone else.
+OPENAI_KEY_PREFIXES = ("sk-proj-", "sk-svcacct-", "sk-admin-")
+OPENAI_OWN_URL = "https://api.openai.com/v1"
+OPENROUTER_URL = "https://openrouter.ai/api/v1"
+
+CUSTOM_HEADER_PREFIX = "CUSTOM_HEADER_"
+FRAMING_HEADERS = ("connection", "content-length", "transfer-encoding", "upgrade")
+HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+HEADER_TEXT = r"[\x20-\x7e]*"
+HEADER_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+PLAIN_URL = re.compile(r"[^\x00-\x20\x7f-\U0010ffff@?#\\]*")
+CHAT_PATH = "/chat/completions"
+BOOL_WORDS = {"true": True, "1": True, "yes": True, "on": True,
+              "false": False, "0": False, "no": False, "off": False}
+
+
+class ConfigError(Exception):
+    """Settings that cannot be used. `problems` has a line for each: the variable, what to do."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
+
+class Setting(NamedTuple):
+    """One row of the table. `default` is as written in the environment; "" means unset."""
+
+    name: str
+    default: str
+    parse: Callable[[str], Any]
+    help: str
+    section: str
+    secret: bool = False
+    aliases: Tuple[str, ...] = ()
+
+
+# --- parsers: text -> value, or ValueError saying what is expected and never the text ----------
+
+
+def pattern_parser(pattern: str, expected: str) -> Callable[[str], str]:
+    def parse_pattern(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(expected)
+        return text
+
+    return parse_pattern
+
+
+parse_text = pattern_parser(r"[^\x00-\x1f\x7f-\x9f]*", "must be one line of text")
+parse_header_text = pattern_parser(HEADER_TEXT, "must be one line of printable ASCII")
+parse_api_version = pattern_parser(r"[A-Za-z0-9.-]*", "must be a version such as 2024-10-21")
+parse_compression = pattern_parser("none", "only none is accepted in this version")
+parse_later_upstream = pattern_parser("", "the redcap upstream is not in this version")
+
+
+def choice_parser(*words: str) -> Callable[[str], str]:
+    def parse_choice(text: str) -> str:
+        if text and text.lower() not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return text.lower()
+
+    return parse_choice
+
+
+def number_parser(low: int, high: int) -> Callable[[str], int]:
+    def parse_number(text: str) -> int:
+        number = int(text) if re.fullmatch(r"[0-9]{1,12}", text) else -1
+        if not low <= number <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return number
+
+    return parse_number
+
+
+def seconds_parser(low: float = 0.01, high: float = 86400.0) -> Callable[[str], float]:
+    def parse_seconds(text: str) -> float:
+        number = float(text) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) else -1.0
+        if not low <= number <= high:
+            raise ValueError(f"must be a number of seconds from {low:g} to {high:g}")
+        return number
+
+    return parse_seconds
+
+
+def parse_bool(text: str) -> bool:
+    if text.lower() not in BOOL_WORDS:
+        raise ValueError("must be true or false")
+    return BOOL_WORDS[text.lower()]
+
+
+def parse_listen_host(text: str) -> str:
+    """An address to listen on. localhost becomes 127.0.0.1, so that no name lookup decides."""
+    host = text.strip("[]").lower()
+    if not HOST_NAME.fullmatch(host):
+        raise ValueError("must be an address or a host name, such as 127.0.0.1")
+    return "127.0.0.1" if host == "localhost" else host
+
+
+def parse_hosts(text: str) -> Tuple[str, ...]:
+    """Names as the guard compares them: lower case, no port, no brackets; "*" for any."""
+    names = tuple(name.strip().lower().strip("[]") for name in text.split(",") if name.strip())
+    if not all(name == "*" or HOST_NAME.fullmatch(name) for name in names):
+        raise ValueError("must be host names without port, separated by commas")
+    return names
+
+
+def parse_model_map(text: str) -> Tuple[Tuple[str, str], ...]:
+    pairs = [pair.partition("=") for pair in parse_text(text).split(",") if pair.strip()]
+    rows = tuple((name.strip(), target.strip()) for name, _, target in pairs)
+    if not all(name and target for name, target in rows):
+        raise ValueError("must be name=model pairs separated by commas")
+    return rows
+
+
+def parse_base_url(text: str) -> str:
+    """A base URL without a slash or /chat/completions at its end; "" for none."""
+    if text and not is_plain_url(text):
+        raise ValueError(
+            "must be an http or https URL such as https://api.openai.com/v1, without user name, "
+            "query or fragment (for Azure, set AZURE_API_VERSION instead of ?api-version=)"
+        )
+    base = text.rstrip("/")
+    return base[: -len(CHAT_PATH)].rstrip("/") if base.endswith(CHAT_PATH) else base
+
+
+def is_plain_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        usable = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return usable and parts.scheme in ("http", "https") and bool(PLAIN_URL.fullmatch(text))
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+SETTINGS: Tuple[Setting, ...] = (
+    Setting("LISTEN_HOST", "127.0.0.1", parse_listen_host,
+            "address to listen on", "Listening", aliases=("HOST",)),
+    Setting("LISTEN_PORT", "8765", number_parser(0, 65535),
+            "port to listen on; 0 takes any free one", "Listening", aliases=("PORT",)),
+    Setting("ALLOWED_HOSTS", "", parse_hosts,
+            "further host names clients may use, with commas between; * for any", "Listening"),
+    Setting("TRUST_PROXY", "false", parse_bool,
+            "true if something in front authenticates: no key is needed then", "Listening"),
+    Setting("ANTHROPIC_API_KEY", "", parse_header_text,
+            "the key clients must show; unset, any or none is accepted", "Listening", secret=True),
+    Setting("MAX_CONNECTIONS", "1000", number_parser(1, 100000),
+            "client connections at a time; more are told to come back (503)", "Listening"),
+    Setting("MAX_BODY_BYTES", "33554432", number_parser(1024, 1 << 31),
+            "largest request body", "Listening"),
+    Setting("HEADER_TIMEOUT", "10", seconds_parser(),
+            "seconds within which a request's head must arrive", "Listening"),
+    Setting("READ_TIMEOUT", "30", seconds_parser(),
+            "longest pause inside a request body, in seconds", "Listening"),
+    Setting("WRITE_TIMEOUT", "60", seconds_parser(),
+            "longest wait for a client that does not read, in seconds", "Listening"),
+    Setting("IDLE_TIMEOUT", "120", seconds_parser(),
+            "seconds that a client connection is kept without a request", "Listening"),
+    Setting("DRAIN_TIMEOUT", "600", seconds_parser(low=0),
+            "seconds that answers under way may take when the proxy is stopped", "Listening"),
+    Setting("UPSTREAM", "", choice_parser(*UPSTREAM_NAMES),
+            "openai or demo; unset, openai if a setting below names one, else demo", "Upstream"),
+    Setting("OPENAI_API_KEY", "", parse_header_text,
+            "key for the upstream", "Upstream", secret=True),
+    Setting("OPENAI_BASE_URL", "", parse_base_url,
+            "OpenAI-compatible API; unset, OpenAI for sk-proj- keys, else OpenRouter", "Upstream"),
+    Setting("AZURE_API_VERSION", "", parse_api_version,
+            "the upstream is Azure OpenAI, with this api-version", "Upstream"),
+    Setting("CONNECT_TIMEOUT", "10", seconds_parser(),
+            "longest wait for a connection, in seconds", "Upstream"),
+    Setting("REQUEST_TIMEOUT", "600", seconds_parser(),
+            "longest wait for the first byte of an answer, in seconds", "Upstream"),
+    Setting("STREAM_IDLE_TIMEOUT", "300", seconds_parser(),
+            "longest silence within an answer, in seconds", "Upstream"),
+    Setting("TOTAL_TIMEOUT", "0", seconds_parser(low=0),
+            "seconds for a whole exchange; 0 sets no limit", "Upstream"),
+    Setting("PING_INTERVAL", "10", seconds_parser(1, 15),
+            "seconds of silence after which a waiting client is sent a ping", "Upstream"),
+    Setting("MAX_RETRIES", "1", number_parser(0, 10),
+            "repeats of a request that failed before its answer began", "Upstream"),
+    Setting("SSL_VERIFY", "true", parse_bool,
+            "false accepts any certificate of the upstream: for tests only", "Upstream"),
+    Setting("CA_FILE", "", parse_text,
+            "file of certificates to trust besides the system's", "Upstream",
+            aliases=("SSL_CERT_FILE",)),
+    Setting("CA_DIR", "", parse_text,
+            "folder of certificates to trust besides the system's", "Upstream",
+            aliases=("SSL_CERT_DIR",)),
+    Setting("REDCAP_API_URL", "", parse_later_upstream,
+            "not in this version: must stay unset", "Upstream"),
+    Setting("REDCAP_API_TOKEN", "", parse_later_upstream,
+            "not in this version: must stay unset", "Upstream", secret=True),
+    Setting("BIG_MODEL", "", parse_text,
+            "model for opus; unset, one that suits the base URL", "Models"),
+    Setting("MIDDLE_MODEL", "", parse_text,
+            "model for sonnet; unset, BIG_MODEL, or one that suits the base URL", "Models"),
+    Setting("SMALL_MODEL", "", parse_text,
+            "model for haiku; unset, one that suits the base URL", "Models"),
+    Setting("DEFAULT_MODEL", "", parse_text,
+            "model for names that nothing else catches; unset, they pass unchanged", "Models"),
+    Setting("MODEL_MAP", "", parse_model_map,
+            "comma list of name=model; a name may be a glob, a model upstream:model", "Models"),
+    Setting("MAX_TOKENS_LIMIT", "0", number_parser(0, 10**9),
+            "ceiling for max_tokens; 0 sets none", "Models"),
+    Setting("MIN_TOKENS_LIMIT", "0", number_parser(0, 10**9),
+            "floor for max_tokens where the proxy itself has to choose it", "Models"),
+    Setting("PROMPT_COMPRESSION", "none", parse_compression,
+            "only none is accepted in this version", "Models"),
+    Setting("PROMPT_MAX_SYSTEM_TOKENS", "4096", number_parser(1, 10**9),
+            "used with PROMPT_COMPRESSION", "Models"),
+    Setting("LOG_LEVEL", "info", choice_parser("debug", "info", "warning", "error", "critical"),
+            "debug, info, warning, error or critical", "Logging"),
+    Setting("LOG_FORMAT", "auto", choice_parser("auto", "text", "json"),
+            "text, json, or auto: text on a terminal, else json", "Logging"),
+)
+
+
+CONFIG_FIELDS = (*(setting.name.lower() for setting in SETTINGS), "custom_headers", "sources")
+
+
+class Config(namedtuple("Config", CONFIG_FIELDS)):
+    """The settings in force: a parsed field for each, in lower case. Seconds are floats.
+
+    `upstream`, `openai_base_url` ("" if that upstream is not configured) and the three models are
+    resolved. `custom_headers` is ((name, value), ...), `sources` ((variable, "environment" |
+    ".env" | "file" | "default"), ...).
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """No values: a Config in a traceback or a log must not show a key."""
+        return "Config(...)"
+
+
+class FoundSetting(NamedTuple):
+    """Where a setting's text came from; `variable` is the name it was written under."""
+
+    variable: str
+    text: str
+    source: str
+
+
+SettingSources = Sequence[Tuple[str, Mapping[str, str]]]
+
+
+# --- loading -----------------------------------------------------------------------------------
+
+
+def load_config(
+    environ: Mapping[str, str],
+    dotenv: Optional[Mapping[str, str]] = None,
+    read_file: Optional[Callable[[str], str]] = None,
+    path_exists: Callable[[str], bool] = os.path.exists,
+) -> Config:
+    """The settings in force, or ConfigError with every mistake.
+
+    The environment goes before the .env, whichever of its names a setting has there; in one source
+    the setting's own name goes before NAME_FILE (secrets) and its aliases. Empty means unset.
+    """
+    sources = (("environment", environ), (".env", dotenv or {}))
+    values: Dict[str, Any] = {}
+    found: Dict[str, FoundSetting] = {}
+    headers, origins, problems = read_custom_headers(sources)
+    for setting in SETTINGS:
+        try:
+            found[setting.name] = find_setting(setting, sources, read_file or read_text_file)
+            values[setting.name] = parse_found(setting, found[setting.name])
+        except ConfigError as error:
+            problems += error.problems
+    problems += cross_check(values)
+    for name in ("CA_FILE", "CA_DIR"):
+        if values.get(name) and not path_exists(values[name]):
+            problems.append(f"{found[name].variable}: nothing is there under this path")
+    if problems:
+        raise ConfigError(problems)
+    origins = [*((name, item.source) for name, item in found.items()), *origins]
+    values.update(resolve_upstream(values))
+    values.update(resolve_models(values))
+    fields = {name.lower(): value for name, value in values.items()}
+    return Config(**fields, custom_headers=tuple(headers), sources=tuple(origins))
+
+
+def read_text_file(path: str) -> str:
+    with open(path, encoding="utf-8-sig") as file:
+        return file.read(65536)
+
+
+def clean_text(text: str) -> str:
+    """A value without blanks around it and without the quotes that `docker --env-file` leaves."""
+    text = text.strip()
+    quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if quoted else text
+
+
+def find_setting(
+    setting: Setting, sources: SettingSources, read_file: Callable[[str], str]
+) -> FoundSetting:
+    for source, written in sources:
+        texts = {name: clean_text(written.get(name, "")) for name in setting_names(setting)}
+        named = [name for name, text in texts.items() if text]
+        file_name = f"{setting.name}_FILE"
+        if setting.secret and {setting.name, file_name} <= set(named):
+            raise ConfigError([f"{setting.name}: set either this or {file_name}, not both"])
+        if named and setting.secret and named[0] == file_name:
+            secret = read_secret(file_name, texts[file_name], read_file)
+            return FoundSetting(file_name, secret, "file")
+        if named:
+            return FoundSetting(named[0], texts[named[0]], source)
+    return FoundSetting(setting.name, setting.default, "default")
+
+
+def setting_names(setting: Setting) -> Tuple[str, ...]:
+    """Every variable that can hold the setting, first to look at first."""
+    return (setting.name, *((f"{setting.name}_FILE",) if setting.secret else ()), *setting.aliases)
+
+
+def read_secret(variable: str, path: str, read_file: Callable[[str], str]) -> str:
+    try:
+        text = clean_text(read_file(path))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError([f"{variable}: the file cannot be read ({reason})"]) from None
+    if not text:
+        raise ConfigError([f"{variable}: the file is empty"])
+    return text
+
+
+def parse_found(setting: Setting, found: FoundSetting) -> Any:
+    try:
+        return setting.parse(found.text)
+    except ValueError as error:
+        raise ConfigError([f"{found.variable}: {error}"]) from None
+
+
+def read_custom_headers(
+    sources: SettingSources,
+) -> Tuple[List[Tuple[str, str]], List[Tuple[str, str]], List[str]]:
+    """(headers, (variable, source) pairs, problems) of the CUSTOM_HEADER_ variables."""
+    headers: Dict[str, Tuple[str, str]] = {}
+    problems = []
+    for source, written in reversed(sources):
+        for variable in sorted(name for name in written if name.startswith(CUSTOM_HEADER_PREFIX)):
+            header = variable[len(CUSTOM_HEADER_PREFIX):].lower().replace("_", "-")
+            text = clean_text(written[variable])
+            problem = custom_header_problem(header, text)
+            if text and problem:
+                problems.append(f"{variable}: {problem}")
+            elif text:
+                headers[header] = (text, source)
+    pairs = [(header, text) for header, (text, _) in sorted(headers.items())]
+    origins = [(custom_header_variable(header), headers[header][1]) for header, _ in pairs]
+    return pairs, origins, problems
+
+
+def custom_header_variable(header: str) -> str:
+    return CUSTOM_HEADER_PREFIX + header.upper().replace("-", "_")
+
+
+def custom_header_problem(header: str, text: str) -> Optional[str]:
+    if not HEADER_NAME.fullmatch(header):
+        return f"must be {CUSTOM_HEADER_PREFIX} and a header name, with _ for each hyphen"
+    if header in FRAMING_HEADERS:
+        return "the proxy itself sets this header"
+    return None if re.fullmatch(HEADER_TEXT, text) else "must be one line of printable ASCII"
+
+
+def unknown_names(dotenv: Mapping[str, str]) -> List[str]:
+    """The names in a .env that are no setting here: worth a warning, for a name may be misspelt."""
+    known = {name for setting in SETTINGS for name in setting_names(setting)}
+    return [n for n in dotenv if n not in known and not n.startswith(CUSTOM_HEADER_PREFIX)]
+
+
+# --- what settings mean together ---------------------------------------------------------------
+
+
+def is_loopback_host(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+CROSS_CHECKS: Tuple[Tuple[Tuple[str, ...], Callable[..., bool], str], ...] = (
+    (("LISTEN_HOST", "ANTHROPIC_API_KEY", "TRUST_PROXY"),
+     lambda host, key, trusted: is_loopback_host(host) or bool(key) or trusted,
+     "other machines could use this proxy without a key; set ANTHROPIC_API_KEY to the key that "
+     "clients must show, or TRUST_PROXY=true if something in front authenticates, or "
+     "LISTEN_HOST=127.0.0.1"),
+    (("UPSTREAM", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
+     lambda upstream, key, base: upstream != "openai" or bool(key or base),
+     "openai needs OPENAI_API_KEY or OPENAI_BASE_URL, or both"),
+    (("AZURE_API_VERSION", "OPENAI_BASE_URL"),
+     lambda version, base: not version or bool(base),
+     "needs OPENAI_BASE_URL, such as https://NAME.openai.azure.com"),
+    (("MIN_TOKENS_LIMIT", "MAX_TOKENS_LIMIT"),
+     lambda low, high: not high or low <= high,
+     "must not be above MAX_TOKENS_LIMIT"),
+)
+
+
+def cross_check(values: Mapping[str, Any]) -> List[str]:
+    """Problems between settings; a check is left out where one of its values is itself wrong."""
+    return [
+        f"{names[0]}: {problem}"
+        for names, holds, problem in CROSS_CHECKS
+        if all(name in values for name in names) and not holds(*(values[name] for name in names))
+    ]
+
+
+def resolve_upstream(values: Mapping[str, Any]) -> Dict[str, str]:
+    key, base = values["OPENAI_API_KEY"], values["OPENAI_BASE_URL"]
+    named = "openai" if key or base or values["AZURE_API_VERSION"] else "demo"
+    if key and not base:
+        base = OPENAI_OWN_URL if key.startswith(OPENAI_KEY_PREFIXES) else OPENROUTER_URL
+    return {"UPSTREAM": values["UPSTREAM"] or named, "OPENAI_BASE_URL": base}
+
+
+def resolve_models(values: Mapping[str, Any]) -> Dict[str, str]:
+    host = urlsplit(values["OPENAI_BASE_URL"]).hostname or ""
+    models = dict(DEFAULT_MODELS.get(host, DEFAULT_MODELS["other"]))
+    if values["BIG_MODEL"]:
+        models["MIDDLE_MODEL"] = values["BIG_MODEL"]
+    return {name: values[name] or model for name, model in models.items()}
+
+
+# ==================================================================================================
+# settings_text
+# ==================================================================================================
+# Texts printed from the table of settings: .env.example, --help, README table, --check-config.
+#
+# Pure. No text shows a secret, or any part of one.
+
+ENV_EXAMPLE_HEAD = """\
+# Settings of claude_proxy. Copy this file to .env and take the # away from what you change.
+# The environment goes before .env; an empty value counts as unset. Values in single quotes are
+# taken as they are; elsewhere a $ is written $$. Variables marked (secret) can be given as a file:
+# OPENAI_API_KEY_FILE=/run/secrets/key. Keep .env to yourself (chmod 600) and out of git.
+"""
+CUSTOM_HEADER_HELP = (
+    "a header for every upstream call: CUSTOM_HEADER_X_API_KEY sends x-api-key; replaces the "
+    "proxy's own, authorization included"
+)
+
+
+def settings_by_section() -> Dict[str, List[Setting]]:
+    sections: Dict[str, List[Setting]] = {}
+    for setting in SETTINGS:
+        sections.setdefault(setting.section, []).append(setting)
+    return sections
+
+
+def full_help(setting: Setting) -> str:
+    """The help line with what holds for the variable's names."""
+    aliases = f" (also {', '.join(setting.aliases)})" if setting.aliases else ""
+    secret = f" (secret; also as a file: {setting.name}_FILE)" if setting.secret else ""
+    return setting.help + aliases + secret
+
+
+def format_env_example() -> str:
+    """A .env with every setting commented out, for docker compose and for our own parser."""
+    lines = [ENV_EXAMPLE_HEAD]
+    for section, settings in settings_by_section().items():
+        lines.append(f"# --- {section} ---\n")
+        for setting in settings:
+            lines += [*commented(full_help(setting)), f"#{setting.name}={setting.default}", ""]
+    lines += ["# --- Headers ---\n", *commented(CUSTOM_HEADER_HELP)]
+    lines.append(f"#{CUSTOM_HEADER_PREFIX}X_API_KEY=")
+    return "\n".join(lines) + "\n"
+
+
+def commented(text: str) -> List[str]:
+    return textwrap.wrap(text, 96, initial_indent="# ", subsequent_indent="# ")
+
+
+def format_settings_help() -> str:
+    """The settings for --help, at most 80 columns wide."""
+    lines = []
+    for section, settings in settings_by_section().items():
+        lines.append(f"{section}:")
+        for setting in settings:
+            lines += [f"  {setting.name}={setting.default}", *indented(full_help(setting))]
+        lines.append("")
+    lines += ["Headers:", f"  {CUSTOM_HEADER_PREFIX}<NAME>=", *indented(CUSTOM_HEADER_HELP)]
+    return "\n".join(lines) + "\n"
+
+
+def indented(text: str) -> List[str]:
+    return textwrap.wrap(text, 80, initial_indent=" " * 6, subsequent_indent=" " * 6)
+
+
+def format_settings_markdown() -> str:
+    """The settings as a Markdown table for each section."""
+    blocks = []
+    for section, settings in settings_by_section().items():
+        rows = [markdown_row(s.name, s.default, full_help(s)) for s in settings]
+        blocks.append("\n".join([f"**{section}**", "", *MARKDOWN_HEAD, *rows]))
+    row = markdown_row(f"{CUSTOM_HEADER_PREFIX}<NAME>", "", CUSTOM_HEADER_HELP)
+    blocks.append("\n".join(["**Headers**", "", *MARKDOWN_HEAD, row]))
+    return "\n\n".join(blocks) + "\n"
+
+
+MARKDOWN_HEAD = ("| variable | default | meaning |", "| --- | --- | --- |")
+
+
+def markdown_row(name: str, default: str, meaning: str) -> str:
+    # A * in running text would start emphasis, and a | end the cell.
+    plain = "".join("\\" + c if c in "*|<" else c for c in meaning)
+    coded = re.sub(r"\b[A-Za-z]+(?:_[A-Za-z]+)+\b", r"`\g<0>`", plain)
+    return f"| `{name}` | {f'`{default}`' if default else ''} | {coded} |"
+
+
+def format_config(config: Config) -> str:
+    """The settings in force, NAME=value and where from; secrets only as their length."""
+    sources = dict(config.sources)
+    rows = [
+        (setting.name, setting_text(getattr(config, setting.name.lower()), setting.secret))
+        for setting in SETTINGS
+    ]
+    rows += [
+        (custom_header_variable(name), setting_text(value, True))
+        for name, value in config.custom_headers
+    ]
+    return "".join(f"{f'{name}={text}':47} ({sources[name]})\n" for name, text in rows)
+
+
+def setting_text(value: Any, secret: bool) -> str:
+    """A parsed value as one would write it; a secret as its length."""
+    if secret:
+        return f"set ({len(value)} characters)" if value else ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return ",".join(item if isinstance(item, str) else "=".join(item) for item in value)
+    return str(value)
+
+
+# ==================================================================================================
+# dotenv
+# ==================================================================================================
+# Reads .env text by the rules of docker compose.
+#
+#     entry  = [ "export" ] NAME ( "=" | ":" ) value [ comment ]
+#     value  = 'literal, over lines, \' for a quote' | "escapes and references, over lines"
+#            | text with references up to the end of the line or a blank and #
+#     reference = $NAME | ${NAME} | ${NAME op word}     op = :- - :+ + :? ?     $$ is a dollar
+#
+# A reference looks into the environment first, then at the lines above; a word may hold references.
+# A dollar before anything else stands for itself. Errors carry a line number and never the text.
+# Used by the command line; touches no file. Time grows with the length of the text.
+
+DOTENV_BLANK = re.compile(r"[ \t\r]*(?:#[^\n]*)?(?:\n|\Z)")
+DOTENV_HEAD = re.compile(r"[ \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_.]*)[ \t]*[=:][ \t]*")
+DOTENV_SINGLE = re.compile(r"'((?:[^'\\]|\\.)*)'", re.DOTALL)
+DOTENV_DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+DOTENV_COMMENT = re.compile(r"[ \t]#")
+# Each alternative begins with its own characters, so nothing is tried twice for long.
+DOTENV_REFERENCE = re.compile(
+    r"(?P<dollar>\$\$)|\$(?P<name>[A-Za-z_][A-Za-z0-9_]*)"
+    r"|\$\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)(?P<operator>\}|:?[-+?])|(?P<open>\$\{)|(?P<close>\})"
+)
+DOTENV_ESCAPED = re.compile(r"\\(?P<escape>.)|" + DOTENV_REFERENCE.pattern, re.DOTALL)
+DOTENV_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "$": "$"}
+
+
+class DotenvError(Exception):
+    """Text that is no .env; says the line and what was expected, never what stands there."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"line {line}: {reason}")
+        self.line = line
+
+
+def parse_dotenv(text: str, environ: Mapping[str, str]) -> Dict[str, str]:
+    """The variables that `text` sets; `environ` serves its references only. Raises DotenvError."""
+    text = text.lstrip("\ufeff").replace("\r\n", "\n")
+    values: Dict[str, str] = {}
+    known = ChainMap(dict(environ), values)
+    at, line = 0, 1
+    while at < len(text):
+        name, value, end = take_entry(text, at, line, known)
+        if name:
+            values[name] = value
+        line += text.count("\n", at, end)
+        at = end
+    return values
+
+
+def take_entry(text: str, at: int, line: int, known: Mapping[str, str]) -> Tuple[str, str, int]:
+    """(name, value, position after the line) of the entry at `at`; name "" if there is none."""
+    blank = DOTENV_BLANK.match(text, at)
+    if blank:
+        return "", "", blank.end()
+    head = DOTENV_HEAD.match(text, at)
+    if not head:
+        raise DotenvError(line, "expected NAME=value, or # before a comment")
+    value, end = take_value(text, head.end(), line, known)
+    rest = DOTENV_BLANK.match(text, end)
+    if not rest:
+        line += text.count("\n", at, end)
+        raise DotenvError(line, "unexpected text after the closing quote")
+    return head.group(1), value, rest.end()
+
+
+def take_value(text: str, at: int, line: int, known: Mapping[str, str]) -> Tuple[str, int]:
+    """(value, position after it)."""
+    quote = text[at:at + 1]
+    if quote not in ("'", '"'):
+        end = text.find("\n", at)
+        end = len(text) if end < 0 else end
+        # One character more, so that a blank right after the = can begin a comment.
+        raw = DOTENV_COMMENT.split(text[at - 1:end], maxsplit=1)[0][1:]
+        return expand_dotenv(raw.strip(), DOTENV_REFERENCE, line, known), end
+    quoted = (DOTENV_SINGLE if quote == "'" else DOTENV_DOUBLE).match(text, at)
+    if not quoted:
+        raise DotenvError(line, "the quote that opens here is not closed")
+    if quote == "'":
+        return quoted.group(1).replace("\\'", "'"), quoted.end()
+    return expand_dotenv(quoted.group(1), DOTENV_ESCAPED, line, known), quoted.end()
+
+
+class OpenReference:
+    """A ${NAME op whose word is being read. `lacking`: the word needs a variable that is unset."""
+
+    def __init__(self, name: str, operator: str) -> None:
+        self.name = name
+        self.operator = operator
+        self.pieces: List[str] = []
+        self.lacking = False
+
+
+def expand_dotenv(text: str, pattern: re.Pattern, line: int, known: Mapping[str, str]) -> str:
+    """`text` with escapes and references replaced; open references are kept on a stack."""
+    stack = [OpenReference("", "")]
+    at = 0
+    for match in pattern.finditer(text):
+        stack[-1].pieces.append(text[at:match.start()])
+        at = match.end()
+        if match.group("open"):
+            raise DotenvError(line, "expected ${NAME} or ${NAME:-word}; a $ as such is written $$")
+        if match.group("braced") and match.group("operator") != "}":
+            stack.append(OpenReference(match.group("braced"), match.group("operator")))
+        elif match.group("close") and len(stack) > 1:
+            close_reference(stack.pop(), stack[-1], known)
+        else:
+            stack[-1].pieces.append(plain_replacement(match, known))
+    if len(stack) > 1:
+        raise DotenvError(line, "a ${ is not closed")
+    if stack[0].lacking:
+        raise DotenvError(line, "a variable that is required here is not set")
+    return "".join([*stack[0].pieces, text[at:]])
+
+
+def plain_replacement(match: Match[str], known: Mapping[str, str]) -> str:
+    found = match.groupdict()
+    if found["dollar"]:
+        return "$"
+    if found.get("escape"):
+        return DOTENV_ESCAPES.get(found["escape"], match.group())
+    name = found["name"] or found["braced"]
+    return known.get(name, "") if name else match.group()
+
+
+def close_reference(done: OpenReference, outer: OpenReference, known: Mapping[str, str]) -> None:
+    """Append what a ${NAME op word} stands for to the reference around it."""
+    value: Optional[str] = known.get(done.name)
+    if done.operator.startswith(":"):
+        value = value or None
+    kind = done.operator[-1]
+    if kind == "?":
+        outer.lacking = outer.lacking or value is None
+        outer.pieces.append(value or "")
+    elif (kind == "+") == (value is not None):
+        outer.lacking = outer.lacking or done.lacking
+        outer.pieces.append("".join(done.pieces))
+    else:
+        outer.pieces.append(value or "")
+
+
+# ==================================================================================================
+# log
+# ==================================================================================================
+# One line per happening, as JSON or key=value; and the one gate where secrets are removed.
+#
+# Callers pass facts (names, numbers, identifiers), never prompt or answer text: no level shows
+# content.
+
+LOG_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+
+# What a credential looks like when somebody else's error text quotes it back to us. A digit (or a
+# mask's star) tells it from prose such as "Bearer authentication"; only after a password's label
+# does any word count. Identifiers (msg_, req_ and 24 hex, UUIDs) fit none of these. Look-aheads are
+# bounded, so that a long text costs no more than its length.
+REDACTED = "[redacted]"
+SECRET_SHAPES = re.compile(
+    r"(?i)\bbearer\s+(?=[\w.~+/=-]{0,99}[0-9]|[\w.~+/=-]{24})[\w.~+/=-]{6,}"
+    r"|\bbasic\s+(?=[\w+/]{0,99}[0-9=])[\w+/]{10,}"
+    r"|(?:password|passwd|secret|authorization)\\?[\"']?\s*[:=]\s*\\?[\"']?"
+    r"(?:(?:bearer|basic)\s+)?[\w.~+/=*-]{6,}"
+    r"|(?:api[-_ ]?key(?: provided)?|token)\\?[\"']?\s*[:=]\s*\\?[\"']?"
+    r"(?=[\w.~+/=-]{0,99}[a-z])(?=[\w.~+/=-]{0,99}[0-9*]|[\w.~+/=-]{24})[\w.~+/=*-]{6,}"
+    r"|(?<=[?&])(?:key|sig|code)=[^\s&\"']{6,}"
+    r"|(?<=://)[^/\s?#@]{1,999}(?=@)"
+    r"|\bsk-(?=[\w.-]{0,99}[0-9*]|[\w.-]{40})[\w*.-]{6,}"
+    r"|\b(?:pk|rk|csk|xai|pplx|nvapi)-(?=[\w-]{0,99}[0-9])[\w-]{24,}|\bkey-[0-9a-z]{16,}"
+    r"|\b(?:gsk|hf|fw|r8|gh[pousr]|tgp_v1|[sr]k_live|[sr]k_test)_(?=[a-z]{0,99}[0-9])[0-9a-z]{16,}"
+    r"|\bgithub_pat_\w{20,}"
+    r"|\b(?:AIza|AKIA|eyJ)[\w.-]{16,}"
+    r"|\b(?:[0-9a-f]{32,}|[0-9a-z]{72,})\b"
+)
+SHORTEST_SECRET = 4
+
+
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """Return `text` without the given secrets and without anything shaped like a credential."""
+    # The longest first: another may be a part of it.
+    for secret in sorted(secrets, key=len, reverse=True):
+        if len(secret) >= SHORTEST_SECRET:
+            text = text.replace(secret, REDACTED)
+    return SECRET_SHAPES.sub(REDACTED, text)
+
+
+def format_text_line(moment: str, level: str, event: str, fields: Mapping[str, Any]) -> str:
+    """One line for a person: time, level, event, then key=value pairs, quoted where needed."""
+    pairs = [f"{key}={log_value(value)}" for key, value in fields.items() if value is not None]
+    return " ".join([moment, level.upper().ljust(7), event, *pairs])
+
+
+def log_value(value: Any) -> str:
+    """A value as it stands behind key=; control characters and blanks never break the line."""
+    text = str(value)
+    plain = text.isprintable() and text.isascii() and not any(c in text for c in " \"'=")
+    return text if plain and text else json.dumps(text)
+
+
+def format_json_line(moment: str, level: str, event: str, fields: Mapping[str, Any]) -> str:
+    """One JSON object, for a collector."""
+    line = {"time": moment, "level": level, "event": event}
+    line.update((key, value) for key, value in fields.items() if value is not None)
+    return json.dumps(line, default=str)
+
+
+class Log:
+    """Writes lines to one stream; safe to call from any thread."""
+
+    def __init__(
+        self,
+        stream: TextIO,
+        level: str = "info",
+        as_json: bool = False,
+        secrets: Iterable[str] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._stream = stream
+        self._threshold = LOG_LEVELS[level]
+        self._format = format_json_line if as_json else format_text_line
+        self._secrets = tuple(secret for secret in secrets if secret)
+        self._clock = clock
+        self._lock = threading.Lock()
+
+    def debug(self, event: str, **fields: Any) -> None:
+        self.write("debug", event, fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        self.write("info", event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self.write("warning", event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        self.write("error", event, fields)
+
+    def _clean(self, value: Any) -> Any:
+        """Numbers as they are; anything else, an exception for instance, as redacted text."""
+        if value is None or isinstance(value, (int, float)):
+            return value
+        return redact(str(value), self._secrets)
+
+    def write(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
+        if LOG_LEVELS[level] < self._threshold:
+            return
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
+        clean = {key: self._clean(value) for key, value in fields.items()}
+        line = self._format(moment, level, event, clean)
+        with self._lock:
+            try:
+                self._stream.write(line + "\n")
+                self._stream.flush()
+            except (OSError, ValueError):
+                pass  # a closed stderr must not end an answer
+
+
+# ==================================================================================================
+# errors
+# ==================================================================================================
+# Errors as clients see them, and how other people's errors become ours.
+#
+# Every failure is a `ProxyError`: a status, a Messages API error type and a message that says what to
+# do. Foreign exceptions and upstream answers become one where they enter (`transport`, an upstream),
+# so nothing further in ever handles another kind. Pure: no I/O.
+
+# Status -> error type, as the Messages API pairs them.
+ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+# What an upstream's status becomes for the client, where it is not passed on as it is.
+CLIENT_STATUS = {
+    408: 504, 422: 400, 498: 529, 520: 502, 521: 502, 522: 502, 523: 502, 524: 504, 530: 502
+}
+
+CLIENT_GONE_STATUS = 499
+LONGEST_UPSTREAM_MESSAGE = 2048
+NO_RETRY = ("x-should-retry", "false")
+
+
+def error_type_of(status: int) -> str:
+    """The Messages API error type for a status; unknown 4xx count as a bad request."""
+    unlisted = "invalid_request_error" if 400 <= status < 500 else "api_error"
+    return ERROR_TYPES.get(status, unlisted)
+
+
+class ProxyError(Exception):
+    """A failure that a client is told of: HTTP status, type, message, extra response headers."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        error_type: str = "",
+        headers: Iterable[Tuple[str, str]] = (),
+        upstream_status: Optional[int] = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.error_type = error_type or error_type_of(status)
+        # Claude Code repeats a 401 for about three minutes unless told not to.
+        never = status in (401, 402)
+        kept = (pair for pair in headers if not (never and pair[0] == NO_RETRY[0]))
+        self.headers = (*kept, NO_RETRY) if never else tuple(kept)
+        self.upstream_status = upstream_status
+
+
+def error_body(error: ProxyError, request_id: str) -> Dict[str, Any]:
+    """The Messages API's error envelope."""
+    inner = {"type": error.error_type, "message": error.message}
+    return {"type": "error", "error": inner, "request_id": request_id}
+
+
+# --- what an upstream said ---------------------------------------------------------------------
+
+
+def upstream_error(
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    prompt_tokens: int = 0,
+    now: Optional[float] = None,
+) -> ProxyError:
+    """Turn an upstream's failed answer into the error that the client is told.
+
+    `headers` have lower-case names. `prompt_tokens` is our own estimate, for overflow messages
+    without the number; a `retry-after` date counts from `now` (seconds since the epoch).
+    """
+    text = upstream_error_text(body) or f"the upstream answered with status {status} and no message"
+    raw = body.decode("utf-8", "replace")
+    return classify_error(status, text, raw, kept_headers(headers, now), prompt_tokens)
+
+
+def upstream_error_object(data: Any, prompt_tokens: int = 0) -> ProxyError:
+    """The same for an `error` object that came inside a 200 or in mid-stream."""
+    raw = json.dumps(data)
+    text = error_text_in(data) or "the upstream reported an error without a message"
+    return classify_error(status_in(data), text, raw, (), prompt_tokens)
+
+
+def classify_error(
+    status: int, text: str, raw: str, headers: Tuple[Tuple[str, str], ...], prompt_tokens: int
+) -> ProxyError:
+    """Apply the rules that need the text, then the table."""
+    text = redact(text)[:LONGEST_UPSTREAM_MESSAGE]
+    overflow = overflow_message(text, raw, prompt_tokens)
+    if overflow and status not in (401, 403):
+        return ProxyError(400, overflow, headers=[NO_RETRY], upstream_status=status)
+    if status == 429 and "insufficient_quota" in raw:
+        return ProxyError(402, text, upstream_status=status)
+    if 300 <= status < 400:
+        text = "the upstream answered with a redirect, which is never followed: check its base URL"
+        return ProxyError(502, text, upstream_status=status)
+    return ProxyError(
+        CLIENT_STATUS.get(status, status), text, headers=headers, upstream_status=status
+    )
+
+
+def kept_headers(headers: Mapping[str, str], now: Optional[float]) -> Tuple[Tuple[str, str], ...]:
+    """The upstream's response headers that steer a client's retries."""
+    seconds = retry_after_seconds(headers, now)
+    kept = [("retry-after", str(seconds))] if seconds is not None else []
+    if headers.get("x-should-retry") in ("true", "false"):
+        kept.append(("x-should-retry", headers["x-should-retry"]))
+    return tuple(kept)
+
+
+def retry_after_seconds(headers: Mapping[str, str], now: Optional[float] = None) -> Optional[int]:
+    """Whole seconds from `retry-after-ms` or `retry-after` (seconds or HTTP date), or None.
+
+    Claude Code reads whole seconds only, so dates and milliseconds are turned into them.
+    """
+    milliseconds = headers.get("retry-after-ms", "")
+    if re.fullmatch(r"[0-9]{1,9}", milliseconds):
+        return -(-int(milliseconds) // 1000)
+    value = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]*)?", value):
+        return int(float(value) + 0.999)
+    return seconds_until(value, now) if value and now is not None else None
+
+
+def seconds_until(date: str, now: float) -> Optional[int]:
+    """Seconds from `now` to an HTTP date, at least 0; None if it is no date."""
+    try:
+        return max(0, int(parsedate_to_datetime(date).timestamp() - now + 0.999))
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
+
+
+def upstream_error_text(body: bytes) -> str:
+    """The message in an error body of any shape: JSON, HTML (its title) or plain text."""
+    text = body.decode("utf-8", "replace").strip()
+    try:
+        data = json.loads(text)
+        return error_text_in(data) or (text if data else "")
+    except (ValueError, RecursionError):
+        pass
+    if text[:1] == "<":
+        title = re.search(r"(?is)<title[^>]*>([^<]{1,300})", text)
+        return "the upstream answered with a web page: " + (
+            html.unescape(title.group(1)).strip() if title else "(no title)"
+        )
+    return text
+
+
+def error_text_in(data: Any) -> str:
+    """Find the message in decoded JSON; the shapes are those that providers send.
+
+    `{"error": {"message"}}`, `{"error": "..."}`, `[{"error": ...}]`, `{"message"}`, `{"detail"}`,
+    `{"errors": [...]}`, and OpenRouter's `error.metadata.raw` (the provider's own words).
+    """
+    if isinstance(data, str):
+        return data
+    if isinstance(data, list):
+        return error_text_in(data[0]) if data else ""
+    if not isinstance(data, dict):
+        return ""
+    members = ("error", "message", "msg", "detail", "errors")
+    own = next(filter(None, (error_text_in(data.get(member)) for member in members)), "")
+    metadata = data.get("metadata")
+    if isinstance(metadata, dict) and metadata.get("raw"):
+        raw = metadata["raw"] if isinstance(metadata["raw"], str) else json.dumps(metadata["raw"])
+        inner = upstream_error_text(raw.encode("utf-8", "replace"))
+        return f"{own} ({metadata.get('provider_name', 'provider')}: {inner})"
+    return own
+
+
+# Words in an error inside a 200 that give its status away, first match wins.
+STATUS_WORDS = (
+    ("overloaded", 529),
+    ("rate_limit", 429),
+    ("rate limit", 429),
+    ("insufficient_quota", 402),
+    ("authentication", 401),
+    ("invalid_api_key", 401),
+    ("not_found", 404),
+    ("context_length_exceeded", 400),
+    ("invalid_request", 400),
+)
+
+
+def status_in(data: Any) -> int:
+    """The HTTP status that an error object stands for: its `code` if that is one, else by words."""
+    error = data.get("error", data) if isinstance(data, dict) else data
+    if isinstance(error, dict):
+        for key in ("code", "status", "status_code"):
+            code = str(error.get(key, ""))
+            if re.fullmatch(r"[45][0-9]{2}", code):
+                return int(code)
+    words = json.dumps(error).lower()
+    return next((status for word, status in STATUS_WORDS if word in words), 502)
+
+
+# --- context overflow --------------------------------------------------------------------------
+
+# Claude Code compacts the conversation when a message contains "prompt is too long", and repeats
+# with a smaller max_tokens on "input length and `max_tokens` exceed context limit". It knows no
+# other wording, so every provider's must become one of these.
+# Groups: n prompt tokens, m the model's limit, b tokens asked for the answer, t both (where the
+# prompt is told in parts).
+OVERFLOW_NUMBERS = tuple(
+    re.compile(pattern, re.IGNORECASE | re.DOTALL)
+    for pattern in (
+        r"maximum context length is (?P<m>\d+).{0,40}your messages resulted in (?P<n>\d+)",
+        r"limit of (?P<m>\d+) tokens.{0,20}your messages resulted in (?P<n>\d+)",
+        r"maximum context length is (?P<m>\d+) tokens.{0,60}?requested (?:about )?(?P<t>\d+) tokens"
+        r" \(\d+ (?:in the messages|of text input).{0,60}?(?P<b>\d+) in the (?:completion|output)",
+        r"decoder prompt \(length (?P<n>\d+)\).{0,60}?maximum model length of (?P<m>\d+)",
+        r"too large: (?P<b>\d+).{0,120}?maximum context length is (?P<m>\d+) tokens"
+        r" and your request has (?P<n>\d+) input tokens",
+        r"input length \((?P<n>\d+)\) exceeds.{0,60}?context length \((?P<m>\d+)\)",
+        r"input \((?P<n>\d+) tokens\) is longer than.{0,60}?context length \((?P<m>\d+)",
+        r"maximum context length of (?P<m>\d+) tokens.{0,80}?: (?P<n>\d+) tokens from the input"
+        r" messages and (?P<b>\d+)",
+        r"request \((?P<n>\d+) tokens\) exceeds the available context size \((?P<m>\d+)",
+        r"\A(?=.*\"n_prompt_tokens\":\s*(?P<n>\d+)).*\"n_ctx\":\s*(?P<m>\d+)",
+        r"input token count \((?P<n>\d+)\) exceeds the maximum number of tokens allowed"
+        r" \((?P<m>\d+)\)",
+        r"maximum prompt length is (?P<m>\d+) but the request contains (?P<n>\d+) tokens",
+        r"prompt contains (?P<n>\d+) tokens.{0,80}?with (?P<m>\d+) maximum context length",
+        r"must be <= (?P<m>\d+)\. Given: (?P<n>\d+) `?inputs`? tokens and (?P<b>\d+)",
+        r"prompt is too long: (?P<n>\d+)(?: tokens)?(?:,| >).{0,40}?(?P<m>\d+)",
+        r"prompt too long: (?P<n>\d+) tokens exceeds max context window of (?P<m>\d+)",
+        r"prompt tokens \((?P<n>\d+)\) exceed model maximum \((?P<m>\d+)\)",
+        r"keep the first (?P<n>\d+) tokens.{0,120}?context length of only (?P<m>\d+)",
+        r"context length of only (?P<m>\d+) tokens",
+        r"current length is (?P<n>\d+) while limit is (?P<m>\d+)",
+        r"exceeded model token limit: (?P<m>\d+)(?: \(requested: (?P<n>\d+))?",
+        r"range of input length should be \[\d+, (?P<m>\d+)\]",
+        r"maximum context length is (?P<m>\d+)",
+    )
+)
+OVERFLOW_WORDS = re.compile(
+    r"context_length_exceeded|exceed_context_size|prompt is too long|prompt too long"
+    r"|exceeds? the (?:available )?context (?:window|size)|context window exceeds limit"
+    r"|greater than the context length|input is too long for requested model"
+    r"|prompt exceeds max length|too many tokens: size limit|reduce the length of the messages",
+    re.IGNORECASE,
+)
+NOT_OVERFLOW = re.compile(
+    r"per minute|\bTPM\b|\bTPD\b|quota|string_above_max_length", re.IGNORECASE
+)
+
+
+def overflow_message(text: str, raw: str = "", prompt_tokens: int = 0) -> Optional[str]:
+    """Claude Code's wording for a context overflow told in any provider's words, or None.
+
+    `raw` is the whole body, for numbers that stand outside the message.
+    """
+    whole = f"{text}\n{raw[:8192]}"
+    if NOT_OVERFLOW.search(whole):
+        return None
+    match = next((m for m in (p.search(whole) for p in OVERFLOW_NUMBERS) if m), None)
+    if match is None:
+        return f"prompt is too long: {text}" if OVERFLOW_WORDS.search(whole) else None
+    # Cut, for Python refuses to read a number of some thousand digits.
+    found = {group: int(digits[:15]) for group, digits in match.groupdict().items() if digits}
+    limit, answer = found["m"], found.get("b", 0)
+    told = found["t"] - answer if "t" in found else found.get("n", 0)
+    prompt = told or max(prompt_tokens, limit + 1)
+    if answer and prompt < limit:
+        return (
+            f"input length and `max_tokens` exceed context limit:"
+            f" {prompt} + {answer} > {limit} \u2014 {text}"
+        )
+    return f"prompt is too long: {max(prompt, limit + 1)} tokens > {limit} maximum \u2014 {text}"
+
+
+# ==================================================================================================
+# http1
+# ==================================================================================================
+# HTTP/1.1 messages as bytes: strict request heads, body framing, and what we send. No I/O.
+#
+# Requests are read strictly (RFC 9112, and no more than it): whatever two parsers could understand in
+# two ways is refused, so nothing can be smuggled past or through this proxy. Line ends are CRLF only,
+# a Content-Length is digits only and stands alone, and Transfer-Encoding is "chunked" or nothing.
+# Answers of upstreams are read with the same framing, but their heads may be sloppy.
+#
+# `wire` and `transport` do the reading and writing; nothing here waits, and nothing is kept but
+# what a body decoder needs between two pieces.
+
+LONGEST_REQUEST_LINE = 8 * 1024
+LONGEST_HEAD = 32 * 1024
+MOST_FIELDS = 100
+LONGEST_CHUNK_LINE = 256
+LONGEST_TRAILERS = 8 * 1024
+
+HTTP_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+HTTP_REQUEST_LINE = re.compile(rb"(%b) ([\x21-\x7e]+) (HTTP/[0-9]\.[0-9])" % HTTP_TOKEN)
+HTTP_FIELD_LINES = re.compile(rb"(?:%b:[\t\x20-\x7e\x80-\xff]*\r\n)*" % HTTP_TOKEN)
+HTTP_BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+HTTP_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~%!$&'()*+,;=-]+)(?::[0-9]{0,5})?")
+HTTP_DIGITS = re.compile(r"[0-9]{1,18}")
+HTTP_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?")
+HTTP_CHUNK_SIZE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}[\t ]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
+HTTP_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n]*)?")
+HTTP_UNSAFE = re.compile(r"[\r\n\x00]")
+HTTP_REASONS = {status.value: status.phrase for status in HTTPStatus}
+
+
+class HttpRequest(NamedTuple):
+    """A request as the endpoints see it. `headers` has lower-case names; repeated ones are joined.
+
+    `path` is as sent, without query; `peer` is the client's address.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: Dict[str, str]
+    version: str = "HTTP/1.1"
+    host: str = ""
+    body: bytes = b""
+    peer: str = ""
+
+
+class HttpResponse(NamedTuple):
+    """An answer: a whole body, or pieces that are sent as they come."""
+
+    status: int
+    headers: Tuple[Tuple[str, str], ...]
+    body: Union[bytes, Iterable[bytes]]
+
+
+class ResponseHead(NamedTuple):
+    """An upstream's status line and header fields."""
+
+    version: str
+    status: int
+    headers: Dict[str, str]
+
+
+def bad_request(message: str, status: int = 400) -> ProxyError:
+    return ProxyError(status, f"malformed HTTP request: {message}")
+
+
+# --- request heads -----------------------------------------------------------------------------
+
+
+def take_head(buffer: bytes) -> Optional[Tuple[bytes, bytes]]:
+    """Cut (head, rest) off a buffer, or return None when the head is not whole yet.
+
+    A buffer that can never become a head within the limits raises ProxyError at once.
+    """
+    end = buffer.find(b"\r\n\r\n")
+    head = buffer if end < 0 else buffer[: end + 2]
+    if HTTP_BARE_LINE_END.search(head):
+        raise bad_request("a line does not end in CRLF")
+    line_end = head.find(b"\r\n")
+    if (len(head) if line_end < 0 else line_end) > LONGEST_REQUEST_LINE:
+        raise bad_request(f"the request line has more than {LONGEST_REQUEST_LINE} bytes", 414)
+    if len(head) > LONGEST_HEAD:
+        raise bad_request(f"the header fields have more than {LONGEST_HEAD} bytes", 431)
+    return None if end < 0 else (head, buffer[end + 4 :])
+
+
+def parse_head(head: bytes, peer: str = "") -> HttpRequest:
+    """Parse a head as `take_head` cut it: request line and fields, each with its CRLF."""
+    line, _, fields = head.partition(b"\r\n")
+    match = HTTP_REQUEST_LINE.fullmatch(line)
+    if match is None:
+        raise bad_request("the request line is not METHOD TARGET HTTP/1.1")
+    method, target, version = (part.decode("ascii") for part in match.groups())
+    if version not in ("HTTP/1.1", "HTTP/1.0"):
+        raise bad_request("only HTTP/1.1 and HTTP/1.0 are spoken here", 505)
+    headers = parse_fields(fields)
+    path, query, authority = parse_target(method, target)
+    host = checked_host(headers, version)
+    return HttpRequest(method, path, query, headers, version, authority or host, b"", peer)
+
+
+def parse_fields(fields: bytes) -> Dict[str, str]:
+    """Header fields by lower-case name. Framing fields and Host may not be repeated."""
+    if HTTP_FIELD_LINES.fullmatch(fields) is None:
+        raise bad_request("a header field is not NAME: VALUE")
+    lines = fields.split(b"\r\n")[:-1]
+    if len(lines) > MOST_FIELDS:
+        raise bad_request(f"more than {MOST_FIELDS} header fields", 431)
+    headers: Dict[str, str] = {}
+    for line in lines:
+        raw_name, _, raw_value = line.partition(b":")
+        name, value = raw_name.decode("ascii").lower(), raw_value.strip(b" \t").decode("latin-1")
+        if name in headers:
+            if name in ("host", "content-length", "transfer-encoding", "content-type"):
+                raise bad_request(f"{name} is repeated")
+            value = f"{headers[name]}, {value}"
+        headers[name] = value
+    return headers
+
+
+def parse_target(method: str, target: str) -> Tuple[str, str, str]:
+    """(path, query, authority) of a request target in any of RFC 9112's four forms."""
+    if "#" in target:
+        raise bad_request("the request target has a fragment")
+    if target.startswith("/"):
+        path, _, query = target.partition("?")
+        return path, query, ""
+    if method == "OPTIONS" and target == "*":
+        return "*", "", ""
+    if method == "CONNECT":
+        return "", "", ""
+    if re.match(r"(?i)https?://[^/?@]", target):
+        return absolute_target(target)
+    raise bad_request("the request target is neither a path nor an absolute URL")
+
+
+def absolute_target(target: str) -> Tuple[str, str, str]:
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        raise bad_request("the request target is not a URL") from None
+    if HTTP_HOST.fullmatch(parts.netloc) is None:
+        raise bad_request("the request target's host is not valid")
+    return parts.path or "/", parts.query, parts.netloc
+
+
+def checked_host(headers: Dict[str, str], version: str) -> str:
+    host = headers.get("host")
+    if host is None:
+        if version == "HTTP/1.1":
+            raise bad_request("Host is missing")
+        return ""
+    if HTTP_HOST.fullmatch(host) is None:
+        raise bad_request("Host is not valid")
+    return host
+
+
+def keeps_alive(version: str, headers: Dict[str, str]) -> bool:
+    """Whether the sender of this message leaves its connection open behind it."""
+    tokens = {token.strip().lower() for token in headers.get("connection", "").split(",")}
+    return "close" not in tokens and (version == "HTTP/1.1" or "keep-alive" in tokens)
+
+
+# --- bodies ------------------------------------------------------------------------------------
+
+
+class LengthBody:
+    """A body of a known length. `rest` is what came behind it."""
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.done = length == 0
+        self.rest = b""
+
+    def feed(self, piece: bytes) -> bytes:
+        if len(piece) > self._left:
+            piece, self.rest = piece[: self._left], piece[self._left :]
+        self._left -= len(piece)
+        self.done = self._left == 0
+        return piece
+
+    def end_of_input(self) -> bool:
+        """Whether the body may end here."""
+        return self.done
+
+
+class UntilCloseBody:
+    """A body that ends with the connection: only answers have those."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.rest = b""
+
+    def feed(self, piece: bytes) -> bytes:
+        return piece
+
+    def end_of_input(self) -> bool:
+        self.done = True
+        return True
+
+
+class ChunkedBody:
+    """A chunked body: takes pieces however they are cut, gives the data in them."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.rest = b""
+        self._pending = b""
+        self._left = 0
+        self._step = self._size_line
+        self._trailer_bytes = 0
+
+    def feed(self, piece: bytes) -> bytes:
+        """The data that this piece brings; raises ProxyError(400) at the first wrong byte."""
+        self._pending = self._pending + piece if self._pending else piece
+        parts: List[bytes] = []
+        while self._pending and not self.done and self._step(parts):
+            pass
+        if self.done:
+            self.rest, self._pending = self._pending, b""
+        return b"".join(parts)
+
+    def end_of_input(self) -> bool:
+        return self.done
+
+    # Each step takes what it can from `_pending`, and says whether to go on.
+
+    def _size_line(self, parts: List[bytes]) -> bool:
+        data, position = self._pending, 0
+        while True:
+            end = data.find(b"\r\n", position, position + LONGEST_CHUNK_LINE)
+            if end < 0:
+                break
+            match = HTTP_CHUNK_SIZE.fullmatch(data, position, end)
+            if match is None:
+                raise bad_request("a chunk size is not a hexadecimal number")
+            size = int(match.group(1), 16)
+            stop = end + 2 + size
+            if size == 0 or len(data) < stop + 2:
+                return self._enter_chunk(data[end + 2 :], size)
+            if data[stop : stop + 2] != b"\r\n":
+                raise bad_request("a chunk does not end in CRLF")
+            parts.append(data[end + 2 : stop])
+            position = stop + 2
+        self._pending = data[position:]
+        return self._short_size_line()
+
+    def _short_size_line(self) -> bool:
+        # Refused as soon as it cannot become a size line, not when the line ends.
+        line = self._pending[:-1] if self._pending.endswith(b"\r") else self._pending
+        if len(line) >= LONGEST_CHUNK_LINE or (
+            line and HTTP_CHUNK_SIZE_BEGUN.fullmatch(line) is None
+        ):
+            raise bad_request("a chunk size is not a hexadecimal number")
+        return False
+
+    def _enter_chunk(self, data: bytes, size: int) -> bool:
+        self._pending, self._left = data, size
+        self._step = self._chunk_data if size else self._trailer_line
+        return True
+
+    def _chunk_data(self, parts: List[bytes]) -> bool:
+        data = self._pending[: self._left]
+        parts.append(data)
+        self._left -= len(data)
+        self._pending = self._pending[len(data) :]
+        if not self._left:
+            self._step = self._chunk_end
+        return True
+
+    def _chunk_end(self, parts: List[bytes]) -> bool:
+        if not b"\r\n".startswith(self._pending[:2]):
+            raise bad_request("a chunk does not end in CRLF")
+        if len(self._pending) < 2:
+            return False
+        self._pending = self._pending[2:]
+        self._step = self._size_line
+        return True
+
+    def _trailer_line(self, parts: List[bytes]) -> bool:
+        # Trailers are read, checked and dropped: nobody here has a use for them.
+        end = self._pending.find(b"\r\n")
+        length = len(self._pending) if end < 0 else end
+        if self._trailer_bytes + length > LONGEST_TRAILERS:
+            raise bad_request("the trailers are too long", 431)
+        if end < 0:
+            return False
+        line, self._pending = self._pending[:end], self._pending[end + 2 :]
+        if HTTP_FIELD_LINES.fullmatch(line + b"\r\n" if line else b"") is None:
+            raise bad_request("a trailer is not NAME: VALUE")
+        self._trailer_bytes += length
+        self.done = not line
+        return True
+
+
+Body = Union[LengthBody, ChunkedBody, UntilCloseBody]
+
+
+def request_body(request: HttpRequest) -> Body:
+    """The decoder for a request's body (RFC 9112, 6.3); every ambiguity is refused."""
+    length = request.headers.get("content-length")
+    coding = request.headers.get("transfer-encoding")
+    if coding is not None:
+        if length is not None:
+            raise bad_request("both Content-Length and Transfer-Encoding")
+        if request.version == "HTTP/1.0":
+            raise bad_request("Transfer-Encoding in HTTP/1.0")
+        if coding.lower() != "chunked":
+            raise bad_request("the only Transfer-Encoding understood is chunked")
+        return ChunkedBody()
+    if length is not None and HTTP_DIGITS.fullmatch(length) is None:
+        raise bad_request("Content-Length is not a number")
+    return LengthBody(int(length or 0))
+
+
+# --- what we send ------------------------------------------------------------------------------
+
+
+def encode_fields(headers: Iterable[Tuple[str, str]]) -> bytes:
+    lines = []
+    for name, value in headers:
+        if HTTP_UNSAFE.search(name) or HTTP_UNSAFE.search(value):
+            raise ValueError(f"header {name!r} holds a line end")
+        lines.append(f"{name}: {value}\r\n")
+    return "".join(lines).encode("latin-1", "replace")
+
+
+def encode_response_head(status: int, headers: Iterable[Tuple[str, str]]) -> bytes:
+    reason = HTTP_REASONS.get(status, "Unknown")
+    return f"HTTP/1.1 {status} {reason}\r\n".encode("ascii") + encode_fields(headers) + b"\r\n"
+
+
+def encode_request_head(method: str, target: str, headers: Iterable[Tuple[str, str]]) -> bytes:
+    if (
+        HTTP_REQUEST_LINE.fullmatch(f"{method} {target} HTTP/1.1".encode("latin-1", "replace"))
+        is None
+    ):
+        raise ValueError("the request target holds blanks or control characters")
+    return f"{method} {target} HTTP/1.1\r\n".encode("ascii") + encode_fields(headers) + b"\r\n"
+
+
+def encode_chunk(piece: bytes) -> bytes:
+    """One chunk, size line and all, so that it leaves in one send and one packet."""
+    return b"%x\r\n%b\r\n" % (len(piece), piece)
+
+
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+# --- answers of upstreams ----------------------------------------------------------------------
+
+
+def take_response_head(buffer: bytes) -> Optional[Tuple[ResponseHead, bytes]]:
+    """Cut (head, rest) off an upstream's bytes, or return None when the head is not whole yet."""
+    end = buffer.find(b"\r\n\r\n")
+    if end < 0:
+        if len(buffer) > LONGEST_HEAD:
+            raise ProxyError(502, "the upstream's header fields are too long")
+        return None
+    line, _, fields = buffer[:end].partition(b"\r\n")
+    match = HTTP_STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise ProxyError(502, "the upstream does not speak HTTP/1.1: check its base URL")
+    headers: Dict[str, str] = {}
+    for field in fields.split(b"\r\n"):
+        name, _, value = field.decode("latin-1").partition(":")
+        headers[name.strip().lower()] = value.strip()
+    version = "HTTP/1." + match.group(1).decode("ascii")
+    return ResponseHead(version, int(match.group(2)), headers), buffer[end + 4 :]
+
+
+def response_body(head: ResponseHead) -> Body:
+    """The decoder for an answer's body."""
+    if head.status in (204, 304):
+        return LengthBody(0)
+    if "chunked" in head.headers.get("transfer-encoding", "").lower():
+        return ChunkedBody()
+    length = head.headers.get("content-length", "")
+    return LengthBody(int(length)) if HTTP_DIGITS.fullmatch(length) else UntilCloseBody()
+
+
+# ==================================================================================================
+# sse
+# ==================================================================================================
+# Server-sent events: pieces of bytes -> frames -> data, and events -> frames. No I/O.
+#
+# Bytes are split before they are decoded, so a character or a line end that is cut between two
+# pieces is whole again before anybody looks at it. Lines may end LF, CRLF or CR, as the standard
+# (WHATWG HTML, 9.2.6) has it; a comment is a frame without data.
+
+LARGEST_FRAME = 8 * 1024 * 1024
+
+# Two line ends in a row. A CR that an LF follows is one line end, never two.
+SSE_BLANK_LINE = re.compile(rb"\r\n(?:\r\n|\n|\r)|\n(?:\r\n|\n|\r)|\r(?!\n)(?:\r\n|\r)")
+SSE_LINE_END = re.compile(rb"\r\n|\n|\r")
+SSE_BOM = b"\xef\xbb\xbf"
+
+# One encoder for all: json.dumps with arguments builds a new one at each call. ASCII output keeps
+# half an emoji in a delta legal, and is the C encoder's fast path.
+encode_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class FrameSplitter:
+    """Cuts a stream of pieces into whole frames, whatever the pieces' borders are."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._at_start = True
+
+    def feed(self, piece: bytes) -> List[bytes]:
+        """Return the frames that this piece completes, without the blank line behind them."""
+        data = self._rest + piece if self._rest else piece
+        if self._at_start:
+            data = self._without_bom(data)
+        if b"\r" in data:
+            *frames, self._rest = SSE_BLANK_LINE.split(data)
+        else:
+            *frames, self._rest = data.split(b"\n\n")
+        if len(self._rest) > LARGEST_FRAME:
+            raise ProxyError(502, f"the upstream sent an event of more than {LARGEST_FRAME} bytes")
+        # What stands in front of a frame is more blank lines, or an LF whose CR came with the last.
+        return [frame for frame in (each.lstrip(b"\r\n") for each in frames) if frame]
+
+    def finish(self) -> List[bytes]:
+        """Return what stands after the last blank line: some servers leave the last one out."""
+        rest, self._rest = self._rest, b""
+        return [rest.strip(b"\r\n")] if rest.strip() else []
+
+    def _without_bom(self, data: bytes) -> bytes:
+        if len(data) < len(SSE_BOM) and SSE_BOM.startswith(data):
+            return data
+        self._at_start = False
+        return data[len(SSE_BOM):] if data.startswith(SSE_BOM) else data
+
+
+def frame_data(frame: bytes) -> Tuple[str, bytes]:
+    """Return (event name or "", data) of a frame; several data lines are joined with LF."""
+    if frame.startswith(b"data: ") and b"\n" not in frame and b"\r" not in frame:
+        return "", frame[6:]
+    event, data = "", []
+    for line in SSE_LINE_END.split(frame):
+        name, _, value = line.partition(b":")
+        value = value[1:] if value.startswith(b" ") else value
+        if name == b"data":
+            data.append(value)
+        elif name in (b"event", b"error"):
+            # llama.cpp writes "error: {...}" as a field of its own.
+            event = value.decode("utf-8", "replace") if name == b"event" else "error"
+            data += [value] if name == b"error" else []
+    return event, b"\n".join(data)
+
+
+def encode_event(event: Mapping[str, Any]) -> bytes:
+    """One Messages event as a frame; Claude Code parses nothing without the `event:` line."""
+    return f"event: {event['type']}\ndata: {encode_json(event)}\n\n".encode("ascii")
+
+
+# ==================================================================================================
+# events
+# ==================================================================================================
+# The stream grammar of the Messages API: made here, checked here, folded here. No I/O.
+#
+#     stream = message_start, { ping | block }, message_delta, message_stop
+#     block  = content_block_start, { content_block_delta }, content_block_stop   one open at a time
+#
+# `EventWriter` is the only maker of events. It holds which block is open, so no converter can forget
+# to close one, interleave two, or send a delta of the wrong kind. `check_grammar` is the reader's
+# side. `message_to_events` and `events_to_message` are inverses: a whole message is the fold of its
+# events, so streaming and not streaming are one path.
+
+Event = Dict[str, Any]
+Message = Dict[str, Any]
+Request = Dict[str, Any]
+
+PING: Event = {"type": "ping"}
+CUT_SHORT = "the upstream closed the stream before the answer was complete"
+
+
+def message_start(message_id: str, model: str, usage: Dict[str, Any]) -> Event:
+    """The first event of an answer. `usage` may be an estimate: `message_delta` has the truth."""
+    message = {
+        "id": message_id,
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": usage,
+    }
+    return {"type": "message_start", "message": message}
+
+
+class EventWriter:
+    """Makes the events of one answer. Each method returns the events that its call leads to.
+
+    `text`, `thinking` and `tool_use` open a block of their kind, closing what was open; text and
+    thinking continue the open block if it is of their kind.
+    """
+
+    def __init__(self, message_id: str, model: str, usage: Optional[Dict[str, Any]] = None) -> None:
+        usage = usage or {"input_tokens": 0, "output_tokens": 0}
+        self._start = message_start(message_id, model, usage)
+        self._open = ""
+        self._index = -1
+        self.started = False
+
+    @property
+    def open_block(self) -> str:
+        """The type of the block that is open, or ""."""
+        return self._open
+
+    @property
+    def message_id(self) -> str:
+        return self._start["message"]["id"]
+
+    @property
+    def blocks_begun(self) -> int:
+        """How many blocks have been opened so far."""
+        return self._index + 1
+
+    def start(self) -> List[Event]:
+        """`message_start`, the first time; nothing after that."""
+        if self.started:
+            return []
+        self.started = True
+        return [self._start]
+
+    def text(self, text: str) -> List[Event]:
+        """More visible text."""
+        if self._open == "text":
+            return [self._delta("text_delta", "text", text)]
+        return [*self._begin({"type": "text", "text": ""}), self._delta("text_delta", "text", text)]
+
+    def thinking(self, text: str) -> List[Event]:
+        """More reasoning text."""
+        block = {"type": "thinking", "thinking": "", "signature": ""}
+        opening = [] if self._open == "thinking" else self._begin(block)
+        return [*opening, self._delta("thinking_delta", "thinking", text)]
+
+    def signature(self, signature: str) -> List[Event]:
+        """The signature of the open thinking block."""
+        self._expect("thinking")
+        return [self._delta("signature_delta", "signature", signature)]
+
+    def tool_use(self, tool_id: str, name: str) -> List[Event]:
+        """Open a tool call; its input follows by `input_json`."""
+        return self._begin({"type": "tool_use", "id": tool_id, "name": name, "input": {}})
+
+    def input_json(self, partial_json: str) -> List[Event]:
+        """More of the open tool call's input, as JSON text."""
+        self._expect("tool_use")
+        return [self._delta("input_json_delta", "partial_json", partial_json)]
+
+    def block(self, block: Dict[str, Any]) -> List[Event]:
+        """A whole block of any type, opened, told and closed."""
+        opening = self._begin(empty_block(block))
+        deltas = [
+            {"type": "content_block_delta", "index": self._index, "delta": delta}
+            for delta in block_deltas(block)
+        ]
+        return [*opening, *deltas, *self.close()]
+
+    def close(self) -> List[Event]:
+        """Close the open block, if one is."""
+        if not self._open:
+            return []
+        self._open = ""
+        return [{"type": "content_block_stop", "index": self._index}]
+
+    def finish(self, stop_reason: Optional[str], usage: Dict[str, Any], **more: Any) -> List[Event]:
+        """The end of the answer; `more` goes beside the stop reason (`stop_sequence`, ...)."""
+        delta = {"stop_reason": stop_reason, "stop_sequence": None, **more}
+        last = {"type": "message_delta", "delta": delta, "usage": usage}
+        return [*self.start(), *self.close(), last, {"type": "message_stop"}]
+
+    def _begin(self, block: Dict[str, Any]) -> List[Event]:
+        opening = [*self.start(), *self.close()]
+        self._index += 1
+        self._open = block["type"]
+        start = {"type": "content_block_start", "index": self._index, "content_block": block}
+        return [*opening, start]
+
+    def _delta(self, kind: str, key: str, value: str) -> Event:
+        delta = {"type": kind, key: value}
+        return {"type": "content_block_delta", "index": self._index, "delta": delta}
+
+    def _expect(self, kind: str) -> None:
+        if self._open != kind:
+            raise ValueError(f"no {kind} block is open")
+
+
+def check_grammar(events: Iterable[Event]) -> Iterator[Event]:
+    """Pass events on, and raise ProxyError(502) at the first that the grammar does not allow.
+
+    A stream that ends before `message_stop` is an upstream's failure, never a short answer. Event
+    types that we do not know pass.
+    """
+    state = GrammarState()
+    for event in events:
+        kind = str(event.get("type"))
+        step = GRAMMAR_STEPS.get(kind)
+        problem = step and (state.misfit(kind, event) or step(state, event))
+        if problem:
+            raise ProxyError(502, f"the upstream's answer is malformed: {problem}")
+        yield event
+    if not state.stopped:
+        raise ProxyError(502, CUT_SHORT)
+
+
+class GrammarState:
+    """Where a checked stream is."""
+
+    def __init__(self) -> None:
+        self.started = False
+        self.open_index: Optional[int] = None
+        self.last_index = -1
+        self.reported = False
+        self.ended = False
+        self.stopped = False
+
+    def misfit(self, kind: str, event: Event) -> Optional[str]:
+        """What is wrong wherever in the answer it stands."""
+        member = EVENT_MEMBERS.get(kind)
+        if member and not isinstance(event.get(member), dict):
+            return f"{kind} without {member}"
+        return f"{kind} after message_stop" if self.stopped else None
+
+    def message_start(self, event: Event) -> Optional[str]:
+        if self.started:
+            return "a second message_start"
+        self.started = True
+        return None
+
+    def block_start(self, event: Event) -> Optional[str]:
+        if not self.started or self.ended:
+            return "a block outside the message"
+        if self.open_index is not None:
+            return f"block {event.get('index')} starts inside block {self.open_index}"
+        index = event.get("index")
+        # A number that comes again would replace the block that had it.
+        if not isinstance(index, int) or index <= self.last_index:
+            return f"block {index} after block {self.last_index}"
+        self.open_index = self.last_index = index
+        return None
+
+    def block_delta(self, event: Event) -> Optional[str]:
+        if self.open_index is None or event.get("index") != self.open_index:
+            return f"a delta for block {event.get('index')}, which is not open"
+        return None
+
+    def block_stop(self, event: Event) -> Optional[str]:
+        problem = self.block_delta(event)
+        self.open_index = None
+        return problem and f"a stop for block {event.get('index')}, which is not open"
+
+    def message_delta(self, event: Event) -> Optional[str]:
+        if not self.started or self.open_index is not None:
+            return "message_delta before the message's blocks are closed"
+        # One without a stop reason only reports on the way; the last one has it.
+        self.reported = True
+        self.ended = self.ended or event["delta"].get("stop_reason") is not None
+        return None
+
+    def message_stop(self, event: Event) -> Optional[str]:
+        if not self.reported or self.open_index is not None:
+            return "message_stop out of place"
+        self.stopped = True
+        return None
+
+
+# Members that nobody can do without.
+EVENT_MEMBERS = {
+    "message_start": "message",
+    "content_block_start": "content_block",
+    "content_block_delta": "delta",
+    "message_delta": "delta",
+}
+GRAMMAR_STEPS = {
+    "message_start": GrammarState.message_start,
+    "content_block_start": GrammarState.block_start,
+    "content_block_delta": GrammarState.block_delta,
+    "content_block_stop": GrammarState.block_stop,
+    "message_delta": GrammarState.message_delta,
+    "message_stop": GrammarState.message_stop,
+}
+
+
+# --- message <-> events ------------------------------------------------------------------------
+
+# Block type -> the members that are told in deltas: (member, delta type, the delta's member).
+STREAMED_MEMBERS = {
+    "text": (("text", "text_delta", "text"),),
+    "thinking": (
+        ("thinking", "thinking_delta", "thinking"),
+        ("signature", "signature_delta", "signature"),
+    ),
+}
+INPUT_BLOCKS = ("tool_use", "server_tool_use", "mcp_tool_use")
+
+
+def empty_block(block: Dict[str, Any]) -> Dict[str, Any]:
+    """The block as `content_block_start` shows it: everything that deltas will tell is empty."""
+    start = dict(block)
+    for member, _, _ in STREAMED_MEMBERS.get(block["type"], ()):
+        if member in start:
+            start[member] = ""
+    if isinstance(start.get("citations"), list):
+        start["citations"] = []
+    if block["type"] in INPUT_BLOCKS:
+        start["input"] = {}
+    return start
+
+
+def block_deltas(block: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+    """The deltas that fill `empty_block(block)` again."""
+    if isinstance(block.get("citations"), list):
+        for citation in block["citations"]:
+            yield {"type": "citations_delta", "citation": citation}
+    for member, kind, key in STREAMED_MEMBERS.get(block["type"], ()):
+        if block.get(member):
+            yield {"type": kind, key: block[member]}
+    if block["type"] in INPUT_BLOCKS and block.get("input"):
+        yield {"type": "input_json_delta", "partial_json": encode_json(block["input"])}
+
+
+def message_to_events(message: Message) -> Iterator[Event]:
+    """Tell a whole message as events."""
+    first = {**message, "content": [], "stop_reason": None, "stop_sequence": None}
+    yield {"type": "message_start", "message": first}
+    for index, block in enumerate(message["content"]):
+        yield {"type": "content_block_start", "index": index, "content_block": empty_block(block)}
+        for delta in block_deltas(block):
+            yield {"type": "content_block_delta", "index": index, "delta": delta}
+        yield {"type": "content_block_stop", "index": index}
+    delta = {key: message.get(key) for key in ("stop_reason", "stop_sequence")}
+    yield {"type": "message_delta", "delta": delta, "usage": message.get("usage", {})}
+    yield {"type": "message_stop"}
+
+
+def events_to_message(events: Iterable[Event]) -> Message:
+    """Fold a complete stream into the message that it tells."""
+    message: Message = {}
+    blocks: Dict[int, BlockFold] = {}
+    for event in events:
+        kind = event.get("type")
+        if kind == "message_start":
+            message = {**event["message"], "usage": dict(event["message"].get("usage") or {})}
+        elif kind == "content_block_start":
+            blocks[event["index"]] = BlockFold(event["content_block"])
+        elif kind == "content_block_delta":
+            blocks[event["index"]].add(event["delta"])
+        elif kind == "message_delta":
+            message.update(event.get("delta") or {})
+            usage = event.get("usage") or {}
+            message["usage"].update((k, v) for k, v in usage.items() if v is not None)
+    message["content"] = [blocks[index].block() for index in sorted(blocks)]
+    return message
+
+
+class BlockFold:
+    """One block being put together. Parts are joined once, at the end."""
+
+    def __init__(self, start: Dict[str, Any]) -> None:
+        self._start = start
+        self._parts: Dict[str, List[str]] = {}
+        self._citations: List[Any] = []
+
+    def add(self, delta: Dict[str, Any]) -> None:
+        if delta.get("type") == "citations_delta":
+            self._citations.append(delta.get("citation"))
+            return
+        for key in ("text", "thinking", "signature", "partial_json"):
+            if isinstance(delta.get(key), str):
+                self._parts.setdefault(key, []).append(delta[key])
+
+    def block(self) -> Dict[str, Any]:
+        block = dict(self._start)
+        joined = {key: "".join(parts) for key, parts in self._parts.items()}
+        if "partial_json" in joined:
+            block["input"] = parse_tool_input(joined.pop("partial_json"))
+        for key, value in joined.items():
+            block[key] = (block.get(key) or "") + value
+        if self._citations:
+            block["citations"] = [*(block.get("citations") or []), *self._citations]
+        return block
+
+
+def parse_tool_input(text: str) -> Any:
+    """The input of a tool call from its JSON text.
+
+    Text that is not JSON stays readable in the shape that Claude Code itself uses for it, so that
+    the model is told of its mistake rather than the client of ours.
+    """
+    if text.strip() in ("", "null"):
+        return {}
+    try:
+        # `int` refuses NaN and Infinity, which no client could read again.
+        return json.loads(text, parse_constant=int)
+    except (ValueError, RecursionError):
+        return {"__unparsedToolInput": {"raw": text, "len": len(text)}}
+
+
+# ==================================================================================================
+# tokens
+# ==================================================================================================
+# An estimate of a request's input tokens, without a tokenizer: never under, at most 1.35 over.
+#
+# UTF-8 bytes are mapped to classes (letter, digit, lead byte of a Chinese character, ...); the bytes
+# and the runs of each class are counted and weighted. The weights were fitted to six vocabularies
+# over code, logs, JSON, prose and 25 languages, so mixtures of 20 KB or more keep the promise for all
+# of them; a short text, or one of a rare kind, may stray further. All text of a request is joined and
+# counted once, in about 25 ms per MB. Never raises on odd shapes: they count as JSON text. No I/O.
+
+MESSAGE_TOKENS = 4
+TOOL_CALL_TOKENS = 8
+TOOL_TOKENS = 12
+ANSWER_START_TOKENS = 3
+# Every upstream has its own price for an image: the dearest usual one, and where the last of them
+# (Qwen-VL) begins to scale images down.
+IMAGE_LEAST_TOKENS = 1600
+IMAGE_MOST_TOKENS = 16384
+IMAGE_PIXELS_PER_TOKEN = 750
+PDF_PAGE_TOKENS = 2000
+PDF_BYTES_PER_PAGE = 40_000
+
+LOWER_BYTES = string.ascii_lowercase.encode()
+UPPER_BYTES = string.ascii_uppercase.encode()
+DIGIT_BYTES = string.digits.encode()
+PUNCTUATION_BYTES = string.punctuation.encode()
+CONTROL_BYTES = bytes(sorted({*range(0x20), 0x7F} - {*b"\t\n\r"}))
+CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
+MIDDLE_LEADS = bytes(range(0xCC, 0xE0))  # Greek, Cyrillic, Hebrew, Arabic
+
+# (weight of a byte of the class, its mark, members)
+ASCII_WEIGHTS = (
+    (0.01, b"a", LOWER_BYTES),
+    (0.01, b"A", UPPER_BYTES),
+    (0.78, b"0", DIGIT_BYTES),
+    (0.20, b",", PUNCTUATION_BYTES),
+    (0.52, b"t", b"\t"),
+    (1.00, b"c", CONTROL_BYTES),
+)
+LEAD_WEIGHTS = (
+    (0.90, b"L", bytes(range(0xC2, 0xCC))),  # Latin with marks
+    (0.22, b"G", MIDDLE_LEADS),
+    (0.75, b"I", b"\xe0\xe1"),  # Indic, Thai, Georgian, Vietnamese
+    (2.90, b"S", b"\xe2\xee\xef"),  # symbols, box drawing
+    (0.75, b"K", bytes(range(0xE3, 0xEA))),  # kana, Chinese
+    (0.80, b"H", bytes(range(0xEA, 0xEE))),  # Hangul
+    (1.50, b"E", bytes(range(0xF0, 0xF5))),  # emoji
+)
+# (weight, marks): lower to upper, capitals in pairs, and what a compound or an unbroken string has
+# beyond the first letters, which the run's weight stands for.
+PATTERN_WEIGHTS = ((1.06, b"aA"), (0.40, b"AA"), (4.00, b"a" * 16))
+# (weight of a run, its first mark). One bit a class, so that all are looked at together; a blank's
+# mark before a 0 is a run of two or more.
+RUN_WEIGHTS = (
+    (1.04, b"\x01"), (0.97, b"\x02"), (0.66, b"\x04"), (1.30, b"\x08"), (1.00, b"\x10\0")
+)
+RUN_CLASSES = (LOWER_BYTES + UPPER_BYTES, DIGIT_BYTES, PUNCTUATION_BYTES, b"\r\n", b" ")
+MIDDLE_RUN_WEIGHT = 1.15
+
+
+def byte_marks(other: bytes, classes: Dict[bytes, bytes]) -> bytes:
+    """A table for `bytes.translate`, from mark -> members; `other` marks the rest."""
+    return bytes(next((m[0] for m, members in classes.items() if b in members), other[0])
+                 for b in range(256))
+
+
+BYTE_MARKS = byte_marks(b".", {mark: members for _, mark, members in ASCII_WEIGHTS + LEAD_WEIGHTS})
+RUN_MARKS = byte_marks(b"\x80", {bytes([1 << i]): members for i, members in enumerate(RUN_CLASSES)})
+MIDDLE_MARKS = byte_marks(b".", {b"G": MIDDLE_LEADS})
+
+
+def text_tokens(text: str) -> float:
+    """The estimate for one text, in tokens."""
+    data = text.encode("utf-8", "surrogatepass")
+    marks, starts = data.translate(BYTE_MARKS), run_starts(data.translate(RUN_MARKS))
+    tokens = sum(weight * marks.count(mark) for weight, mark, _ in ASCII_WEIGHTS)
+    tokens += sum(weight * marks.count(pattern) for weight, pattern in PATTERN_WEIGHTS)
+    tokens += sum(weight * starts.count(start) for weight, start in RUN_WEIGHTS)
+    if not data.isascii():
+        tokens += sum(weight * marks.count(mark) for weight, mark, _ in LEAD_WEIGHTS)
+        leads = b"." + data.translate(MIDDLE_MARKS, CONTINUATION_BYTES)
+        tokens += MIDDLE_RUN_WEIGHT * leads.count(b".G")
+    return tokens
+
+
+def run_starts(marks: bytes) -> bytes:
+    """The same marks, with 0 for each that equals its predecessor.
+
+    As one long number, because that takes half the time of counting pairs class by class.
+    """
+    here = int.from_bytes(marks, "big")
+    return (here ^ (here & (here >> 8))).to_bytes(len(marks), "big")
+
+
+# Block type -> the members that a model sees. Signatures and encrypted members are no text to it.
+# A document's source ("text", "content", "url", ...) is told like a block.
+BLOCK_CONTENT = {
+    "text": ("text", "data"),
+    "content": ("content",),
+    "thinking": ("thinking",),
+    "redacted_thinking": (),
+    "tool_use": ("name",),
+    "server_tool_use": ("name",),
+    "mcp_tool_use": ("name",),
+    "tool_result": ("content",),
+    "mcp_tool_result": ("content",),
+    "web_search_tool_result": ("content",),
+    "web_search_result": ("title", "url", "page_age"),
+    "web_fetch_tool_result": ("content",),
+    "web_fetch_result": ("url", "content"),
+    "search_result": ("title", "source", "content"),
+    "document": ("title", "context", "source"),
+    "image": ("source",),
+}
+
+
+def count_input_tokens(request: Any) -> int:
+    """The estimate for a Messages request: system, messages, tools, and what frames them."""
+    if not isinstance(request, dict):
+        request = {"messages": request}
+    texts: List[str] = []
+    system, messages, tools = (
+        list_to_count(request.get(key)) for key in ("system", "messages", "tools")
+    )
+    tokens = ANSWER_START_TOKENS + TOOL_TOKENS * len(tools)
+    tokens += MESSAGE_TOKENS * (len(messages) + bool(system))
+    for content in (system, *map(content_to_count, messages)):
+        tokens += content_tokens(content, texts)
+    schemas = [request[key] for key in ("output_config", "output_format") if key in request]
+    texts += map(tokens_json, tools + schemas)
+    return math.ceil(tokens + text_tokens(" ".join(texts)))
+
+
+def list_to_count(value: Any) -> List[Any]:
+    """A list as it is, nothing as an empty one, and anything else alone in one."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def content_to_count(message: Any) -> Any:
+    content = message.get("content") if isinstance(message, dict) else None
+    return message if content is None else content
+
+
+def content_tokens(content: Any, texts: List[str]) -> int:
+    """Put all text inside into `texts`, however deep; return the tokens of what is no text."""
+    tokens, pending = 0, [content]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, list):
+            pending.extend(item)
+        elif isinstance(item, dict):
+            tokens += block_tokens(item, texts, pending)
+        elif item is not None:
+            texts.append(item if isinstance(item, str) else tokens_json(item))
+    return tokens
+
+
+def block_tokens(block: Dict[str, Any], texts: List[str], pending: List[Any]) -> int:
+    """The same for one block; the contents that it has go to `pending`."""
+    kind = str(block.get("type"))
+    if kind in ("base64", "url", "file"):
+        return media_tokens(block.get("data"))
+    pending.extend(block.get(member) for member in BLOCK_CONTENT.get(kind, ("source",)))
+    own = block.get("input") if kind in BLOCK_CONTENT else {**block, "source": None}
+    if own is not None:
+        texts.append(tokens_json(own))
+    return TOOL_CALL_TOKENS if kind.endswith(("tool_use", "tool_result")) else 0
+
+
+def tokens_json(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+    except (TypeError, ValueError, RecursionError):
+        return ""  # no JSON that could have been sent: nested too deeply, or a number too long
+
+
+PDF_PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
+# A JPEG's size may stand behind a thumbnail and a colour profile, the others' in the first bytes.
+IMAGE_HEAD = 64
+JPEG_HEAD = 256 * 1024
+
+
+def media_tokens(data: Any) -> int:
+    """What a base64 image or PDF costs: by its size or pages, never by the length of its text."""
+    data = data if isinstance(data, str) else ""
+    head = decode_base64(data[:IMAGE_HEAD])
+    if head.startswith(b"%PDF"):
+        content = decode_base64(data)
+        pages = len(PDF_PAGE.findall(content)) or math.ceil(len(content) / PDF_BYTES_PER_PAGE)
+        return pages * PDF_PAGE_TOKENS
+    if head.startswith(b"\xff\xd8"):
+        head = decode_base64(data[:JPEG_HEAD])
+    width, height = image_size(head) or (0, 0)
+    tokens = math.ceil(width * height / IMAGE_PIXELS_PER_TOKEN)
+    return min(max(tokens, IMAGE_LEAST_TOKENS), IMAGE_MOST_TOKENS)
+
+
+def decode_base64(text: str) -> bytes:
+    """What can be decoded of a text that may be cut anywhere."""
+    letters = "".join(text.split()).rstrip("=")
+    try:
+        return binascii.a2b_base64(letters[: len(letters) // 4 * 4])
+    except ValueError:
+        return b""
+
+
+def image_size(head: bytes) -> Optional[Tuple[int, int]]:
+    """(width, height) from the first bytes of a PNG, GIF, WebP or JPEG; None if there is none."""
+    try:
+        if head.startswith(b"\x89PNG\r\n"):
+            return struct.unpack_from(">II", head, 16)
+        if head.startswith(b"GIF8"):
+            return struct.unpack_from("<HH", head, 6)
+        return webp_size(head) if head.startswith(b"RIFF") else jpeg_size(head)
+    except struct.error:
+        return None
+
+
+def webp_size(head: bytes) -> Tuple[int, int]:
+    """From the chunk of each of WebP's three kinds: lossy, lossless, extended."""
+    if head[12:16] == b"VP8 ":
+        width, height = struct.unpack_from("<HH", head, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    if head[12:16] == b"VP8L":
+        bits = struct.unpack_from("<I", head, 21)[0]
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, low, high = struct.unpack_from("<I", head, 24)[0], *struct.unpack_from("<HB", head, 27)
+    return (width & 0xFFFFFF) + 1, (high << 16 | low) + 1
+
+
+def jpeg_size(head: bytes) -> Optional[Tuple[int, int]]:
+    """From the start of frame: the first segment C0 to CF that is no table."""
+    at = 2
+    while head[at : at + 1] == b"\xff":
+        kind, length = struct.unpack_from(">BH", head, at + 1)
+        if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", head, at + 5)
+            return width, height
+        at += 1 if kind == 0xFF else 2 + length  # FF may be repeated as filling
+    return None
+
+
+# ==================================================================================================
+# dialects/dialect
+# ==================================================================================================
+# What a client dialect is, and reading a JSON body strictly.
+#
+# A dialect is a row of pure functions. The endpoints know nothing else about a wire language.
+
+MOST_DIGITS = 1000
+
+
+class Dialect(NamedTuple):
+    """One wire language, as functions from and to Messages.
+
+    `encode_event` gives the bytes of one event, `opening` is the event that stands first,
+    `nudge` an event without meaning for a stream whose open block is (index, type).
+    """
+
+    name: str
+    decode_request: Callable[[Dict[str, Any]], Request]
+    encode_message: Callable[[Message], Dict[str, Any]]
+    encode_event: Callable[[Event], bytes]
+    encode_error: Callable[[ProxyError, str], Dict[str, Any]]
+    error_frame: Callable[[ProxyError, str], bytes]
+    nudge: Callable[[int, str], bytes]
+    ping: bytes
+
+
+def parse_json_object(body: bytes) -> Dict[str, Any]:
+    """The JSON object in a request's body; ProxyError(400) says what is wrong with any other.
+
+    Refused beyond the standard library's own errors: NaN and infinities, which are no JSON, and
+    numbers that take quadratic time to read. Of equal keys the last one counts.
+    """
+    try:
+        value = JSON_DECODER.decode(body.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ProxyError(400, "the request body is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno} column {error.colno}"
+        raise ProxyError(400, f"the request body is not JSON: {error.msg} at {where}") from None
+    except RecursionError:
+        raise ProxyError(400, "the request body is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ProxyError(400, "the request body must be a JSON object")
+    return value
+
+
+def parse_json_int(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise ProxyError(400, f"the request body has a number of more than {MOST_DIGITS} digits")
+    return int(digits)
+
+
+def parse_json_float(digits: str) -> float:
+    value = float(digits) if len(digits) <= MOST_DIGITS else float("inf")
+    if value in (float("inf"), float("-inf")):
+        raise ProxyError(400, "the request body has a number that is too large")
+    return value
+
+
+def refuse_json_constant(name: str) -> NoReturn:
+    raise ProxyError(400, f"the request body is not JSON: {name} is not a JSON value")
+
+
+JSON_DECODER = json.JSONDecoder(
+    parse_int=parse_json_int, parse_float=parse_json_float, parse_constant=refuse_json_constant
+)
+
+
+# ==================================================================================================
+# dialects/anthropic
+# ==================================================================================================
+# The Messages dialect: mostly identity, for Messages is what requests and answers are inside.
+
+# An empty delta that fits each block that can be open.
+EMPTY_DELTAS = {
+    "text": {"type": "text_delta", "text": ""},
+    "thinking": {"type": "thinking_delta", "thinking": ""},
+    "tool_use": {"type": "input_json_delta", "partial_json": ""},
+}
+
+
+def decode_messages_request(data: Dict[str, Any]) -> Request:
+    """Check what no upstream could do without; everything else, known or not, passes.
+
+    `max_tokens` may be missing: the upstream's own maximum then counts.
+    """
+    if not isinstance(data.get("messages"), list):
+        raise ProxyError(400, "messages: a list of messages is required")
+    if not data["messages"]:
+        raise ProxyError(400, "messages: at least one message is required")
+    if not isinstance(data.get("model", ""), str):
+        raise ProxyError(400, "model: must be a string")
+    max_tokens = data.get("max_tokens")
+    if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
+        raise ProxyError(400, "max_tokens: must be a positive integer")
+    return data
+
+
+def encode_messages_message(message: Message) -> Dict[str, Any]:
+    return message
+
+
+def messages_error_frame(error: ProxyError, request_id: str) -> bytes:
+    return encode_event(error_body(error, request_id))
+
+
+def messages_nudge(index: int, block_type: str) -> bytes:
+    """An event that Claude Code counts as life, unlike a ping, and that changes nothing.
+
+    Inside a block an empty delta of its kind, so that no empty block is left behind; between
+    blocks a message_delta without a stop reason.
+    """
+    if index < 0:
+        delta = {"stop_reason": None, "stop_sequence": None}
+        return encode_event(
+            {"type": "message_delta", "delta": delta, "usage": {"output_tokens": 0}}
+        )
+    empty = EMPTY_DELTAS.get(block_type, EMPTY_DELTAS["text"])
+    return encode_event({"type": "content_block_delta", "index": index, "delta": empty})
+
+
+MESSAGES_DIALECT = Dialect(
+    name="anthropic",
+    decode_request=decode_messages_request,
+    encode_message=encode_messages_message,
+    encode_event=encode_event,
+    encode_error=error_body,
+    error_frame=messages_error_frame,
+    nudge=messages_nudge,
+    ping=encode_event(PING),
+)
+
+
+# ==================================================================================================
+# dialects/chat_blocks
+# ==================================================================================================
+# Content blocks of a Messages request as what Chat Completions can hold: text and parts. Pure.
+#
+# A block that has no counterpart becomes text that says what it was, and a word in `notes`; a block
+# that we do not know becomes the text in it. None is a reason to refuse.
+
+Block = Dict[str, Any]
+
+
+class ChatOptions(NamedTuple):
+    """What one provider and model want otherwise than most."""
+
+    max_tokens_key: str = "max_tokens"
+    drop: frozenset = frozenset()  # top-level keys that are refused
+    top_k: bool = False  # top_k is understood
+    files: bool = False  # PDF documents are taken as file parts
+    reasoning_effort: bool = False  # output_config.effort is passed on
+
+
+def as_list(value: Any) -> List[Any]:
+    return value if isinstance(value, list) else []
+
+
+def content_blocks(content: Any, place: str) -> List[Block]:
+    """Content as a list of blocks; a string is one text block."""
+    if content is None:
+        return []
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if isinstance(content, dict):
+        return [content]
+    if not isinstance(content, list):
+        raise ProxyError(400, f"{place}: must be a string or a list of blocks")
+    for index, block in enumerate(content):
+        if not isinstance(block, (dict, str)):
+            raise ProxyError(400, f"{place}.{index}: must be an object")
+    return [b if isinstance(b, dict) else {"type": "text", "text": b} for b in content]
+
+
+def text_part(text: str) -> Dict[str, Any]:
+    return {"type": "text", "text": text}
+
+
+def joined_parts(parts: List[Dict[str, Any]]) -> Any:
+    """A string if there is only text: many models and servers take nothing else."""
+    full = [p for p in parts if p["type"] != "text" or p["text"].strip()] or parts[:1]
+    if all(part["type"] == "text" for part in full):
+        return "\n\n".join(part["text"] for part in full)
+    return full
+
+
+def user_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    """A block of a user message as parts."""
+    handler = PART_MAKERS.get(str(block.get("type")), other_parts)
+    return handler(block, options, notes)
+
+
+def text_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    return [text_part(str(block.get("text") or ""))] if block.get("text") else []
+
+
+def image_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    source = block.get("source")
+    source = source if isinstance(source, dict) else {}
+    if isinstance(source.get("data"), str):
+        kind = str(source.get("media_type") or "image/png").replace("image/jpg", "image/jpeg")
+        url = f"data:{kind};base64,{source['data']}"
+    elif isinstance(source.get("url"), str):
+        url = source["url"]
+    else:
+        notes.append("image=unavailable")
+        return [text_part(f"[image {source.get('file_id', '')} is not available here]")]
+    return [{"type": "image_url", "image_url": {"url": url}}]
+
+
+def document_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    """A document as text where it is text, as a file where files are taken, else as a note."""
+    source = block.get("source")
+    source = source if isinstance(source, dict) else {}
+    title = str(block.get("title") or "document")
+    kind, data = source.get("type"), source.get("data")
+    if kind == "text":
+        return [text_part(f'<document title="{title}">\n{data or ""}\n</document>')]
+    if kind == "content":
+        inner = content_blocks(source.get("content"), "document")
+        parts = [p for b in inner for p in user_parts(b, options, notes)]
+        return [text_part(f'<document title="{title}">'), *parts, text_part("</document>")]
+    if kind == "base64" and options.files and isinstance(data, str):
+        url = f"data:{source.get('media_type') or 'application/pdf'};base64,{data}"
+        return [{"type": "file", "file": {"filename": f"{title}.pdf", "file_data": url}}]
+    notes.append("document=unreadable")
+    size = f", {len(data) * 3 // 4} bytes" if isinstance(data, str) else ""
+    where = f" at {source['url']}" if isinstance(source.get("url"), str) else ""
+    return [text_part(f'[document "{title}"{where}{size}: this model cannot read it]')]
+
+
+def search_result_parts(
+    block: Block, options: ChatOptions, notes: List[str]
+) -> List[Dict[str, Any]]:
+    inner = content_blocks(block.get("content"), "search_result")
+    text = "\n".join(str(b.get("text") or "") for b in inner)
+    head = f'<search_result source="{block.get("source", "")}" title="{block.get("title", "")}">'
+    return [text_part(f"{head}\n{text}\n</search_result>")]
+
+
+def silent_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    return []
+
+
+def other_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    """A block that we do not know: the text in it, if there is one; else a note."""
+    text = block_text(block)
+    if not text:
+        notes.append(f"{str(block.get('type'))[:40]}=dropped")
+    return [text_part(text)] if text else []
+
+
+PartMaker = Callable[[Block, ChatOptions, List[str]], List[Dict[str, Any]]]
+
+PART_MAKERS: Dict[str, PartMaker] = {
+    "text": text_parts,
+    "image": image_parts,
+    "document": document_parts,
+    "search_result": search_result_parts,
+    "thinking": silent_parts,
+    "redacted_thinking": silent_parts,
+}
+
+
+def block_text(block: Any) -> str:
+    """The readable text anywhere in a block: its `text`, or that of its `content`."""
+    if isinstance(block, str):
+        return block
+    if isinstance(block, list):
+        return "\n".join(t for t in map(block_text, block) if t)
+    if not isinstance(block, dict):
+        return ""
+    hit = [str(block[k]) for k in ("title", "url") if isinstance(block.get(k), str)]
+    if isinstance(block.get("text"), str):
+        return block["text"]
+    inner = block_text(block.get("content"))
+    own = [
+        str(block[k])
+        for k in ("stdout", "stderr", "error_code", "tool_name")
+        if isinstance(block.get(k), str) and block[k]
+    ]
+    return "\n".join(filter(None, [" ".join(hit), inner, *own]))
+
+
+# What an assistant's block that is neither text nor call says to the next model.
+SILENT_IN_ANSWERS = ("thinking", "redacted_thinking", "fallback")
+
+
+def assistant_text(block: Block, notes: List[str]) -> str:
+    """A block of an assistant (or system) message as text; server tools' work is told in words."""
+    kind = str(block.get("type"))
+    if kind in SILENT_IN_ANSWERS:
+        return ""
+    if kind in ("server_tool_use", "mcp_tool_use"):
+        return f"[{block.get('name', 'tool')} {encode_json(block.get('input') or {})}]"
+    text = block_text(block)
+    if not text and kind != "text":
+        notes.append(f"{kind[:40]}=dropped")
+    return text if text.strip() else ""
+
+
+def tool_result_content(
+    block: Block, options: ChatOptions, notes: List[str]
+) -> Tuple[str, List[Dict[str, Any]]]:
+    """(text for the tool message, parts that it cannot hold) of a tool_result block."""
+    call_id = block.get("tool_use_id", "")
+    texts: List[str] = []
+    moved: List[Dict[str, Any]] = []
+    for inner in content_blocks(block.get("content"), f"tool_result {call_id}.content"):
+        if inner.get("type") == "tool_reference":
+            texts.append(f"[tool available: {inner.get('tool_name', '')}]")
+            continue
+        parts = user_parts(inner, options, notes)
+        texts += [p["text"] for p in parts if p["type"] == "text"]
+        moved += [p for p in parts if p["type"] != "text"]
+    if moved:
+        texts.append(f"[{len(moved)} attachment(s): see the next user message]")
+        moved.insert(0, text_part(f"[from tool result {call_id}]"))
+    text = "\n".join(texts)
+    if block.get("is_error") and not text.startswith(("<tool_use_error>", "Error")):
+        text = f"[tool error]\n{text}"
+    return text, moved
+
+
+# ==================================================================================================
+# dialects/chat_tools
+# ==================================================================================================
+# Tools and tool choice of a Messages request as Chat Completions has them. Pure, deterministic.
+
+LONGEST_TOOL_NAME = 64
+GOOD_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+EMPTY_SCHEMA = {"type": "object", "properties": {}}
+
+# Tools that Anthropic defines and the client runs: the wire has no schema for them.
+CLIENT_TOOL_SCHEMAS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
+    (
+        "bash_",
+        {
+            "type": "object",
+            "properties": {"command": {"type": "string"}, "restart": {"type": "boolean"}},
+        },
+    ),
+    (
+        "text_editor_",
+        {
+            "type": "object",
+            "required": ["command", "path"],
+            "properties": {
+                "command": {"type": "string", "enum": ["view", "create", "str_replace", "insert"]},
+                "path": {"type": "string"},
+                "file_text": {"type": "string"},
+                "old_str": {"type": "string"},
+                "new_str": {"type": "string"},
+                "insert_line": {"type": "integer"},
+                "insert_text": {"type": "string"},
+                "view_range": {"type": "array", "items": {"type": "integer"}},
+            },
+        },
+    ),
+    (
+        "memory_",
+        {
+            "type": "object",
+            "required": ["command"],
+            "properties": {
+                "command": {
+                    "type": "string",
+                    "enum": ["view", "create", "str_replace", "insert", "delete", "rename"],
+                },
+                "path": {"type": "string"},
+                "file_text": {"type": "string"},
+                "old_str": {"type": "string"},
+                "new_str": {"type": "string"},
+                "insert_line": {"type": "integer"},
+                "insert_text": {"type": "string"},
+                "old_path": {"type": "string"},
+                "new_path": {"type": "string"},
+            },
+        },
+    ),
+)
+
+
+def chat_tools(request: Request, notes: List[str]) -> List[Dict[str, Any]]:
+    """The tools as functions; those that only Anthropic's servers could run are left out."""
+    tools = []
+    for index, tool in enumerate(as_list(request.get("tools"))):
+        if not isinstance(tool, dict):
+            raise ProxyError(400, f"tools.{index}: must be an object")
+        schema = tool_schema(tool)
+        if schema is None:
+            notes.append(f"{str(tool.get('type') or tool.get('name'))[:40]}=dropped")
+            continue
+        function = {"name": chat_tool_name(str(tool.get("name", "")))}
+        if isinstance(tool.get("description"), str):
+            function["description"] = tool["description"]
+        tools.append({"type": "function", "function": {**function, "parameters": schema}})
+    return tools
+
+
+def tool_schema(tool: Dict[str, Any]) -> Optional[Dict[str, Any]]:
+    """The JSON schema of a tool's input; None for a tool that no client runs."""
+    schema = tool.get("input_schema")
+    if isinstance(schema, dict):
+        return {**EMPTY_SCHEMA, **schema}
+    kind = tool.get("type")
+    if kind in (None, "custom"):
+        return EMPTY_SCHEMA
+    return next((s for prefix, s in CLIENT_TOOL_SCHEMAS if str(kind).startswith(prefix)), None)
+
+
+def chat_tool_choice(request: Request) -> Dict[str, Any]:
+    choice = request.get("tool_choice")
+    choice = choice if isinstance(choice, dict) else {}
+    found: Dict[str, Any] = {}
+    if choice.get("type") == "tool":
+        name = chat_tool_name(str(choice.get("name", "")))
+        if name in {t["function"]["name"] for t in chat_tools(request, [])}:
+            found["tool_choice"] = {"type": "function", "function": {"name": name}}
+    elif choice.get("type") in ("any", "none"):
+        found["tool_choice"] = {"any": "required", "none": "none"}[choice["type"]]
+    if choice.get("disable_parallel_tool_use") is True:
+        found["parallel_tool_calls"] = False
+    return found
+
+
+def chat_tool_name(name: str) -> str:
+    """The name within Chat's rules (64 of [A-Za-z0-9_-]); the same one for the same name always."""
+    if GOOD_TOOL_NAME.fullmatch(name):
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[: LONGEST_TOOL_NAME - 9] + "_" + digest
+
+
+def chat_tool_names(request: Request) -> Dict[str, str]:
+    """Upstream's name -> client's own, for the tools whose name had to change."""
+    names: Set[str] = {
+        str(t.get("name", "")) for t in as_list(request.get("tools")) if isinstance(t, dict)
+    }
+    return {
+        chat_tool_name(name): name for name in sorted(names) if not GOOD_TOOL_NAME.fullmatch(name)
+    }
+
+
+# ==================================================================================================
+# dialects/chat_request
+# ==================================================================================================
+# A Messages request -> a Chat Completions request. Pure, deterministic, prefix-stable.
+#
+# Chat's grammar is stricter than Messages': after an assistant message with tool calls come their
+# tool messages, one a call, at once and in order, each with a string; everything else that stood
+# beside the results follows as one user message. What a tool message cannot hold (images, files)
+# moves there too, with a note in its place. What has no counterpart is named in `notes` if a user
+# could miss it; nothing is ever refused for being new.
+#
+# What a message becomes depends on it and on those before it, so the same history always gives the
+# same bytes, and upstream prompt caches hit.
+
+ATTRIBUTION = "x-anthropic-billing-header:"
+MOST_STOPS = 4
+INTERRUPTED = "[no result: the call was interrupted]"
+
+ChatMessage = Dict[str, Any]
+
+
+# Top-level members without counterpart whose loss a user may notice.
+NOTED_MEMBERS = ("mcp_servers", "container", "inference_geo")
+
+
+def messages_to_chat(
+    request: Request, options: ChatOptions = ChatOptions(), notes: Optional[List[str]] = None
+) -> Dict[str, Any]:
+    """The Chat Completions body, streaming with usage. `request["model"]` is the upstream's name.
+
+    `notes` receives a word for each thing that could not be carried. ProxyError(400) names the
+    place of a value that has the wrong JSON type.
+    """
+    notes = notes if notes is not None else []
+    chat: Dict[str, Any] = {"model": request.get("model", "")}
+    chat["messages"] = chat_messages(request, options, notes)
+    tools = chat_tools(request, notes)
+    if tools:
+        chat["tools"] = tools
+        chat.update(chat_tool_choice(request))
+    chat.update(chat_parameters(request, options, notes))
+    chat["stream"] = True
+    chat["stream_options"] = {"include_usage": True}
+    notes += [f"{name}=dropped" for name in NOTED_MEMBERS if request.get(name)]
+    dropped = [key for key in options.drop if key in chat]
+    notes += [f"{key}=dropped" for key in sorted(dropped)]
+    return {key: value for key, value in chat.items() if key not in options.drop}
+
+
+def chat_parameters(request: Request, options: ChatOptions, notes: List[str]) -> Dict[str, Any]:
+    """Limits, sampling, stops, format: only what the client sent."""
+    found: Dict[str, Any] = {}
+    if request.get("max_tokens"):
+        found[options.max_tokens_key] = request["max_tokens"]
+    for key in ("temperature", "top_p", *(("top_k",) if options.top_k else ())):
+        if request.get(key) is not None:
+            found[key] = request[key]
+    if request.get("top_k") is not None and not options.top_k:
+        notes.append("top_k=dropped")
+    stops = [s for s in as_list(request.get("stop_sequences")) if isinstance(s, str) and s]
+    if stops:
+        found["stop"] = stops[:MOST_STOPS]
+        notes += ["stop_sequences=shortened"] if len(stops) > MOST_STOPS else []
+    found.update(chat_output(request, options))
+    return found
+
+
+def chat_output(request: Request, options: ChatOptions) -> Dict[str, Any]:
+    """`output_config`: the answer's format, and the effort where it is understood."""
+    output = request.get("output_config")
+    output = output if isinstance(output, dict) else {}
+    found: Dict[str, Any] = {}
+    wanted = output.get("format") or request.get("output_format")
+    if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
+        schema = {"name": "response", "schema": wanted.get("schema") or {}}
+        found["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if options.reasoning_effort and isinstance(output.get("effort"), str):
+        found["reasoning_effort"] = output["effort"]
+    return found
+
+
+# --- messages ----------------------------------------------------------------------------------
+
+
+def chat_messages(request: Request, options: ChatOptions, notes: List[str]) -> List[ChatMessage]:
+    history = ChatHistory(options, notes)
+    system = system_text(request.get("system"))
+    if system:
+        history.messages.append({"role": "system", "content": system})
+    for index, message in enumerate(request["messages"]):
+        place = f"messages.{index}"
+        if not isinstance(message, dict):
+            raise ProxyError(400, f"{place}: must be an object")
+        blocks = content_blocks(message.get("content"), f"{place}.content")
+        TURNS.get(str(message.get("role")), ChatHistory.user)(history, blocks)
+    history.end_calls()
+    return history.messages
+
+
+def system_text(system: Any) -> str:
+    """The system prompt as one text, without the attribution block, which defeats prompt caches."""
+    blocks = content_blocks(system, "system")
+    texts = [str(b.get("text") or "") for b in blocks if b.get("type", "text") == "text"]
+    return "\n\n".join(t for t in texts if t.strip() and not t.startswith(ATTRIBUTION))
+
+
+class ChatHistory:
+    """The messages so far, and the calls whose results have not come."""
+
+    def __init__(self, options: ChatOptions, notes: List[str]) -> None:
+        self.messages: List[ChatMessage] = []
+        self._options = options
+        self._notes = notes
+        self._open_calls: List[str] = []
+
+    def user(self, blocks: List[Block]) -> None:
+        """Results first, in the order of their calls; then everything else as one message."""
+        results: Dict[str, Block] = {}
+        for block in blocks:
+            if block.get("type") == "tool_result":
+                results[str(block.get("tool_use_id", ""))] = block
+        parts = self._tool_messages(results)
+        for block in blocks:
+            if block.get("type") == "tool_result":
+                parts += self._orphan(block, results)
+            else:
+                parts += user_parts(block, self._options, self._notes)
+        content = joined_parts(parts)
+        if content:
+            self.messages.append({"role": "user", "content": content})
+        elif not self.messages or self.messages[-1]["role"] == "system":
+            self.messages.append({"role": "user", "content": "(no content)"})
+
+    def assistant(self, blocks: List[Block]) -> None:
+        self.end_calls()
+        texts, calls = [], []
+        for block in blocks:
+            if block.get("type") == "tool_use":
+                calls.append(self._call(block, calls))
+            else:
+                texts += [t for t in [assistant_text(block, self._notes)] if t]
+        message: ChatMessage = {"role": "assistant"}
+        if texts or not calls:
+            message["content"] = "\n\n".join(texts)
+        if calls:
+            message["tool_calls"] = calls
+            self._open_calls = [call["id"] for call in calls]
+        if texts or calls:
+            self.messages.append(message)
+
+    def system(self, blocks: List[Block]) -> None:
+        """A system message in mid-conversation: told in place, for it may hold the user's words.
+
+        Behind tool results it joins the last of them: a user message there makes some models'
+        templates forget the reasoning of the turn.
+        """
+        text = "\n\n".join(t for t in (assistant_text(b, self._notes) for b in blocks) if t)
+        if not text:
+            return
+        reminder = f"<system-reminder>\n{text}\n</system-reminder>"
+        last = self.messages[-1] if self.messages and not self._open_calls else None
+        if last is None or last["role"] not in ("user", "tool"):
+            self.user([{"type": "text", "text": reminder}])
+        elif isinstance(last["content"], list):
+            last["content"].append({"type": "text", "text": reminder})
+        else:
+            last["content"] = f"{last['content']}\n\n{reminder}"
+
+    def end_calls(self) -> None:
+        """Calls that nobody answered get a result that says so: Chat demands one for each."""
+        for call_id in self._open_calls:
+            self._notes.append("tool_result=missing")
+            self.messages.append({"role": "tool", "tool_call_id": call_id, "content": INTERRUPTED})
+        self._open_calls = []
+
+    def _call(self, block: Block, calls: List[Dict[str, Any]]) -> Dict[str, Any]:
+        call_id = str(block.get("id", ""))
+        if any(call["id"] == call_id for call in calls):
+            call_id = f"{call_id}_{len(calls) + 1}"
+        function = {
+            "name": chat_tool_name(str(block.get("name", ""))),
+            "arguments": encode_json(block.get("input") or {}),
+        }
+        return {"id": call_id, "type": "function", "function": function}
+
+    def _tool_messages(self, results: Dict[str, Block]) -> List[Dict[str, Any]]:
+        """Answer the open calls; returns the parts that a tool message cannot hold.
+
+        A user message without any result leaves them unanswered for good.
+        """
+        moved: List[Dict[str, Any]] = []
+        for call_id in self._open_calls:
+            block = results.pop(call_id, None)
+            if block is None:
+                self._notes.append("tool_result=missing")
+            text, parts = (
+                tool_result_content(block, self._options, self._notes)
+                if block
+                else (INTERRUPTED, [])
+            )
+            self.messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
+            moved += parts
+        self._open_calls = []
+        return moved
+
+    def _orphan(self, block: Block, results: Dict[str, Block]) -> List[Dict[str, Any]]:
+        """A result whose call is not in the history any more: told as text."""
+        call_id = str(block.get("tool_use_id", ""))
+        if results.pop(call_id, None) is None:
+            return []
+        self._notes.append("tool_result=orphan")
+        text, parts = tool_result_content(block, self._options, self._notes)
+        return [text_part(f"[result of an earlier tool call {call_id}]\n{text}"), *parts]
+
+
+# An unknown role is somebody who speaks to the model: a user.
+TURNS: Dict[str, Callable[[ChatHistory, List[Block]], None]] = {
+    "user": ChatHistory.user,
+    "assistant": ChatHistory.assistant,
+    "system": ChatHistory.system,
+    "developer": ChatHistory.system,
+}
+
+
+# ==================================================================================================
+# dialects/chat_calls
+# ==================================================================================================
+# Putting tool calls together from the deltas of a Chat Completions stream. Pure.
+#
+# Deltas name their call by index, by id, by name, or not at all, and those of parallel calls may come
+# interleaved. Messages has one block open at a time, so the first call is told live, piece by piece,
+# and what comes for the others waits until it is complete.
+
+class ToolCall:
+    """One call being put together. `pending` is what has not been told."""
+
+    def __init__(self, call_id: str = "", name: str = "") -> None:
+        self.id = call_id
+        self.name = name
+        self.pending: List[str] = []
+        self.arguments: List[str] = []
+        self.live = False
+
+    def complete(self) -> bool:
+        """Whether the arguments so far are one JSON value."""
+        if not self.arguments or not self.arguments[-1].rstrip().endswith("}"):
+            return False
+        try:
+            json.loads("".join(self.arguments))
+        except (ValueError, RecursionError):
+            return False
+        return True
+
+
+class CallBook:
+    """The calls of one answer, in the order they began. One is live: its pieces flow at once."""
+
+    def __init__(self, write: EventWriter, names: Mapping[str, str]) -> None:
+        self.any = False
+        self.told = 0
+        self._write = write
+        self._names = names
+        self._calls: List[ToolCall] = []
+        self._by_index: Dict[Any, ToolCall] = {}
+        self._next = 0
+        self._ids: Dict[str, int] = {}
+
+    def busy(self) -> bool:
+        """Whether a call has begun that is not complete."""
+        return any(not call.complete() for call in self._calls[self._next :])
+
+    def add(self, delta: Dict[str, Any]) -> Iterable[Event]:
+        """Take one element of `tool_calls`."""
+        self.any = True
+        function = delta.get("function") or delta.get("custom") or {}
+        function = function if isinstance(function, dict) else {}
+        name = function.get("name") if isinstance(function.get("name"), str) else ""
+        text = argument_text(function.get("arguments", function.get("input")))
+        call = self._call_of(delta, str(delta.get("id") or ""), name, text)
+        if text:
+            call.arguments.append(text)
+            call.pending.append(text)
+        return self._tell()
+
+    def _call_of(self, delta: Dict[str, Any], call_id: str, name: str, text: str) -> ToolCall:
+        """The call that a delta continues, or a new one."""
+        index = delta.get("index")
+        call = (
+            self._by_index.get(index) if index is not None else self._without_index(call_id, name)
+        )
+        if call is None or self._begins_another(call, call_id, name, text):
+            call = ToolCall(call_id, name)
+            self._calls.append(call)
+            self._by_index[index] = call
+            return call
+        call.id = call.id or call_id
+        call.name = call.name or name
+        return call
+
+    def _without_index(self, call_id: str, name: str) -> Optional[ToolCall]:
+        if call_id:
+            return next((c for c in self._calls if c.id == call_id), None)
+        return None if name or not self._calls else self._calls[-1]
+
+    @staticmethod
+    def _begins_another(call: ToolCall, call_id: str, name: str, text: str) -> bool:
+        """Gemini gives every parallel call the same index; its ids and names tell them apart."""
+        if call_id and call.id:
+            return call_id != call.id and (bool(name) or call.complete())
+        return bool(name) and text.lstrip().startswith("{") and call.complete()
+
+    def _tell(self) -> Iterator[Event]:
+        """Tell what can be told: the live call's pieces, and the next one if that is complete."""
+        while self._next < len(self._calls):
+            call = self._calls[self._next]
+            if not call.live:
+                if not call.name:
+                    return
+                call.live = True
+                yield from self._write.tool_use(
+                    self._unique_id(call), self._names.get(call.name, call.name)
+                )
+            for text in call.pending:
+                self.told += len(text)
+                yield from self._write.input_json(text)
+            call.pending = []
+            if self._next + 1 == len(self._calls) or not call.complete():
+                return
+            self._next += 1
+
+    def _unique_id(self, call: ToolCall) -> str:
+        ordinal = self._write.blocks_begun
+        call_id = call.id or f"toolu_{self._write.message_id.rpartition('_')[2]}_{ordinal}"
+        count = self._ids[call_id] = self._ids.get(call_id, 0) + 1
+        return call_id if count == 1 else f"{call_id}_{count}"
+
+    def settle(self) -> Iterable[Event]:
+        """Everything so far is complete: later deltas begin new calls."""
+        self._next = len(self._calls)
+        return ()
+
+    def finish(self) -> Iterator[Event]:
+        """Tell the calls that are left, as they are."""
+        while self._next < len(self._calls):
+            call = self._calls[self._next]
+            call.name = call.name or "unknown"
+            yield from self._tell()
+            if self._calls[self._next] is call:
+                self._next += 1
+
+
+def argument_text(arguments: Any) -> str:
+    """A piece of a call's arguments as text; some send the object itself."""
+    if arguments is None or arguments == "null":
+        return ""
+    return arguments if isinstance(arguments, str) else encode_json(arguments)
+
+
+# ==================================================================================================
+# dialects/think_tags
+# ==================================================================================================
+# Reasoning that a model writes into its text, between think tags, taken out of it. Pure.
+
+THINK_OPENINGS = ("<think>", "<thinking>", "<seed:think>")
+
+
+class ThinkSplitter:
+    """Takes reasoning out of a text that begins with a think tag.
+
+    Only the very start counts: later tags may be what the answer is about. A tag may be cut
+    anywhere, so text that may become one is held back.
+    """
+
+    def __init__(self) -> None:
+        self.active = True
+        self._held = ""
+        self._step = self._opening
+        self._closing = ""
+
+    def feed(self, text: str) -> Tuple[str, str]:
+        """(reasoning, visible text) that are certain now."""
+        self._held += text
+        return self._step()
+
+    def _opening(self) -> Tuple[str, str]:
+        start = self._held.lstrip()
+        opening = next((tag for tag in THINK_OPENINGS if start.startswith(tag)), "")
+        if opening:
+            self._closing = "</" + opening[1:]
+            self._held = start[len(opening) :]
+            self._step = self._thinking
+            return self._thinking()
+        if start and not any(tag.startswith(start) for tag in THINK_OPENINGS):
+            return self._release()
+        return "", ""
+
+    def _thinking(self) -> Tuple[str, str]:
+        thought, closed, rest = self._held.partition(self._closing)
+        if closed:
+            self._held, self._step, self._closing = rest, self._behind, ""
+            return thought, self._behind()[1]
+        cut = len(self._held) - longest_overlap(self._held, self._closing)
+        thought, self._held = self._held[:cut], self._held[cut:]
+        return thought, ""
+
+    def _behind(self) -> Tuple[str, str]:
+        # The empty lines between reasoning and answer belong to neither.
+        self._held = self._held.lstrip("\n")
+        return self._release() if self._held else ("", "")
+
+    def _release(self) -> Tuple[str, str]:
+        self.active = False
+        text, self._held = self._held, ""
+        return "", text
+
+    def end(self) -> Tuple[str, str]:
+        """What is held at the end: reasoning if its tag was never closed."""
+        self.active = False
+        held, self._held = self._held, ""
+        return (held, "") if self._closing else ("", held)
+
+
+def longest_overlap(text: str, mark: str) -> int:
+    """How much of the end of `text` is a beginning of `mark`."""
+    return next(
+        (n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0
+    )
+
+
+# ==================================================================================================
+# dialects/chat_stream
+# ==================================================================================================
+# Chat Completions answers -> Messages events. Pure: no I/O, no clock.
+#
+#     bytes --chat_chunks--> chunks --chunks_to_events--> events
+#
+# Providers agree on little more than the names of the fields, so every chunk is taken for what it
+# holds: text, reasoning, refusal, pieces of tool calls, a finish reason, usage, an error; anything
+# else is passed over. Blocks are opened and closed by `EventWriter` alone. Of parallel calls that
+# arrive interleaved the first is told live, and the others wait their turn (`CallBook`).
+#
+# Nothing is yielded before the first chunk that means something, so that an error until then can
+# still be a status. A stream that ends before its finish reason is an error and leaves its block
+# open: the client would take a closed one for whole.
+
+CHAT_DONE: Dict[str, Any] = {"done": True}
+
+# finish_reason -> stop_reason; a tool call in the answer turns "end_turn" into "tool_use".
+CHAT_STOP_REASONS = {
+    "length": "max_tokens",
+    "max_tokens": "max_tokens",
+    "model_length": "max_tokens",
+    "content_filter": "refusal",
+    "safety": "refusal",
+    "SAFETY": "refusal",
+    "RECITATION": "refusal",
+    "PROHIBITED_CONTENT": "refusal",
+}
+CHAT_FAILURES = ("error", "abort", "MALFORMED_FUNCTION_CALL", "insufficient_system_resource")
+# First byte of a body -> what it is, whatever its content type says.
+BODY_KINDS = {b"{": "json", b"[": "json", b"<": "page"}
+
+
+# --- bytes -> chunks ---------------------------------------------------------------------------
+
+
+def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
+    """Decode an answer's body: JSON chunks in events, or one JSON object although a stream was
+    asked for. `[DONE]` becomes CHAT_DONE and ends it."""
+    splitter, whole, kind = FrameSplitter(), b"", ""
+    for piece in pieces:
+        if not kind:
+            whole += piece
+            start = whole.lstrip()
+            if not start:
+                continue
+            kind, piece = BODY_KINDS.get(start[:1], "events"), whole
+        elif kind != "events":
+            whole += piece
+        if kind == "events":
+            for frame in splitter.feed(piece):
+                chunk = frame_to_chunk(frame)
+                if chunk is not None:
+                    yield chunk
+                    if chunk is CHAT_DONE:
+                        return
+    if kind == "json":
+        yield decode_chunk(whole) or {}
+        yield CHAT_DONE
+        return
+    if kind == "page":
+        raise ProxyError(502, upstream_error_text(whole))
+    for frame in splitter.finish():
+        chunk = frame_to_chunk(frame)
+        if chunk is not None:
+            yield chunk
+
+
+def frame_to_chunk(frame: bytes) -> Optional[Dict[str, Any]]:
+    """The chunk in a frame; None for comments and for JSON that is no object."""
+    event, data = frame_data(frame)
+    if not data.strip():
+        return None
+    if data.strip() == b"[DONE]":
+        return CHAT_DONE
+    if event == "error":
+        raise upstream_error_object(loads_or_text(data))
+    return decode_chunk(data)
+
+
+def loads_or_text(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return {"error": data.decode("utf-8", "replace")}
+
+
+def decode_chunk(data: bytes) -> Optional[Dict[str, Any]]:
+    try:
+        chunk = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ProxyError(502, "the upstream sent an event that is not JSON") from None
+    if isinstance(chunk, list) and chunk and isinstance(chunk[0], dict):
+        chunk = chunk[0]  # Gemini wraps its errors in a list
+    return chunk if isinstance(chunk, dict) else None
+
+
+# --- chunks -> events --------------------------------------------------------------------------
+
+
+def chunks_to_events(
+    chunks: Iterable[Dict[str, Any]],
+    write: EventWriter,
+    tool_names: Optional[Mapping[str, str]] = None,
+    input_estimate: Callable[[], int] = lambda: 0,
+) -> Iterator[Event]:
+    """Retell Chat Completions chunks as Messages events.
+
+    `tool_names` maps names as the upstream knows them to the client's own; `input_estimate` is
+    asked for input tokens if the upstream reports none. ProxyError at an error chunk, and if the
+    chunks end before a finish reason or CHAT_DONE.
+    """
+    answer = ChatAnswer(write, tool_names or {})
+    try:
+        for chunk in chunks:
+            if chunk is CHAT_DONE:
+                answer.done = True
+                break
+            yield from answer.chunk(chunk)
+    except ProxyError as error:
+        # Behind the finish reason there is nothing that a broken connection could take away.
+        if error.message != CUT_SHORT or not answer.finished():
+            raise
+    yield from answer.finish(input_estimate)
+
+
+class ChatAnswer:
+    """One answer being retold."""
+
+    def __init__(self, write: EventWriter, tool_names: Mapping[str, str]) -> None:
+        self.done = False
+        self._write = write
+        self._calls = CallBook(write, tool_names)
+        self._think = ThinkSplitter()
+        self._usage: Dict[str, Any] = {}
+        self._finish: Optional[str] = None
+        self._matched_stop: Optional[str] = None
+        self._refusal: List[str] = []
+        self._held_text: List[str] = []
+        self._told = 0
+
+    def finished(self) -> bool:
+        return bool(self._finish)
+
+    def chunk(self, chunk: Dict[str, Any]) -> Iterable[Event]:
+        """The events that a chunk leads to."""
+        if chunk.get("error") or chunk.get("object") == "error":
+            raise upstream_error_object(chunk)
+        usage = chunk.get("usage") or (chunk.get("x_groq") or {}).get("usage")
+        if isinstance(usage, dict):
+            self._usage.update((k, v) for k, v in usage.items() if v is not None)
+        choices = chunk.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(choice, dict) or choice.get("index"):
+            return ()
+        delta = choice.get("delta") or choice.get("message")
+        events = self._delta(delta) if isinstance(delta, dict) else ()
+        finish = choice.get("finish_reason")
+        if not finish:
+            return events
+        events = [*events]
+        self._note_finish(str(finish), choice)
+        return events
+
+    def _note_finish(self, finish: str, choice: Dict[str, Any]) -> None:
+        if finish in CHAT_FAILURES:
+            raise upstream_error_object(
+                choice.get("error") or {"message": f"the model failed: {finish}"}
+            )
+        self._finish = finish
+        matched = choice.get("stop_reason") or choice.get("matched_stop")
+        self._matched_stop = matched if isinstance(matched, str) else None
+
+    def _delta(self, delta: Dict[str, Any]) -> Iterable[Event]:
+        content = delta.get("content")
+        if len(delta) == 1 and type(content) is str:  # the common case
+            return self._text(content)
+        return list(self._parts(delta, content))
+
+    def _parts(self, delta: Dict[str, Any], content: Any) -> Iterator[Event]:
+        yield from self._thought(reasoning_text(delta))
+        if isinstance(content, str):
+            yield from self._text(content)
+        elif isinstance(content, list):
+            yield from self._content_list(content)
+        refusal = delta.get("refusal")
+        if isinstance(refusal, str) and refusal:
+            self._refusal.append(refusal)
+            yield from self._text(refusal)
+        legacy = delta.get("function_call")
+        calls = delta.get("tool_calls") or ([{"index": 0, "function": legacy}] if legacy else [])
+        for call in calls if isinstance(calls, list) else [calls]:
+            if isinstance(call, dict):
+                yield from self._release_text_before(call)
+                yield from self._calls.add(call)
+
+    def _content_list(self, parts: List[Any]) -> Iterator[Event]:
+        """Mistral's list content: thinking parts and text parts."""
+        for part in parts:
+            if not isinstance(part, dict):
+                continue
+            if part.get("type") == "thinking":
+                inner = part.get("thinking")
+                texts = (
+                    [p.get("text") or "" for p in inner if isinstance(p, dict)]
+                    if isinstance(inner, list)
+                    else [str(inner or "")]
+                )
+                yield from self._thought("".join(texts))
+            elif isinstance(part.get("text"), str):
+                yield from self._text(part["text"])
+
+    def _thought(self, text: str) -> Iterable[Event]:
+        if not text:
+            return ()
+        self._told += len(text)
+        return self._write.thinking(text)
+
+    def _text(self, text: str) -> Iterable[Event]:
+        if not text:
+            return ()
+        if self._think.active:
+            thought, text = self._think.feed(text)
+            return [*self._thought(thought), *self._plain_text(text)]
+        return self._plain_text(text)
+
+    def _plain_text(self, text: str) -> Iterable[Event]:
+        if not text:
+            return ()
+        if self._calls.busy():
+            # Text amid a call that is not complete waits until it is; blank text is dropped there.
+            self._held_text.append(text)
+            return ()
+        self._told += len(text)
+        return (
+            [*self._calls.settle(), *self._write.text(text)]
+            if self._calls.any
+            else self._write.text(text)
+        )
+
+    def _release_text_before(self, call: Dict[str, Any]) -> Iterable[Event]:
+        thought, text = self._think.end()
+        return [*self._thought(thought), *self._plain_text(text)]
+
+    def finish(self, input_estimate: Callable[[], int]) -> Iterator[Event]:
+        """The end: what was held back, the stop reason, the usage."""
+        thought, text = self._think.end()
+        if not self._finish and not (self.done and (self._write.started or thought or text)):
+            raise ProxyError(502, CUT_SHORT)
+        yield from self._thought(thought)
+        yield from self._plain_text(text)
+        yield from self._calls.finish()
+        held = "".join(self._held_text)
+        if held.strip():
+            self._told += len(held)
+            yield from self._write.text(held)
+        reason, more = self._stop_reason()
+        yield from self._write.finish(reason, self._final_usage(input_estimate), **more)
+
+    def _stop_reason(self) -> Tuple[str, Dict[str, Any]]:
+        if self._refusal:
+            explanation = "".join(self._refusal)
+            return "refusal", {"stop_details": refusal_details(explanation)}
+        reason = CHAT_STOP_REASONS.get(self._finish or "", "end_turn")
+        if reason == "refusal":
+            return "refusal", {"stop_details": refusal_details(None)}
+        if reason == "end_turn" and self._calls.any:
+            return "tool_use", {}
+        return reason, {}
+
+    def _final_usage(self, input_estimate: Callable[[], int]) -> Dict[str, Any]:
+        if not self._usage:
+            told = self._told + self._calls.told
+            return {"input_tokens": input_estimate(), "output_tokens": max(1, told // 4)}
+        return chat_usage(self._usage)
+
+
+def refusal_details(explanation: Optional[str]) -> Dict[str, Any]:
+    return {"type": "refusal", "category": None, "explanation": explanation}
+
+
+def reasoning_text(delta: Dict[str, Any]) -> str:
+    """The reasoning in a delta, under the name that this provider gives it."""
+    for key in ("reasoning_content", "reasoning"):
+        if isinstance(delta.get(key), str) and delta[key]:
+            return delta[key]
+    details = delta.get("reasoning_details")
+    parts = [d for d in details if isinstance(d, dict)] if isinstance(details, list) else []
+    return "".join(str(d.get("text") or d.get("summary") or "") for d in parts)
+
+
+def chat_usage(usage: Mapping[str, Any]) -> Dict[str, Any]:
+    """Messages usage: `input_tokens` leaves out what was read from, or written to, a cache."""
+    details = usage.get("prompt_tokens_details")
+    details = details if isinstance(details, dict) else {}
+    read = first_count(
+        details.get("cached_tokens"),
+        usage.get("prompt_cache_hit_tokens"),
+        usage.get("cached_tokens"),
+        usage.get("cache_read_input_tokens"),
+    )
+    written = first_count(
+        details.get("cache_write_tokens"), usage.get("cache_creation_input_tokens")
+    )
+    prompt, completion = (
+        first_count(usage.get("prompt_tokens")),
+        first_count(usage.get("completion_tokens")),
+    )
+    total = first_count(usage.get("total_tokens"))
+    reasons = usage.get("completion_tokens_details")
+    reasoned = first_count(reasons.get("reasoning_tokens")) if isinstance(reasons, dict) else 0
+    if reasoned and total == prompt + completion + reasoned:
+        completion = total - prompt  # xAI counts reasoning apart
+    return {
+        "input_tokens": max(0, prompt - read - written),
+        "cache_read_input_tokens": read,
+        "cache_creation_input_tokens": written,
+        "output_tokens": completion,
+    }
+
+
+def first_count(*values: Any) -> int:
+    """The first value above 0 as a number; providers send null, text and fractions."""
+    for value in values:
+        try:
+            number = int(float(value))
+        except (TypeError, ValueError, OverflowError):
+            continue
+        if number > 0:
+            return number
+    return 0
+
+
+# ==================================================================================================
+# routing
+# ==================================================================================================
+# Which upstream and model answer a request. Pure: a function of configuration and name.
+#
+# In this order: a name that carries an upstream (`openai:gpt-4o`); MODEL_MAP; the alias map of the
+# upstream; the Claude families; DEFAULT_MODEL; else the name itself, unchanged. A `[1m]` suffix and
+# a date suffix are not part of what is looked up.
+
+ROUTE_CONTEXT_SUFFIX = re.compile(r"\[\d+[km]\]$", re.IGNORECASE)
+ROUTE_DATE_SUFFIX = re.compile(r"-20\d{6}$")
+
+
+class Route(NamedTuple):
+    """Where a request goes. `reason` names the rule that decided, for logs."""
+
+    upstream: str
+    model: str
+    reason: str
+
+
+def choose_route(config: Config, requested: str) -> Route:
+    """The route for the model name that a client asked for; "" means it named none."""
+    name = ROUTE_CONTEXT_SUFFIX.sub("", requested.strip())
+    upstream, bare = split_upstream(name, config.upstream)
+    if bare != name:
+        return Route(upstream, bare, "named upstream")
+    for reason, target in matching_targets(config, upstream, name):
+        if target:
+            return target_route(config, target, reason)
+    return Route(upstream, name or config.big_model, "as named" if name else "no model named")
+
+
+def matching_targets(
+    config: Config, upstream: str, name: str
+) -> Iterable[Tuple[str, Optional[str]]]:
+    """(reason, target or None) of each rule, in order."""
+    yield "MODEL_MAP", first_match(config.model_map, name)
+    yield "alias", first_match(tuple(MODEL_ALIASES.get(upstream, {}).items()), name)
+    yield "family", family_model(config, name)
+    yield "DEFAULT_MODEL", config.default_model
+
+
+def split_upstream(name: str, default: str) -> Tuple[str, str]:
+    """(upstream, model): the part before a colon counts only if it is an upstream's name."""
+    prefix, colon, rest = name.partition(":")
+    return (prefix, rest) if colon and prefix in UPSTREAM_NAMES else (default, name)
+
+
+def target_route(config: Config, target: str, reason: str) -> Route:
+    upstream, model = split_upstream(target, config.upstream)
+    return Route(upstream, model, reason)
+
+
+def first_match(rules: Iterable[Tuple[str, str]], name: str) -> Optional[str]:
+    """The target of the name itself, with or without its date, else of the first glob it fits."""
+    names = (name, ROUTE_DATE_SUFFIX.sub("", name))
+    rules = tuple(rules)
+    exact = dict(reversed(rules))
+    return next(
+        (exact[n] for n in names if n in exact),
+        next((t for pattern, t in rules if any(fnmatchcase(n, pattern) for n in names)), None),
+    )
+
+
+def family_model(config: Config, name: str) -> Optional[str]:
+    """The model that stands in for a Claude family.
+
+    A name with a vendor in front (`anthropic/claude-sonnet-4.5`) is meant as it is.
+    """
+    if "/" in name or "claude" not in name.lower() and name.lower() not in bare_families():
+        return None
+    setting = next((s for word, s in MODEL_FAMILIES if word in name.lower()), None)
+    return getattr(config, setting.lower()) if setting else None
+
+
+def bare_families() -> Tuple[str, ...]:
+    return tuple(word for word, _ in MODEL_FAMILIES)
+
+
+def listed_models(config: Config) -> List[Tuple[str, str]]:
+    """(id, display name) of the models that clients may choose from, without asking anybody."""
+    exact = [
+        name
+        for rules in (config.model_map, MODEL_ALIASES.get(config.upstream, {}).items())
+        for name, _ in rules
+        if not any(c in name for c in "*?[")
+    ]
+    own = [choose_route(config, word).model for word, _ in MODEL_FAMILIES]
+    names = list(dict.fromkeys([*LISTED_MODELS, *exact, *own]))
+    return [(name, display_name(config, name)) for name in names]
+
+
+def display_name(config: Config, name: str) -> str:
+    route = choose_route(config, name)
+    return name if route.model == name else f"{name} ({route.model})"
+
+
+# ==================================================================================================
+# auth
+# ==================================================================================================
+# Who may come in: the guards that look at a request's head before anything else is done with it.
+#
+# Each guard raises ProxyError or returns nothing. A local server is open to every web page that its
+# user visits, by DNS rebinding and cross-site requests, so Host and Origin are checked even where
+# no key is asked for. No CORS header is ever sent.
+
+LOOPBACK_NAMES = ("localhost",)
+OPEN_PATHS = ("/health", "/livez")
+
+
+def host_name(authority: str) -> str:
+    """The host of `host[:port]`, lower case, without brackets and without a final dot."""
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0].lower()
+    return authority.partition(":")[0].lower().rstrip(".")
+
+
+def is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def host_allowed(name: str, config: Config) -> bool:
+    """Whether a Host (or an Origin's host) is ours.
+
+    Rebinding needs a name that an attacker's DNS answers for, so plain addresses are safe; names
+    are ours only if they are loopback's or listed in ALLOWED_HOSTS.
+    """
+    if name in LOOPBACK_NAMES or name.endswith(".localhost") or is_address(name):
+        return True
+    own = (config.listen_host, *config.allowed_hosts)
+    return any(allowed == "*" or name == allowed.lower() for allowed in own)
+
+
+def check_host(config: Config, request: HttpRequest) -> None:
+    if request.host and not host_allowed(host_name(request.host), config):
+        raise ProxyError(
+            403, "this Host is not served here; list it in ALLOWED_HOSTS if it should be"
+        )
+
+
+def check_origin(config: Config, request: HttpRequest) -> None:
+    """Refuse what another site's page sends; a command-line client sends neither header."""
+    if request.headers.get("sec-fetch-site") == "cross-site":
+        raise ProxyError(403, "cross-site requests are refused")
+    origin = request.headers.get("origin")
+    if origin is None:
+        return
+    try:
+        name = (urlsplit(origin).hostname or "").lower()
+    except ValueError:
+        name = ""
+    if not name or not (
+        name in LOOPBACK_NAMES
+        or name == host_name(request.host)
+        or name in config.allowed_hosts
+        or is_loopback(name)
+    ):
+        raise ProxyError(403, "requests from this Origin are refused")
+
+
+def is_loopback(name: str) -> bool:
+    return is_address(name) and ipaddress.ip_address(name).is_loopback
+
+
+def check_content_type(config: Config, request: HttpRequest) -> None:
+    """A POST must be JSON: the types that a web form can send are never that."""
+    if request.method != "POST":
+        return
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (
+        kind.startswith("application/") and kind.endswith("+json")
+    ):
+        raise ProxyError(415, "content-type must be application/json")
+
+
+def check_client_key(config: Config, request: HttpRequest) -> None:
+    """With ANTHROPIC_API_KEY set, a client shows it as `x-api-key` or as a Bearer token."""
+    if not config.anthropic_api_key or request.path in OPEN_PATHS:
+        return
+    if (request.method, request.path) == ("HEAD", "/"):
+        return  # Claude Code's warm-up at start, which carries no credential
+    if not any(same_secret(shown, config.anthropic_api_key) for shown in shown_keys(request)):
+        raise ProxyError(
+            401, "this proxy wants its key (ANTHROPIC_API_KEY) as x-api-key or Bearer token"
+        )
+
+
+def shown_keys(request: HttpRequest) -> Tuple[str, ...]:
+    """The credentials in a request, in the headers that Claude and OpenAI clients use."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    bearer = token.strip() if scheme.lower() == "bearer" else ""
+    return tuple(key for key in (request.headers.get("x-api-key", ""), bearer) if key)
+
+
+def same_secret(shown: str, expected: str) -> bool:
+    """Compare without telling, by the time it takes, how much was right."""
+    return hmac.compare_digest(
+        shown.encode("utf-8", "replace"), expected.encode("utf-8", "replace")
+    )
+
+
+GUARDS = (check_host, check_origin, check_client_key, check_content_type)
+
+
+def run_guards(config: Config, request: HttpRequest, guards: Iterable = GUARDS) -> None:
+    for guard in guards:
+        guard(config, request)
+
+
+# ==================================================================================================
+# exchange
+# ==================================================================================================
+# One client request and all that became of it: what was asked, what came, how to stop it.
+#
+# The thread that answers the request owns its exchange and everything it reads from. Other threads
+# may do one thing only: `cancel`. That runs the registered callbacks, which shut down the upstream's
+# socket or end a sleep, so that the owner wakes up and finds the reason. A wait is bounded by `arm`:
+# the sweeper cancels an exchange whose deadline has passed, so no socket needs a timeout of its own.
+
+NEVER = float("inf")
+
+
+class AnswerForm(NamedTuple):
+    """How the answer to one request looks on the wire, so that it can begin before it is known.
+
+    `opening` is the first piece of the body; the server sends it once, early if the upstream is
+    silent for `patience` seconds. `ping` goes out after every further `interval` of silence,
+    `nudge` instead of it in a long one: Claude Code drops a stream that brings nothing but pings
+    for 300 s. `error` is the body's last piece when the status line is gone already.
+    """
+
+    headers: Tuple[Tuple[str, str], ...]
+    patience: float
+    interval: float
+    opening: Callable[[], bytes]
+    ping: bytes
+    nudge: Callable[[], bytes]
+    error: Callable[[ProxyError], bytes]
+
+
+def new_id(prefix: str) -> str:
+    """An identifier like those of the API: prefix, underscore, 24 hexadecimal digits."""
+    return f"{prefix}_{secrets.token_hex(12)}"
+
+
+class Exchange:
+    """One request in the works. Times are seconds of `clock`, a monotonic one."""
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, total_timeout: float = 0
+    ) -> None:
+        self.id = new_id("req")
+        self.message_id = new_id("msg")
+        self.clock = clock
+        self.started = clock()
+        self.deadline = NEVER
+        self.cancelled: Optional[ProxyError] = None
+        self.form: Optional[AnswerForm] = None
+        self.model = ""
+        self.first_event: Optional[float] = None
+        self.open_block: Tuple[int, str] = (-1, "")
+        self.usage: Dict[str, Any] = {}
+        self.facts: Dict[str, Any] = {}
+        self.warnings: List[str] = []
+        self._total_deadline = self.started + total_timeout if total_timeout else NEVER
+        self._waiting_for = ""
+        self._callbacks: List[Callable[[], None]] = []
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+
+    # --- waiting, and being stopped ---------------------------------------------------------
+
+    def arm(self, seconds: float, waiting_for: str) -> None:
+        """Allow `seconds` from now for what comes next; 0 means no limit."""
+        self._waiting_for = waiting_for
+        self.deadline = self.clock() + seconds if seconds else NEVER
+
+    def disarm(self) -> None:
+        self.deadline = NEVER
+
+    def overdue(self, now: float) -> Optional[ProxyError]:
+        """The error to cancel with, if a deadline has passed."""
+        if now > self.deadline:
+            return ProxyError(504, f"timed out waiting for {self._waiting_for}")
+        if now > self._total_deadline:
+            return ProxyError(504, "the answer took longer than TOTAL_TIMEOUT allows")
+        return None
+
+    def cancellable(self) -> bool:
+        """Whether it waits for something that `cancel` can end."""
+        return bool(self._callbacks)
+
+    def cancel(self, reason: ProxyError) -> None:
+        """Stop the exchange, from any thread; the first reason stays."""
+        with self._lock:
+            if self.cancelled is None:
+                self.cancelled = reason
+            for callback in self._callbacks:
+                callback()
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Register what ends the wait that begins now; it runs at once if it is too late.
+
+        Callbacks run under the lock: once `off_cancel` has returned, a socket may be used by
+        another exchange, and no callback of this one is still on its way to it. So they must be
+        quick and may not call the exchange.
+        """
+        with self._lock:
+            self._callbacks.append(callback)
+            if self.cancelled is not None:
+                callback()
+
+    def off_cancel(self, callback: Callable[[], None]) -> None:
+        with self._lock:
+            if callback in self._callbacks:
+                self._callbacks.remove(callback)
+
+    def raise_if_cancelled(self) -> None:
+        if self.cancelled is not None:
+            raise self.cancelled
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, unless the exchange is cancelled: then raise its reason at once."""
+        self.on_cancel(self._wake.set)
+        try:
+            self._wake.wait(seconds)
+        finally:
+            self.off_cancel(self._wake.set)
+        self.raise_if_cancelled()
+
+    # --- what came ----------------------------------------------------------------------------
+
+    def observe(self, events: Iterable[Event]) -> Iterator[Event]:
+        """Pass events on and remember what logs and pings need.
+
+        The block that is open is noted after its event has been passed on: a consumer asks for the
+        next event when it has sent the last, so a ping from another thread never runs ahead.
+        """
+        for event in events:
+            kind = event["type"]
+            if kind == "content_block_delta":
+                yield event
+                continue
+            if self.first_event is None:
+                self.first_event = self.clock()
+            self._note_usage(event)
+            yield event
+            if kind == "content_block_start":
+                self.open_block = (event["index"], event["content_block"].get("type", ""))
+            elif kind == "content_block_stop":
+                self.open_block = (-1, "")
+
+    def _note_usage(self, event: Event) -> None:
+        usage = event.get("usage") or (event.get("message") or {}).get("usage") or {}
+        self.usage.update((key, value) for key, value in usage.items() if value is not None)
+        stop_reason = (event.get("delta") or {}).get("stop_reason")
+        if stop_reason:
+            self.facts["stop_reason"] = stop_reason
+
+
+def client_gone() -> ProxyError:
+    """The reason of an exchange whose client has closed its connection."""
+    return ProxyError(CLIENT_GONE_STATUS, "the client closed its connection", "client_gone")
+
+
+# ==================================================================================================
+# inflight
+# ==================================================================================================
+# Everything that is being answered, and the one thread that looks after it.
+#
+# A few times a second the sweeper goes through the client connections. It ends those that are past
+# their deadline (a slow sender, an idle one, a reader that does not read), cancels the exchanges
+# whose client has gone or whose time is up, and pings the clients that have heard nothing for a
+# while. It never waits for a lock and never blocks in a send; an error with one connection is logged
+# and does not touch the others. With no connection open it sleeps.
+
+SWEEP_SECONDS = 0.25
+
+
+class Connection(Protocol):
+    """What the sweeper needs of a client connection."""
+
+    deadline: float
+    exchange: Optional[Exchange]
+
+    def socket(self) -> socket.socket: ...
+
+    def expire(self) -> None: ...
+
+    def keep_alive(self, now: float) -> None: ...
+
+
+def hung_up(sockets: Sequence[socket.socket]) -> List[socket.socket]:
+    """Those of the sockets whose other side has closed, without waiting or reading."""
+    by_number = {s.fileno(): s for s in sockets if s.fileno() >= 0}
+    if not by_number:
+        return []
+    if not hasattr(select, "poll"):
+        readable = select.select(list(by_number), [], [], 0)[0]
+        return [by_number[number] for number in readable if at_end(by_number[number])]
+    poll = select.poll()
+    # Without POLLRDHUP (macOS) an end of input shows as readable: then a look at the next byte.
+    mask = getattr(select, "POLLRDHUP", select.POLLIN)
+    for number in by_number:
+        poll.register(number, mask)
+    return [
+        by_number[number]
+        for number, flags in poll.poll(0)
+        if flags & ~select.POLLIN or at_end(by_number[number])
+    ]
+
+
+def at_end(sock: socket.socket) -> bool:
+    try:
+        return sock.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+class Inflight:
+    """The table of client connections and of the exchanges on them."""
+
+    def __init__(
+        self,
+        log: Log,
+        interval: float = SWEEP_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.draining = False
+        self._log = log
+        self._interval = interval
+        self._clock = clock
+        self._connections: Set[Any] = set()
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._asleep = False
+        self._thread: Optional[threading.Thread] = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if self._thread:
+            self._thread.join()
+
+    def add(self, connection: Connection) -> None:
+        with self._changed:
+            self._connections.add(connection)
+            if self._asleep:
+                self._changed.notify_all()
+
+    def remove(self, connection: Connection) -> None:
+        with self._changed:
+            self._connections.discard(connection)
+
+    def connections(self) -> int:
+        return len(self._connections)
+
+    def exchanges(self) -> List[Exchange]:
+        """The exchanges that are being answered now."""
+        with self._changed:
+            current = [connection.exchange for connection in self._connections]
+        return [exchange for exchange in current if exchange is not None]
+
+    def drain(self, seconds: float) -> bool:
+        """Wait until nothing is being answered; end the idle connections. False if time ran out."""
+        self.draining = True
+        end = self._clock() + seconds
+        while self._clock() < end:
+            if not self.exchanges():
+                return True
+            time.sleep(min(self._interval, 0.05))
+        return not self.exchanges()
+
+    def cancel_all(self, reason: ProxyError) -> None:
+        for exchange in self.exchanges():
+            exchange.cancel(reason)
+
+    # --- the sweeper ----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._connections and not self._stopped:
+                    self._asleep = True
+                    self._changed.wait()
+                self._asleep = False
+                if not self._stopped:
+                    self._changed.wait(self._interval)
+                if self._stopped:
+                    return
+                connections = list(self._connections)
+            self.sweep(connections, self._clock())
+
+    def sweep(self, connections: Sequence[Connection], now: float) -> None:
+        """Look after each connection once."""
+        waiting: Dict[socket.socket, Exchange] = {}
+        for connection in connections:
+            try:
+                self._tend(connection, now)
+                exchange = connection.exchange
+                if exchange is not None and exchange.cancellable():
+                    waiting[connection.socket()] = exchange
+            except Exception as error:  # one connection's trouble is not the others'
+                self._log.error("sweep_failed", error=type(error).__name__)
+        for sock in hung_up(list(waiting)):
+            waiting[sock].cancel(client_gone())
+
+    def _tend(self, connection: Connection, now: float) -> None:
+        if now > connection.deadline:
+            connection.expire()
+        exchange = connection.exchange
+        if exchange is None:
+            return
+        timeout = exchange.overdue(now)
+        if timeout is not None:
+            exchange.cancel(timeout)
+        else:
+            connection.keep_alive(now)
+
+
+# ==================================================================================================
+# pool
+# ==================================================================================================
+# Connections to upstreams: how they are made, and the pool of idle ones.
+#
+# `http.client` connects and does TLS; what is said over a connection is `transport`'s matter. Sockets
+# block without timeouts of their own: the sweeper ends a wait by `interrupt`. What goes wrong in
+# connecting becomes a ProxyError that says where, why and what to do.
+
+IDLE_CONNECTIONS_KEPT = 64
+IDLE_CONNECTION_SECONDS = 50.0
+
+
+class Target(NamedTuple):
+    """Where an upstream listens. Equal targets share connections."""
+
+    scheme: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def split_url(url: str) -> Tuple[Target, str]:
+    """(target, path with query) of an http or https URL."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return Target(parts.scheme, parts.hostname or "", port), path
+
+
+def make_ssl_context(verify: bool, ca_file: str = "", ca_dir: str = "") -> ssl.SSLContext:
+    """The one TLS context of the process: system roots, and the given ones added to them."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if ca_file or ca_dir:
+        context.load_verify_locations(ca_file or None, ca_dir or None)
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def connect_socket(
+    target: Target, timeout: float, context: Optional[ssl.SSLContext]
+) -> socket.socket:
+    """A connected socket without a timeout of its own; ProxyError says what failed, and where."""
+    options = {"timeout": timeout or None}
+    if target.scheme == "https":
+        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+            target.host, target.port, context=context, **options
+        )
+    else:
+        connection = http.client.HTTPConnection(target.host, target.port, **options)
+    try:
+        connection.connect()
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        connection.close()
+        raise connect_error(target, error) from error
+    connection.sock.settimeout(None)
+    return connection.sock
+
+
+def connect_error(target: Target, error: Exception) -> ProxyError:
+    """What a person needs to know about a failed connect: host, port, cause, remedy."""
+    for kind, remedy in CONNECT_REMEDIES:
+        if isinstance(error, kind):
+            detail = remedy.format(reason=getattr(error, "verify_message", "") or error)
+            return ProxyError(502, f"cannot reach the upstream {target}: {detail}")
+    return ProxyError(502, f"cannot reach the upstream {target}: {error}")
+
+
+CONNECT_REMEDIES = (
+    (
+        ssl.SSLCertVerificationError,
+        "its certificate is not trusted ({reason}); name your organisation's root in CA_FILE",
+    ),
+    (ssl.SSLError, "the TLS handshake failed ({reason}); does it speak https there?"),
+    (socket.gaierror, "its name is not known here; check the base URL and the network"),
+    (ConnectionRefusedError, "nothing listens there; is it running, and is the port right?"),
+    (socket.timeout, "no answer within CONNECT_TIMEOUT; a firewall may drop the packets"),
+)
+
+
+class UpstreamConnection:
+    """A socket to an upstream, and the bytes read ahead from it."""
+
+    def __init__(self, target: Target, sock: socket.socket) -> None:
+        self.target = target
+        self.sock = sock
+        self.ahead = b""
+        self.reused = False
+        self.idle_since = 0.0
+
+    def interrupt(self) -> None:
+        """Wake a thread that reads or writes here. For other threads; also below TLS."""
+        try:
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+        except OSError:
+            pass
+
+    def usable(self) -> bool:
+        """Whether an idle connection is still silent and open."""
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(self.sock, select.POLLIN)
+            return not poll.poll(0)
+        return not select.select([self.sock], [], [], 0)[0]
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Pool:
+    """Idle connections by target; the one used last is taken first."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._idle: Dict[Target, List[UpstreamConnection]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, target: Target) -> Optional[UpstreamConnection]:
+        while True:
+            with self._lock:
+                connections = self._idle.get(target)
+                connection = connections.pop() if connections else None
+            if connection is None:
+                return None
+            fresh = self._clock() - connection.idle_since < IDLE_CONNECTION_SECONDS
+            if fresh and connection.usable():
+                connection.reused = True
+                return connection
+            connection.close()
+
+    def give(self, connection: UpstreamConnection) -> None:
+        connection.idle_since = self._clock()
+        with self._lock:
+            connections = self._idle.setdefault(connection.target, [])
+            connections.append(connection)
+            dropped = connections.pop(0) if len(connections) > IDLE_CONNECTIONS_KEPT else None
+        if dropped:
+            dropped.close()
+
+    def close(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, {}
+        for connections in idle.values():
+            for connection in connections:
+                connection.close()
+
+
+# ==================================================================================================
+# transport
+# ==================================================================================================
+# Requests to upstreams and their answers: framing, deadlines, cancelling, retries.
+#
+# Connections come from `pool`; requests are written, and answers read, with `http1`: the reader of
+# `http.client` hides a body that is cut short, and cannot be read again after a timeout. Sockets have
+# no timeouts of their own. Each wait is announced with `exchange.arm`, and the sweeper ends
+# it by `exchange.cancel`, which shuts the socket down from outside; the read then returns, and the
+# exchange says why. Foreign exceptions become ProxyErrors here.
+#
+# A request is repeated only while nothing of an answer has been passed on, and only after a failed
+# connect, a lost connection, 429, 5xx or 529: see `should_retry` and `backoff`.
+
+RECEIVE_BYTES = 65536
+LONGEST_ERROR_BODY = 65536
+LAST_CHUNK_SECONDS = 0.02
+LONGEST_INFLATED_PIECE = 1 << 20
+
+RETRIED_STATUSES = frozenset((408, 429, 500, 502, 503, 504, 529))
+# A client that is told to wait longer than this waits by itself: it sees the status at once.
+LONGEST_RETRY_WAIT = 8.0
+
+
+class Timeouts(NamedTuple):
+    """Longest waits in seconds, 0 for no limit: to connect, for the first byte, between bytes."""
+
+    connect: float
+    first_byte: float
+    idle: float
+
+
+class Call(NamedTuple):
+    """One request to an upstream. `target_path` includes the query."""
+
+    method: str
+    target: Target
+    target_path: str
+    headers: Tuple[Tuple[str, str], ...]
+    body: bytes
+
+
+class ConnectionLost(Exception):
+    """The upstream closed the connection before it answered anything."""
+
+
+def should_retry(status: int, headers: Mapping[str, str]) -> bool:
+    """Whether an upstream's answer may be asked for again."""
+    return status in RETRIED_STATUSES and headers.get("x-should-retry") != "false"
+
+
+def backoff(attempt: int, retry_after: Optional[float], chance: float) -> float:
+    """Seconds to wait before retry number `attempt` (0, 1, ...); `chance` is in [0, 1)."""
+    if retry_after is not None:
+        return retry_after
+    return min(0.5 * 2**attempt, LONGEST_RETRY_WAIT) * (0.75 + chance / 2)
+
+
+def random_chance() -> float:
+    return secrets.randbelow(1000) / 1000
+
+
+# --- one request and its answer ----------------------------------------------------------------
+
+
+class Transport:
+    """Sends requests to upstreams. One for the process; any thread may use it."""
+
+    def __init__(
+        self,
+        timeouts: Timeouts,
+        max_retries: int = 1,
+        context: Optional[ssl.SSLContext] = None,
+        chance: Callable[[], float] = random_chance,
+    ) -> None:
+        self._timeouts = timeouts
+        self._max_retries = max_retries
+        self._context = context
+        self._chance = chance
+        self._pool = Pool()
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def request(self, exchange: Exchange, call: Call) -> UpstreamResponse:
+        """Send the call and read the answer's head, with retries; the caller closes the answer.
+
+        Any status comes back as an answer, redirects too: they are never followed.
+        """
+        attempt = 0
+        while True:
+            last = attempt >= self._max_retries
+            try:
+                response = self._attempt(exchange, call)
+            except ProxyError:
+                if last or exchange.cancelled is not None:
+                    raise
+                wait = backoff(attempt, None, self._chance())
+            else:
+                wait = self._retry_wait(response, attempt)
+                if last or wait > LONGEST_RETRY_WAIT:
+                    return response
+                response.close()
+            attempt += 1
+            exchange.facts["retries"] = attempt
+            exchange.sleep(wait)
+
+    def _retry_wait(self, response: UpstreamResponse, attempt: int) -> float:
+        if not should_retry(response.status, response.headers):
+            return LONGEST_RETRY_WAIT + 1
+        after = retry_after_seconds(response.headers, time.time())
+        return backoff(attempt, after, self._chance())
+
+    def _attempt(self, exchange: Exchange, call: Call) -> UpstreamResponse:
+        exchange.raise_if_cancelled()
+        connection = self._pool.take(call.target)
+        if connection is not None:
+            try:
+                return self._send(exchange, call, connection)
+            except ConnectionLost:
+                # A kept-alive connection that the other side had just given up.
+                exchange.raise_if_cancelled()
+        connection = self._connect(exchange, call.target)
+        try:
+            return self._send(exchange, call, connection)
+        except ConnectionLost:
+            exchange.raise_if_cancelled()
+            message = f"the upstream {call.target} closed the connection without an answer"
+            raise ProxyError(502, message) from None
+
+    def _connect(self, exchange: Exchange, target: Target) -> UpstreamConnection:
+        sock = connect_socket(target, self._timeouts.connect, self._context)
+        return UpstreamConnection(target, sock)
+
+    def _send(
+        self, exchange: Exchange, call: Call, connection: UpstreamConnection
+    ) -> UpstreamResponse:
+        exchange.on_cancel(connection.interrupt)
+        exchange.arm(self._timeouts.first_byte, f"the first byte from {call.target}")
+        try:
+            head = encode_request_head(call.method, call.target_path, self._fields(call))
+            connection.sock.sendall(head + call.body)
+            response_head = read_response_head(connection)
+        except BaseException as error:
+            exchange.off_cancel(connection.interrupt)
+            exchange.disarm()
+            connection.close()
+            if isinstance(error, OSError):
+                raise ConnectionLost from error
+            raise
+        return UpstreamResponse(
+            exchange, connection, response_head, self._timeouts.idle, self._pool
+        )
+
+    @staticmethod
+    def _fields(call: Call) -> List[Tuple[str, str]]:
+        standard = 443 if call.target.scheme == "https" else 80
+        host = f"[{call.target.host}]" if ":" in call.target.host else call.target.host
+        own = [
+            ("host", host if call.target.port == standard else f"{host}:{call.target.port}"),
+            ("accept-encoding", "identity"),
+            ("content-length", str(len(call.body))),
+        ]
+        named = {name.lower() for name, _ in call.headers}
+        return [
+            *((n, v) for n, v in own if n not in named or n == "content-length"),
+            *((n, v) for n, v in call.headers if n.lower() != "content-length"),
+        ]
+
+
+def read_response_head(connection: UpstreamConnection) -> ResponseHead:
+    """Read up to the end of the final response's head; interim (1xx) ones are passed over."""
+    for _ in range(10):
+        taken = take_response_head(connection.ahead)
+        while taken is None:
+            piece = connection.sock.recv(RECEIVE_BYTES)
+            if not piece:
+                raise ConnectionLost
+            connection.ahead += piece
+            taken = take_response_head(connection.ahead)
+        head, connection.ahead = taken
+        if head.status >= 200:
+            return head
+    raise ProxyError(502, "the upstream sent nothing but interim responses")
+
+
+class UpstreamResponse:
+    """An upstream's answer: status, headers, and the body as it comes.
+
+    Belongs to one thread. Closing it after the whole body was read keeps the connection for the
+    next request; otherwise the connection is closed, and the upstream learns that it may stop.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        connection: UpstreamConnection,
+        head: ResponseHead,
+        idle_timeout: float,
+        pool: Pool,
+    ) -> None:
+        self.status = head.status
+        self.headers = head.headers
+        self._exchange = exchange
+        self._connection = connection
+        self._head = head
+        self._idle_timeout = idle_timeout
+        self._pool = pool
+        self._body = response_body(head)
+        self._closed = False
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body in pieces, decoded, each as soon as it is here.
+
+        Raises ProxyError: 502 if the body is cut short, the exchange's reason if it is cancelled.
+        """
+        coding = self.headers.get("content-encoding", "").lower()
+        if coding in ("gzip", "x-gzip", "deflate"):
+            return inflate(self._plain_pieces())
+        return self._plain_pieces()
+
+    def read(self, limit: int = LONGEST_ERROR_BODY) -> bytes:
+        """The body's first `limit` bytes, or what there is of them: for error messages."""
+        parts: List[bytes] = []
+        size = 0
+        try:
+            for piece in self.pieces():
+                parts.append(piece)
+                size += len(piece)
+                if size >= limit:
+                    break
+        except ProxyError:
+            self._exchange.raise_if_cancelled()
+        return b"".join(parts)[:limit]
+
+    def _plain_pieces(self) -> Iterator[bytes]:
+        connection, body, exchange = self._connection, self._body, self._exchange
+        receive = connection.sock.recv
+        piece, connection.ahead = connection.ahead, b""
+        while True:
+            if piece:
+                data = self._decode(piece)
+                if data:
+                    yield data
+            if body.done:
+                return
+            exchange.arm(self._idle_timeout, "more of the upstream's answer")
+            try:
+                piece = receive(RECEIVE_BYTES)
+            except OSError:
+                piece = b""
+            if not piece:
+                exchange.raise_if_cancelled()
+                if body.end_of_input():
+                    return
+                raise ProxyError(502, CUT_SHORT)
+
+    def _decode(self, piece: bytes) -> bytes:
+        try:
+            return self._body.feed(piece)
+        except ProxyError as error:
+            detail = error.message.partition(": ")[2]
+            raise ProxyError(502, f"the upstream's answer is malformed: {detail}") from None
+
+    def close(self) -> None:
+        """Give the connection back if nothing of the body is left on it."""
+        if self._closed:
+            return
+        self._closed = True
+        self._exchange.disarm()
+        self._exchange.off_cancel(self._connection.interrupt)
+        if self._at_end() and keeps_alive(self._head.version, self.headers):
+            self._pool.give(self._connection)
+        else:
+            self._connection.close()
+
+    def _at_end(self) -> bool:
+        """Whether the body is complete, after a short wait for its last bytes.
+
+        The last chunk comes just behind the data that told the reader to stop, but not always in
+        the same packet. A body that ends with the connection leaves nothing to keep.
+        """
+        body, connection = self._body, self._connection
+        if self._exchange.cancelled is not None or isinstance(body, UntilCloseBody):
+            return False
+        try:
+            if not body.done:
+                connection.sock.settimeout(LAST_CHUNK_SECONDS)
+                body.feed(connection.ahead or connection.sock.recv(RECEIVE_BYTES))
+                connection.ahead = b""
+                connection.sock.settimeout(None)
+        except (OSError, ProxyError):
+            return False
+        return body.done and not body.rest and not connection.ahead
+
+
+def inflate(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Decode a gzip or deflate body that came although identity was asked for.
+
+    What comes out of one piece is handed on in bounded parts, so that a bomb costs no memory.
+    """
+    decoder = zlib.decompressobj(47)
+    for piece in pieces:
+        while piece:
+            try:
+                data = decoder.decompress(piece, LONGEST_INFLATED_PIECE)
+            except zlib.error:
+                raise ProxyError(502, "the upstream's answer is compressed and damaged") from None
+            if data:
+                yield data
+            piece = decoder.unconsumed_tail
+
+
+# ==================================================================================================
+# upstreams/upstream
+# ==================================================================================================
+# What every upstream can do. A new one is a class with these members and a row in `UPSTREAMS`.
+
+class Upstream(Protocol):
+    """Answers Messages requests.
+
+    `stream` is a generator: nothing is sent before its first `next`, and nothing comes from it
+    before the upstream's answer is known to have begun, so that an error until then can still be
+    an HTTP status. `request["model"]` is the upstream's own name, `exchange.model` the one that
+    the client used and sees. `describe` says in a few words what the upstream is, without secrets.
+    """
+
+    name: str
+
+    def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]: ...
+
+    def describe(self) -> str: ...
+
+
+# ==================================================================================================
+# upstreams/openai
+# ==================================================================================================
+# Any OpenAI-compatible provider, and Azure OpenAI: Chat Completions, always streamed.
+#
+# Messages request -> Chat Completions body -> HTTP -> chunks -> Messages events. A client that does
+# not stream gets the fold of the same events. What differs between providers is in the tables here.
+
+# OpenAI's reasoning models take `max_completion_tokens`, and neither sampling parameters nor stop.
+OPENAI_HOSTS = ("api.openai.com", ".openai.azure.com", ".cognitiveservices.azure.com")
+OPENAI_REASONING = re.compile(r"(?:o[1-9]|gpt-(?:[5-9]|\d\d))(?:[.-]|$)")
+REASONING_OPTIONS = ChatOptions(
+    max_tokens_key="max_completion_tokens", drop=frozenset(("temperature", "top_p", "stop"))
+)
+PLAIN_OPTIONS = ChatOptions()
+
+# A request's JSON has about four bytes a token; this errs on the large side.
+BYTES_PER_TOKEN = 3.6
+
+
+class OpenAIUpstream:
+    """One OpenAI-compatible base URL with its key."""
+
+    name = "openai"
+
+    def __init__(self, config: Config, transport: Transport) -> None:
+        self._config = config
+        self._transport = transport
+        self._headers = openai_headers(config)
+
+    def describe(self) -> str:
+        version = self._config.azure_api_version
+        return self._config.openai_base_url + (
+            f" (Azure, api-version {version})" if version else ""
+        )
+
+    def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]:
+        model = request.get("model", "")
+        request = limit_max_tokens(request, self._config)
+        options = chat_options(self._config.openai_base_url, model)
+        chat = messages_to_chat(request, options, exchange.warnings)
+        body = encode_json(chat).encode("ascii")
+        target, path = split_url(chat_url(self._config, model))
+        call = Call("POST", target, path, self._headers, body)
+        with closing(self._transport.request(exchange, call)) as response:
+            if response.status != 200:
+                raise self._failure(response, request, model, exchange)
+            yield from self._events(response, request, exchange, body)
+
+    def _events(
+        self, response: UpstreamResponse, request: Request, exchange: Exchange, body: bytes
+    ) -> Iterator[Event]:
+        usage = {"input_tokens": rough_input_tokens(request, body), "output_tokens": 1}
+        write = EventWriter(exchange.message_id, exchange.model, usage)
+        return chunks_to_events(
+            chat_chunks(response.pieces()),
+            write,
+            tool_names=chat_tool_names(request),
+            input_estimate=lambda: count_input_tokens(request),
+        )
+
+    def _failure(
+        self, response: UpstreamResponse, request: Request, model: str, exchange: Exchange
+    ) -> ProxyError:
+        body = response.read()
+        tokens = count_input_tokens(request) if response.status in (400, 413, 422) else 0
+        error = upstream_error(response.status, response.headers, body, tokens, time.time())
+        if error.status == 404:
+            reason = exchange.facts.get("route", "the request")
+            error.message += (
+                f" (asked {self._config.openai_base_url} for model {model}, by {reason})"
+            )
+        return error
+
+
+def rough_input_tokens(request: Request, body: bytes) -> int:
+    """An estimate for `message_start` that costs nothing; the last event has the provider's figure.
+
+    Images are in the body as base64, which says nothing about their tokens: then count properly.
+    """
+    if b";base64," in body:
+        return count_input_tokens(request)
+    return int(len(body) / BYTES_PER_TOKEN)
+
+
+def limit_max_tokens(request: Request, config: Config) -> Request:
+    """Keep `max_tokens` under MAX_TOKENS_LIMIT; MIN_TOKENS_LIMIT stands in for one not sent."""
+    asked, limit = request.get("max_tokens"), config.max_tokens_limit
+    allowed = asked or config.min_tokens_limit or None
+    if allowed and limit:
+        allowed = min(allowed, limit)
+    return {**request, "max_tokens": allowed} if allowed != asked else request
+
+
+def chat_options(base_url: str, model: str) -> ChatOptions:
+    """What this provider and model want in a Chat Completions request."""
+    host = urlsplit(base_url).hostname or ""
+    own = any(host == known or known[0] == "." and host.endswith(known) for known in OPENAI_HOSTS)
+    reasoning = OPENAI_REASONING.match(model.rpartition("/")[2])
+    return REASONING_OPTIONS if own and reasoning else PLAIN_OPTIONS
+
+
+def chat_url(config: Config, model: str) -> str:
+    """The Chat Completions URL of the base URL as users write it; for Azure with the deployment.
+
+    Azure's base is the resource, or a deployment, or its newer /openai/v1, which wants no version.
+    """
+    base, version = config.openai_base_url, config.azure_api_version
+    if not version or base.endswith("/v1"):
+        return f"{base}/chat/completions"
+    if "/openai/deployments/" not in base:
+        base = azure_deployment(base, model)
+    return f"{base}/chat/completions?api-version={quote(version, safe='')}"
+
+
+def azure_deployment(base: str, model: str) -> str:
+    root = base[: -len("/openai")] if base.endswith("/openai") else base
+    return f"{root}/openai/deployments/{quote(model, safe='')}"
+
+
+def openai_headers(config: Config) -> Tuple[Tuple[str, str], ...]:
+    """The headers of every call; CUSTOM_HEADER_ ones replace ours of the same name."""
+    own: List[Tuple[str, str]] = [
+        ("content-type", "application/json"),
+        ("accept", "text/event-stream"),
+        ("user-agent", f"claude_proxy/{VERSION}"),
+    ]
+    if config.openai_api_key and config.azure_api_version:
+        own.append(("api-key", config.openai_api_key))
+    elif config.openai_api_key:
+        own.append(("authorization", f"Bearer {config.openai_api_key}"))
+    custom = {name for name, _ in config.custom_headers}
+    return (*((n, v) for n, v in own if n not in custom), *config.custom_headers)
+
+
+# ==================================================================================================
+# upstreams/demo
+# ==================================================================================================
+# The upstream that is there when none is configured: deterministic, and nothing leaves the host.
+#
+# It answers with what arrived and how to configure a real upstream. Lines of the last user text that
+# begin with `demo:` are carried out in order, so that a user can try tools, thinking, waiting and
+# failing before any credential exists:
+#
+#     demo: text WORDS            say them
+#     demo: think                 reason first
+#     demo: tool NAME {json}      call a tool; several lines make parallel calls
+#     demo: slow SECONDS          be silent for a while
+#     demo: error STATUS          fail with this HTTP status
+#     demo: cut                   break off in mid-answer
+
+DEMO_LINE = re.compile(r"(?m)^[ \t]*demo:[ \t]*(\w+)[ \t]*(.*?)[ \t]*$")
+LONGEST_DEMO_WAIT = 3600.0
+DEMO_THOUGHT = "The user would like to see what thinking looks like. This is what it looks like."
+DEMO_HELP = """\
+This is claude_proxy's built-in demo; no model is connected yet, and nothing left this machine.
+
+What arrived: model {model}, {messages} message(s), {tools} tool(s), about {tokens} input tokens.
+
+To connect a real model, set these where the proxy starts (or in .env beside it) and restart it:
+  OPENAI_API_KEY=...        any OpenAI-compatible provider
+  OPENAI_BASE_URL=...       for example https://api.openai.com/v1 or http://localhost:11434/v1
+  BIG_MODEL=... SMALL_MODEL=...
+
+To try tools now, send a line like:  demo: tool Bash {{"command": "date"}}
+Others: demo: think, demo: slow 20, demo: error 429, demo: cut"""
+
+
+class DemoUpstream:
+    """Answers without a model."""
+
+    name = "demo"
+
+    def describe(self) -> str:
+        return "built-in demo, no network"
+
+    def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]:
+        tokens = count_input_tokens(request)
+        write = EventWriter(exchange.message_id, exchange.model, demo_usage(tokens, 1))
+        told: List[str] = []
+        for step, argument in demo_script(request):
+            for event in step(write, argument, exchange):
+                told.append(delta_text(event))
+                yield event
+        spoken = len("".join(told))
+        if not write.started or not spoken:
+            text = demo_answer(request, exchange.model, tokens)
+            spoken = len(text)
+            for piece in demo_words(text):
+                yield from write.text(piece)
+        calls = write.open_block == "tool_use"
+        yield from write.finish(
+            "tool_use" if calls else "end_turn", demo_usage(tokens, spoken // 4 + 1)
+        )
+
+
+def demo_usage(input_tokens: int, output_tokens: int) -> Dict[str, Any]:
+    return {"input_tokens": input_tokens, "output_tokens": output_tokens}
+
+
+def delta_text(event: Event) -> str:
+    """What an event adds to the answer, for counting it; thoughts alone are no answer."""
+    delta = event.get("delta") or {}
+    block = event.get("content_block") or {}
+    return delta.get("text") or delta.get("partial_json") or block.get("name") or ""
+
+
+def demo_words(text: str) -> List[str]:
+    """The text in pieces of a word each, as a model would tell it."""
+    return re.findall(r"\S+\s*|\s+", text)
+
+
+def last_user_blocks(request: Request) -> List[Dict[str, Any]]:
+    """The blocks of the last user message; messages of other roles may stand behind it."""
+    users = [m for m in request["messages"] if isinstance(m, dict) and m.get("role") == "user"]
+    content = users[-1].get("content") if users else None
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [b for b in content if isinstance(b, dict)] if isinstance(content, list) else []
+
+
+def demo_script(request: Request) -> List[Tuple[DemoStep, str]]:
+    """The (step, argument) pairs that the last user text asks for; unknown words are text."""
+    texts = [str(b.get("text") or "") for b in last_user_blocks(request) if b.get("type") == "text"]
+    lines = DEMO_LINE.findall("\n".join(texts))
+    # A client's side calls (titles, summaries) quote the user's text but offer no tools.
+    usable = DEMO_STEPS if request.get("tools") else {**DEMO_STEPS, "tool": demo_text}
+    return [(usable[word], argument) for word, argument in lines if word in usable]
+
+
+def demo_answer(request: Request, model: str, tokens: int) -> str:
+    """After a tool has answered, say what came back; else introduce the proxy."""
+    results = [b for b in last_user_blocks(request) if b.get("type") == "tool_result"]
+    if results:
+        sizes = ", ".join(str(len(json.dumps(block.get("content", "")))) for block in results)
+        return f"The demo received {len(results)} tool result(s) of {sizes} bytes. All done."
+    tools = request.get("tools")
+    return DEMO_HELP.format(
+        model=model or "(none)",
+        messages=len(request["messages"]),
+        tools=len(tools) if isinstance(tools, list) else 0,
+        tokens=tokens,
+    )
+
+
+# --- the steps ----------------------------------------------------------------------------------
+
+
+def demo_text(write: EventWriter, argument: str, exchange: Exchange) -> Iterator[Event]:
+    for piece in demo_words(argument):
+        yield from write.text(piece)
+
+
+def demo_think(write: EventWriter, argument: str, exchange: Exchange) -> Iterator[Event]:
+    for piece in demo_words(argument or DEMO_THOUGHT):
+        yield from write.thinking(piece)
+
+
+def demo_tool(write: EventWriter, argument: str, exchange: Exchange) -> Iterator[Event]:
+    """Call the named tool with the JSON object behind the name, in a few pieces."""
+    name, _, arguments = argument.partition(" ")
+    if not name:
+        raise ProxyError(400, "demo: tool NAME {json} wants the name of a tool")
+    yield from write.tool_use(f"toolu_demo_{exchange.id[4:]}_{write.blocks_begun}", name)
+    text = arguments.strip() or "{}"
+    for start in range(0, len(text), 16):
+        yield from write.input_json(text[start : start + 16])
+
+
+def demo_slow(write: EventWriter, argument: str, exchange: Exchange) -> Iterator[Event]:
+    """Be silent, as a slow upstream is; the client is kept waiting by pings."""
+    try:
+        seconds = float(argument or "1")
+    except ValueError:
+        raise ProxyError(400, "demo: slow SECONDS wants a number") from None
+    exchange.sleep(min(max(seconds, 0.0), LONGEST_DEMO_WAIT))
+    return iter(())
+
+
+def demo_error(write: EventWriter, argument: str, exchange: Exchange) -> Iterator[Event]:
+    status = int(argument) if re.fullmatch("[45][0-9]{2}", argument) else 500
+    raise ProxyError(status, f"the demo was asked to fail with status {status}")
+
+
+def demo_cut(write: EventWriter, argument: str, exchange: Exchange) -> Iterator[Event]:
+    yield from write.text("This answer breaks off in the mid")
+    raise ProxyError(502, CUT_SHORT)
+
+
+DemoStep = Callable[[EventWriter, str, Exchange], Iterator[Event]]
+
+DEMO_STEPS: Dict[str, DemoStep] = {
+    "text": demo_text,
+    "think": demo_think,
+    "tool": demo_tool,
+    "slow": demo_slow,
+    "error": demo_error,
+    "cut": demo_cut,
+}
+
+
+# ==================================================================================================
+# wire
+# ==================================================================================================
+# One client connection, and the answer to one request on it.
+#
+# `Wire` belongs to its thread, which alone reads from it. Writes happen under its lock, one send for
+# each piece, since the sweeper may write a ping between two of them. Waits have deadlines that the
+# sweeper enforces (see `inflight`), so the socket has no timeout.
+#
+# The status line is a promise, so it is made late: with the first piece of the answer, or when a
+# silent upstream has used up the client's patience. `Reply` knows which of the two it was, and with
+# that whether an error can still be a status or has to be the last piece of the body.
+
+JSON_HEADERS = (("content-type", "application/json"),)
+READ_BYTES = 65536
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+# A body that comes slower than this, once READ_TIMEOUT is used up, is given up.
+SLOWEST_BODY = 1024.0
+# How long, and how much, is read of a request that was refused before its end, so that the client
+# reads the answer rather than a reset.
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 4 * 1024 * 1024
+# Real events in a long silence, well within the 300 s that Claude Code allows between them.
+NUDGE_SECONDS = 100.0
+
+
+def json_response(
+    status: int, data: Any, headers: Tuple[Tuple[str, str], ...] = ()
+) -> HttpResponse:
+    return HttpResponse(status, JSON_HEADERS + headers, encode_json(data).encode("ascii"))
+
+
+def error_response(error: ProxyError, exchange: Exchange) -> HttpResponse:
+    return json_response(error.status, error_body(error, exchange.id), error.headers)
+
+
+def has_room(sock: socket.socket) -> bool:
+    """Whether a few hundred bytes can be sent without waiting."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT)
+        return bool(poll.poll(0))
+    return bool(select.select([], [sock], [], 0)[1])
+
+
+class Wire:
+    """One client connection."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        out: BinaryIO,
+        write_timeout: float = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.deadline = NEVER
+        self.exchange: Optional[Exchange] = None
+        self.reply: Optional[Reply] = None
+        self.clock = clock
+        self._sock = sock
+        self._out = out
+        self._write_timeout = write_timeout or NEVER
+        self._buffer = b""
+        self._expired = False
+        self._writing = False
+        self._lock = threading.Lock()
+
+    # --- for the sweeper ------------------------------------------------------------------------
+
+    def socket(self) -> socket.socket:
+        return self._sock
+
+    def expire(self) -> None:
+        """End the wait that has gone on for too long: of a reader, so that it can still answer."""
+        self._expired = True
+        self.deadline = NEVER
+        how = socket.SHUT_RDWR if self._writing else socket.SHUT_RD
+        try:
+            self._sock.shutdown(how)
+        except OSError:
+            pass
+
+    def keep_alive(self, now: float) -> None:
+        reply = self.reply
+        if (
+            reply is None
+            or not reply.silent_too_long(now)
+            or not self._lock.acquire(blocking=False)
+        ):
+            return
+        try:
+            # Whoever does not read has no use for a ping, and the sweeper must never block.
+            if has_room(self._sock):
+                reply.keep_alive(now, self._put)
+        except OSError:
+            pass  # the thread that owns the connection will find out
+        finally:
+            self._lock.release()
+
+    # --- for its thread -------------------------------------------------------------------------
+
+    def send(self, data: bytes) -> None:
+        """Send all of the data at once; OSError when the client is gone or does not read."""
+        with self._lock:
+            self._put(data)
+
+    def send_locked(self, make: Callable[[], bytes]) -> None:
+        """Send what `make` says when nobody else can be sending."""
+        with self._lock:
+            data = make()
+            if data:
+                self._put(data)
+
+    def _put(self, data: bytes) -> None:
+        self._writing = True
+        self.deadline = self.clock() + self._write_timeout
+        try:
+            self._out.write(data)
+            self._out.flush()
+        finally:
+            self.deadline = NEVER
+            self._writing = False
+
+    def _receive(self, seconds: float) -> bytes:
+        """The next piece, b"" at the end of input; ProxyError(408) if it takes too long."""
+        self.deadline = self.clock() + seconds if seconds else NEVER
+        try:
+            piece = self._sock.recv(READ_BYTES)
+        except OSError:
+            piece = b""
+        self.deadline = NEVER
+        if self._expired and not piece:
+            raise ProxyError(408, "the request took too long to arrive", "invalid_request_error")
+        return piece
+
+    def read_head(
+        self, idle_timeout: float, head_timeout: float, peer: str
+    ) -> Optional[HttpRequest]:
+        """The next request's head, or None when the client sends no more."""
+        if not self._buffer:
+            try:
+                self._buffer = self._receive(idle_timeout)
+            except ProxyError:
+                return None
+        end = self.clock() + head_timeout
+        while True:
+            # An empty line before a request is passed over (RFC 9112, 2.2).
+            self._buffer = self._buffer[2:] if self._buffer.startswith(b"\r\n") else self._buffer
+            taken = take_head(self._buffer)
+            if taken is not None:
+                head, self._buffer = taken
+                return parse_head(head, peer)
+            piece = self._receive(max(end - self.clock(), 0.001))
+            if not piece:
+                if self._buffer:
+                    raise bad_request("the connection ended within the header")
+                return None
+            self._buffer += piece
+
+    def read_body(self, request: HttpRequest, body: Body, limit: int, timeout: float) -> bytes:
+        """The whole body, at most `limit` bytes; asks for it if the client waits to be asked.
+
+        `body` is the decoder that `request_body` gave for this request.
+        """
+        if body.done:
+            return b""
+        too_large = ProxyError(
+            413, f"the request body has more than {limit} bytes (MAX_BODY_BYTES)"
+        )
+        if int(request.headers.get("content-length", 0)) > limit:
+            raise too_large
+        self._meet_expectation(request)
+        parts: List[bytes] = []
+        size, start = 0, self.clock()
+        piece = self._buffer
+        while True:
+            data = body.feed(piece)
+            parts.append(data)
+            size += len(data)
+            if size > limit:
+                raise too_large
+            if body.done:
+                self._buffer = body.rest
+                return b"".join(parts)
+            allowed = start + timeout + size / SLOWEST_BODY - self.clock()
+            piece = self._receive(max(min(timeout, allowed), 0.001) if timeout else 0)
+            if not piece:
+                raise bad_request("the connection ended within the body")
+
+    def _meet_expectation(self, request: HttpRequest) -> None:
+        expectation = request.headers.get("expect", "").lower()
+        if expectation == "100-continue" and request.version == "HTTP/1.1":
+            self.send(CONTINUE)
+        elif expectation:
+            raise ProxyError(417, "the only expectation understood is 100-continue")
+
+    def linger(self) -> None:
+        """Close so that the client can read the answer although it is still sending."""
+        size, end = 0, self.clock() + LINGER_SECONDS
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+            while size < LINGER_BYTES and self.clock() < end:
+                piece = self._receive(end - self.clock())
+                if not piece:
+                    return
+                size += len(piece)
+        except (OSError, ProxyError):
+            pass
+
+
+class Reply:
+    """The answer to one request: opened once, early or not, then piece by piece to its end."""
+
+    def __init__(self, wire: Wire, exchange: Exchange, request: Optional[HttpRequest]) -> None:
+        self.status = 0
+        self.close = request is None or not keeps_alive(request.version, request.headers)
+        self._wire = wire
+        self._exchange = exchange
+        self._chunked = request is None or request.version == "HTTP/1.1"
+        self._head_only = request is not None and request.method == "HEAD"
+        self._opened = False
+        self._last_sent = self._last_event = wire.clock()
+
+    # --- for the sweeper, under the wire's lock -------------------------------------------------
+
+    def silent_too_long(self, now: float) -> bool:
+        form = self._exchange.form
+        if form is None:
+            return False
+        return now - self._last_sent >= (form.interval if self._opened else form.patience)
+
+    def keep_alive(self, now: float, put: Callable[[bytes], None]) -> None:
+        """Say something: the answer's opening, or that it is still being worked on."""
+        form = self._exchange.form
+        if form is None or self.status and not self._opened:
+            return
+        if not self._opened:
+            put(self._open(200, form.headers, form.opening()))
+        elif now - self._last_event >= NUDGE_SECONDS:
+            put(self._frame(form.nudge()))
+            self._last_event = now
+        else:
+            put(self._frame(form.ping))
+        self._last_sent = now
+
+    # --- for the wire's thread ------------------------------------------------------------------
+
+    def send(self, response: HttpResponse) -> None:
+        """Send an answer to its end. ProxyError if its pieces fail, OSError if the client has."""
+        if isinstance(response.body, bytes):
+            self._send_whole(response, response.body)
+        else:
+            self._send_pieces(response, response.body)
+
+    def fail(self, error: ProxyError) -> None:
+        """Tell of an error, by status if that is still possible."""
+        form = self._exchange.form
+        if self._opened and form is not None:
+            self._wire.send(self._frame(form.error(error)) + self._end())
+        else:
+            self.send(error_response(error, self._exchange))
+
+    def _send_whole(self, response: HttpResponse, body: bytes) -> None:
+        def make() -> bytes:
+            if self._opened:
+                return self._frame(body) + self._end()
+            self.status = response.status
+            length = ("content-length", str(len(body)))
+            head = self._head(response.status, (*response.headers, length))
+            return head if self._head_only else head + body
+
+        self._wire.send_locked(make)
+
+    def _send_pieces(self, response: HttpResponse, pieces: Iterable[bytes]) -> None:
+        clock, send, frame = self._wire.clock, self._wire.send, self._frame
+        pieces = iter(pieces)
+        try:
+            opening = next(pieces)
+            self._wire.send_locked(
+                lambda: (
+                    b"" if self._opened else self._open(response.status, response.headers, opening)
+                )
+            )
+            for piece in pieces:
+                send(frame(piece))
+                self._last_sent = self._last_event = clock()
+        finally:
+            # Closing the generator closes the upstream's connection, whatever ended the loop.
+            getattr(pieces, "close", bool)()
+        send(self._end())
+
+    def _open(self, status: int, headers: Tuple[Tuple[str, str], ...], opening: bytes) -> bytes:
+        self._opened = True
+        self.status = status
+        self._last_sent = self._last_event = self._wire.clock()
+        framing = (("transfer-encoding", "chunked"),) if self._chunked else ()
+        self.close = self.close or not self._chunked
+        return self._head(status, (*headers, *framing)) + self._frame(opening)
+
+    def _frame(self, piece: bytes) -> bytes:
+        return encode_chunk(piece) if self._chunked else piece
+
+    def _end(self) -> bytes:
+        return LAST_CHUNK if self._chunked else b""
+
+    def _head(self, status: int, headers: Tuple[Tuple[str, str], ...]) -> bytes:
+        own = [("date", formatdate(usegmt=True)), ("request-id", self._exchange.id)]
+        own += [("connection", "close")] if self.close else []
+        return encode_response_head(status, (*headers, *own))
+
+
+# ==================================================================================================
+# app
+# ==================================================================================================
+# What is served: the table of endpoints, and the way from a request to its answer.
+#
+# Endpoints are plain functions (app, http request, exchange) -> HttpResponse; they run without a
+# socket. An App is a value made by `build_app(config, ...)`: all that its endpoints need, nothing
+# that changes. The server calls `check` with a request's head, `answer` with the whole request, and
+# `finish` when all is said.
+
+STREAM_HEADERS = (
+    ("content-type", "text/event-stream; charset=utf-8"),
+    ("cache-control", "no-cache"),
+    ("x-accel-buffering", "no"),
+)
+
+# A client that does not stream keeps its status line open longer: it loses the status by an early
+# head, and is content as long as bytes come within 300 s (Claude Code 2.1.197).
+WHOLE_ANSWER_PATIENCE = 60.0
+LONGEST_WARNINGS = 1024
+LONGEST_LOGGED_NAME = 200
+MODEL_CREATED = "2025-01-01T00:00:00Z"
+MODEL_CREATED_SECONDS = 1735689600
+MOST_MODELS_LISTED = 1000
+TEST_PROMPT = "Answer with the one word OK."
+TEST_MAX_TOKENS = 64
+
+
+class App(NamedTuple):
+    """Everything that the endpoints need."""
+
+    config: Config
+    log: Log
+    upstreams: Dict[str, Upstream]
+    transport: Transport
+    inflight: Inflight
+
+    def check(self, request: HttpRequest) -> None:
+        """Refuse a request for what its head says, before its body is read."""
+        run_guards(self.config, request)
+        find_endpoint(request.method, request.path)
+
+    def answer(self, request: HttpRequest, exchange: Exchange) -> HttpResponse:
+        """The answer to a whole request; a stream's first event is known by then."""
+        try:
+            return find_endpoint(request.method, request.path)(self, request, exchange)
+        except RecursionError:
+            raise ProxyError(400, "the request body is nested too deeply") from None
+
+    def finish(self, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
+        """Tell of a finished exchange: one line, no content."""
+        log_exchange(self.log, exchange, request, status)
+
+
+Endpoint = Callable[[App, HttpRequest, Exchange], HttpResponse]
+
+
+def build_app(config: Config, log: Log, inflight: Inflight) -> App:
+    """Make an App of settings. Reads certificate files; OSError names one that is bad."""
+    context = make_ssl_context(config.ssl_verify, config.ca_file, config.ca_dir)
+    timeouts = Timeouts(config.connect_timeout, config.request_timeout, config.stream_idle_timeout)
+    transport = Transport(timeouts, config.max_retries, context)
+    upstreams: Dict[str, Upstream] = {"demo": DemoUpstream()}
+    if config.openai_base_url:
+        upstreams["openai"] = OpenAIUpstream(config, transport)
+    return App(config, log, upstreams, transport, inflight)
+
+
+# --- messages ----------------------------------------------------------------------------------
+
+
+def create_message(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """POST /v1/messages"""
+    request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
+    return answer_request(app, request, exchange, MESSAGES_DIALECT)
+
+
+def answer_request(
+    app: App, request: Request, exchange: Exchange, dialect: Dialect
+) -> HttpResponse:
+    """Route a request, ask its upstream, and answer in the client's dialect."""
+    streaming = request.get("stream") is True
+    exchange.form = answer_form(exchange, dialect, streaming, app.config.ping_interval)
+    events = request_events(app, request, exchange)
+    if not streaming:
+        message = dialect.encode_message(events_to_message(events))
+        return json_response(200, message, warning_headers(exchange))
+    first = next(events)
+    pieces = stream_pieces(first, events, dialect)
+    return HttpResponse(200, STREAM_HEADERS + warning_headers(exchange), pieces)
+
+
+def request_events(app: App, request: Request, exchange: Exchange) -> Iterator[Event]:
+    """The checked and observed events of the upstream that the request's model is routed to."""
+    requested = request.get("model") or ""
+    route = choose_route(app.config, requested)
+    exchange.model = requested or route.model
+    exchange.facts.update(
+        model=exchange.model[:LONGEST_LOGGED_NAME],
+        upstream=route.upstream,
+        upstream_model=route.model[:LONGEST_LOGGED_NAME],
+        route=route.reason,
+        stream=request.get("stream") is True,
+    )
+    upstream = app.upstreams.get(route.upstream)
+    if upstream is None:
+        raise ProxyError(404, f"the upstream {route.upstream} of this model is not configured")
+    events = upstream.stream({**request, "model": route.model}, exchange)
+    return exchange.observe(check_grammar(events))
+
+
+def stream_pieces(first: Event, events: Iterator[Event], dialect: Dialect) -> Iterator[bytes]:
+    encode = dialect.encode_event
+    yield encode(first)
+    for event in events:
+        yield encode(event)
+
+
+def warning_headers(exchange: Exchange) -> Tuple[Tuple[str, str], ...]:
+    """What could not be carried to the upstream is told, never dropped in silence."""
+    warnings = ", ".join(dict.fromkeys(exchange.warnings))
+    clean = re.sub(r"[^ -~]", "?", warnings)[:LONGEST_WARNINGS]
+    return (("x-proxy-warnings", clean),) if clean else ()
+
+
+def answer_form(
+    exchange: Exchange, dialect: Dialect, streaming: bool, interval: float
+) -> AnswerForm:
+    """How this answer looks if it has to begin, or to fail, before it is known."""
+    if streaming:
+
+        def opening() -> bytes:
+            usage = {"input_tokens": 0, "output_tokens": 0}
+            return dialect.encode_event(message_start(exchange.message_id, exchange.model, usage))
+
+        return AnswerForm(
+            STREAM_HEADERS,
+            interval,
+            interval,
+            opening,
+            dialect.ping,
+            lambda: dialect.nudge(*exchange.open_block),
+            lambda error: dialect.error_frame(error, exchange.id),
+        )
+    # Blanks before a JSON text mean nothing.
+    return AnswerForm(
+        JSON_HEADERS,
+        WHOLE_ANSWER_PATIENCE,
+        interval,
+        lambda: b" ",
+        b" ",
+        lambda: b" ",
+        lambda error: encode_json(dialect.encode_error(error, exchange.id)).encode("ascii"),
+    )
+
+
+def count_tokens(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """POST /v1/messages/count_tokens: an estimate made here, never under; no upstream is asked."""
+    request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
+    exchange.facts.update(model=request.get("model", "")[:LONGEST_LOGGED_NAME])
+    return json_response(200, {"input_tokens": count_input_tokens(request)})
+
+
+# --- models ------------------------------------------------------------------------------------
+
+
+def model_row(model_id: str, name: str) -> Dict[str, Any]:
+    """A model as both families of clients read it."""
+    return {
+        "type": "model",
+        "id": model_id,
+        "display_name": name,
+        "created_at": MODEL_CREATED,
+        "object": "model",
+        "created": MODEL_CREATED_SECONDS,
+        "owned_by": "claude_proxy",
+    }
+
+
+def list_models(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /v1/models, from configuration alone: Claude Code waits three seconds for it."""
+    query = {key: values[-1] for key, values in parse_qs(http.query).items()}
+    rows = [model_row(*named) for named in listed_models(app.config)]
+    page, more = model_page(rows, query)
+    ids = [row["id"] for row in page]
+    return json_response(
+        200,
+        {
+            "object": "list",
+            "data": page,
+            "has_more": more,
+            "first_id": ids[0] if ids else None,
+            "last_id": ids[-1] if ids else None,
+        },
+    )
+
+
+def model_page(
+    rows: List[Dict[str, Any]], query: Dict[str, str]
+) -> Tuple[List[Dict[str, Any]], bool]:
+    """(rows, whether there are more) for `limit`, `after_id` and `before_id`."""
+    ids = [row["id"] for row in rows]
+    try:
+        limit = int(query.get("limit", MOST_MODELS_LISTED))
+    except ValueError:
+        limit = 0
+    if not 1 <= limit <= MOST_MODELS_LISTED:
+        raise ProxyError(400, f"limit: must be a number from 1 to {MOST_MODELS_LISTED}")
+    start = ids.index(query["after_id"]) + 1 if query.get("after_id") in ids else 0
+    end = ids.index(query["before_id"]) if query.get("before_id") in ids else len(ids)
+    if "before_id" in query:
+        start = max(start, end - limit)
+    return rows[start : min(end, start + limit)], min(end, start + limit) < end
+
+
+def show_model(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /v1/models/{id}"""
+    wanted = unquote(http.path[len(MODELS_PREFIX) :])
+    for model_id, name in listed_models(app.config):
+        if model_id == wanted:
+            return json_response(200, model_row(model_id, name))
+    raise ProxyError(404, f"model: {wanted[:200]} is not listed here")
+
+
+# --- the proxy itself --------------------------------------------------------------------------
+
+
+def show_health(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /health: 200, or 503 while draining. Asks no upstream."""
+    status = 503 if app.inflight.draining else 200
+    word = "draining" if app.inflight.draining else "ok"
+    return json_response(
+        status, {"status": word, "version": VERSION, "upstream": app.config.upstream}
+    )
+
+
+def show_livez(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /livez: what is in flight, this request not counted."""
+    in_flight = sum(1 for other in app.inflight.exchanges() if other is not exchange)
+    return json_response(
+        200,
+        {
+            "status": "ok",
+            "in_flight": in_flight,
+            "draining": app.inflight.draining,
+            "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        },
+    )
+
+
+def show_facts(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /: what this is and how it is set, without secrets."""
+    config = app.config
+    return json_response(
+        200,
+        {
+            "name": "claude_proxy",
+            "version": VERSION,
+            "upstream": config.upstream,
+            "upstream_is": app.upstreams[config.upstream].describe(),
+            "models": {
+                "big": config.big_model,
+                "middle": config.middle_model,
+                "small": config.small_model,
+            },
+            "client_key_required": bool(config.anthropic_api_key),
+            "endpoints": [f"{method} {path}" for method, path in sorted(ENDPOINTS)],
+        },
+    )
+
+
+def check_connection(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /test-connection: one small request to the upstream; its error if it fails."""
+    return json_response(200, ask_upstream(app, exchange))
+
+
+def ask_upstream(app: App, exchange: Exchange) -> Dict[str, Any]:
+    """Ask the upstream's small model for one word; ProxyError if it cannot be had."""
+    request = {
+        "model": app.config.small_model or "",
+        "max_tokens": TEST_MAX_TOKENS,
+        "messages": [{"role": "user", "content": TEST_PROMPT}],
+    }
+    message = events_to_message(request_events(app, request, exchange))
+    return {
+        "status": "ok",
+        "upstream": exchange.facts["upstream"],
+        "model": exchange.facts["upstream_model"],
+        "milliseconds": round((exchange.clock() - exchange.started) * 1000),
+        "stop_reason": message.get("stop_reason"),
+        "usage": message.get("usage"),
+    }
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+MODELS_PREFIX = "/v1/models/"
+
+ENDPOINTS: Dict[Tuple[str, str], Endpoint] = {
+    ("POST", "/v1/messages"): create_message,
+    ("POST", "/v1/messages/count_tokens"): count_tokens,
+    ("GET", "/v1/models"): list_models,
+    ("GET", MODELS_PREFIX + "{id}"): show_model,
+    ("GET", "/health"): show_health,
+    ("GET", "/livez"): show_livez,
+    ("GET", "/test-connection"): check_connection,
+    ("GET", "/"): show_facts,
+}
+
+
+def find_endpoint(method: str, path: str) -> Endpoint:
+    """The endpoint of a method and path; ProxyError 404, or 405 with the methods allowed."""
+    pattern = path.rstrip("/") or "/"
+    if pattern.startswith(MODELS_PREFIX):
+        pattern = MODELS_PREFIX + "{id}"
+    wanted = "GET" if method == "HEAD" else method
+    endpoint = ENDPOINTS.get((wanted, pattern))
+    if endpoint is not None:
+        return endpoint
+    allowed = [m for m, p in ENDPOINTS if p == pattern]
+    if not allowed:
+        raise ProxyError(404, f"there is no {path[:200]} here; the endpoints are listed at /")
+    allowed += ["HEAD"] if "GET" in allowed else []
+    message = f"{path[:200]} takes {' or '.join(allowed)}, not {method[:20]}"
+    raise ProxyError(405, message, "invalid_request_error", [("allow", ", ".join(allowed))])
+
+
+# --- the log line ------------------------------------------------------------------------------
+
+LOGGED_USAGE = ("input_tokens", "output_tokens", "cache_read_input_tokens")
+
+
+def log_exchange(log: Log, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
+    """One line a request: facts and figures, nothing of what was said."""
+    error = exchange.facts.pop("error", None)
+    since = exchange.clock() - exchange.started
+    first = exchange.first_event
+    fields = {
+        "id": exchange.id,
+        "client": request.peer if request else None,
+        "method": request.method if request else None,
+        "path": request.path if request else None,
+        "status": status,
+        **exchange.facts,
+        **{key: exchange.usage.get(key) for key in LOGGED_USAGE},
+        "first_ms": round((first - exchange.started) * 1000) if first else None,
+        "ms": round(since * 1000),
+        "warnings": ", ".join(dict.fromkeys(exchange.warnings)) or None,
+        "error": error,
+    }
+    quiet = request is not None and request.path in QUIET_PATHS and status < 400
+    log.write(
+        "debug" if quiet else "warning" if status >= 400 or error else "info", "request", fields
+    )
+
+
+QUIET_PATHS = ("/health", "/livez", "/")
+
+
+# ==================================================================================================
+# server
+# ==================================================================================================
+# Listens, and serves each connection in a thread of its own: one request after the other.
+
+# Beyond MAX_CONNECTIONS a few more are let in, to be told 503 or to ask for /health.
+SPARE_CONNECTIONS = 64
+LISTEN_BACKLOG = 1024
+OVERLOAD_RETRY_SECONDS = 5
+
+
+class Handler(socketserver.StreamRequestHandler):
+    """Serves the requests of one connection, one after the other."""
+
+    wbufsize = 0
+    disable_nagle_algorithm = True
+    server: Server
+
+    def handle(self) -> None:
+        config = self.server.app.config
+        self.wire = Wire(self.connection, self.wfile, config.write_timeout)
+        self.overload = self.server.inflight.connections() >= config.max_connections
+        self.server.inflight.add(self.wire)
+        try:
+            while self.serve():
+                pass
+        finally:
+            self.server.inflight.remove(self.wire)
+
+    def serve(self) -> bool:
+        """Answer one request; whether there may be another."""
+        app, config = self.server.app, self.server.app.config
+        request: Optional[HttpRequest] = None
+        peer = str(self.client_address[0])
+        try:
+            request = self.wire.read_head(config.idle_timeout, config.header_timeout, peer)
+        except ProxyError as error:
+            self.answer(app, None, error)
+            return False
+        return request is not None and self.answer(app, request, None)
+
+    def answer(self, app: App, request: Optional[HttpRequest], error: Optional[ProxyError]) -> bool:
+        """Answer a request, or a head that was none; whether the connection stays."""
+        exchange = Exchange(total_timeout=app.config.total_timeout)
+        reply = Reply(self.wire, exchange, request)
+        self.wire.exchange, self.wire.reply = exchange, reply
+        try:
+            whole = self.respond(app, request, exchange, reply, error)
+        finally:
+            self.wire.exchange, self.wire.reply = None, None
+            status = CLIENT_GONE_STATUS if is_client_gone(exchange) else reply.status
+            app.finish(exchange, request, status)
+        if not whole:
+            self.wire.linger()
+        return whole and not reply.close and not self.server.inflight.draining
+
+    def respond(
+        self,
+        app: App,
+        request: Optional[HttpRequest],
+        exchange: Exchange,
+        reply: Reply,
+        error: Optional[ProxyError],
+    ) -> bool:
+        """Send the answer or the error; whether the request had been read to its end."""
+        whole = False
+        try:
+            if error is not None or request is None:
+                raise error or bad_request("no request")
+            # The framing comes first: where it is ambiguous, nothing else can be trusted.
+            framing, config = request_body(request), app.config
+            self.check_load(request)
+            app.check(request)
+            body = self.wire.read_body(request, framing, config.max_body_bytes, config.read_timeout)
+            whole = True
+            reply.send(app.answer(request._replace(body=body), exchange))
+        except ProxyError as failure:
+            self.tell(reply, exchange, failure, whole)
+        except OSError:
+            exchange.cancel(client_gone())
+        except Exception as failure:  # a defect of ours: the client is told, without details
+            app.log.error(
+                "defect", id=exchange.id, error=type(failure).__name__, at=place_of(failure)
+            )
+            self.tell(reply, exchange, ProxyError(500, "the proxy failed; its log has more"), whole)
+        return whole and not is_client_gone(exchange)
+
+    def tell(self, reply: Reply, exchange: Exchange, error: ProxyError, whole: bool) -> None:
+        # An upstream's own words may quote the prompt: the client reads them, the log does not.
+        own = error.upstream_status is None
+        exchange.facts["error"] = error.message if own else error.error_type
+        exchange.facts["upstream_status"] = error.upstream_status
+        reply.close = reply.close or not whole
+        if is_client_gone(exchange):
+            return
+        try:
+            reply.fail(error)
+        except OSError:
+            exchange.cancel(client_gone())
+
+    def check_load(self, request: HttpRequest) -> None:
+        if self.overload and request.path not in OPEN_PATHS:
+            retry = [("retry-after", str(OVERLOAD_RETRY_SECONDS))]
+            raise ProxyError(503, "too many connections (MAX_CONNECTIONS)", headers=retry)
+
+
+def is_client_gone(exchange: Exchange) -> bool:
+    return exchange.cancelled is not None and exchange.cancelled.status == CLIENT_GONE_STATUS
+
+
+def place_of(error: BaseException) -> str:
+    """Where an exception was raised: file and line, nothing of its values."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return "unknown"
+    return f"{trace.tb_frame.f_code.co_name}:{trace.tb_lineno}"
+
+
+class Server(ThreadingHTTPServer):
+    """Listens. Threads are daemons: the drain decides how long they are waited for."""
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    request_queue_size = LISTEN_BACKLOG
+
+    def __init__(self, app: App, inflight: Inflight) -> None:
+        self.app = app
+        self.inflight = inflight
+        address = app.config.listen_host, app.config.listen_port
+        if ":" in app.config.listen_host:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, Handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer's own asks DNS for the host's name, which can hang for seconds.
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return self.inflight.connections() < self.app.config.max_connections + SPARE_CONNECTIONS
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        self.app.log.error("connection_failed")
+
+    @property
+    def port(self) -> int:
+        return self.server_address[1]
+
+
+# ==================================================================================================
+# cli
+# ==================================================================================================
+# The command line: arguments, start, banner, signals, and the checks that need no server.
+#
+# Exit statuses: 0 done, 1 failed while running or checking, 2 wrong arguments or settings, 3 the
+# address cannot be listened on, 128 + N ended at once by a second signal N.
+
+EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_LISTEN = 0, 1, 2, 3
+HEALTHCHECK_SECONDS = 5.0
+WANTED_FILES = 65536
+
+
+class UsageError(Exception):
+    """Settings cannot be read; the message has a line for each mistake."""
+
+
+class Loaded(NamedTuple):
+    config: Config
+    env_file: str
+    unknown: Tuple[str, ...]
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="claude_api_proxy.py",
+        description="Lets Claude Code and other Claude clients work with the model you may use.",
+        epilog="Settings (environment or .env):\n\n" + format_settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action="store_true", help="version, own SHA-256, Python, OpenSSL"
+    )
+    parser.add_argument(
+        "--env-file", metavar="FILE", help="read settings from FILE instead of .env"
+    )
+    parser.add_argument(
+        "--check-config", action="store_true", help="show the settings in force and exit"
+    )
+    parser.add_argument(
+        "--check-upstream", action="store_true", help="also ask the upstream for one word"
+    )
+    parser.add_argument(
+        "--healthcheck", action="store_true", help="ask a running proxy for /health"
+    )
+    parser.add_argument("--print-env-example", action="store_true", help="print .env.example")
+    parser.add_argument(
+        "--print-settings", action="store_true", help="print the settings as Markdown"
+    )
+    return parser
+
+
+def main(
+    argv: Optional[Sequence[str]] = None,
+    environ: Optional[Mapping[str, str]] = None,
+    out: Optional[TextIO] = None,
+    err: Optional[TextIO] = None,
+) -> int:
+    """Run the command; returns the exit status."""
+    out, err = out or sys.stdout, err or sys.stderr
+    options = argument_parser().parse_args(argv)
+    for chosen, text in (
+        (options.version, version_text),
+        (options.print_env_example, format_env_example),
+        (options.print_settings, format_settings_markdown),
+    ):
+        if chosen:
+            print(text().rstrip("\n"), file=out)
+            return EXIT_OK
+    try:
+        loaded = load_settings(options.env_file, os.environ if environ is None else environ)
+    except UsageError as error:
+        print(error, file=err)
+        return EXIT_CONFIG
+    if options.healthcheck:
+        return healthcheck(loaded.config, err)
+    if options.check_config or options.check_upstream:
+        return check(loaded, options.check_upstream, out, err)
+    return run(loaded, out, err)
+
+
+# --- settings ----------------------------------------------------------------------------------
+
+
+def source_file() -> Path:
+    """The file that this function was read from: the single file, or this module."""
+    return Path(source_file.__code__.co_filename)
+
+
+def find_env_file(named: Optional[str]) -> Optional[Path]:
+    """The settings file: the one named, else .env here or beside the program."""
+    if named:
+        return Path(named)
+    places = (Path(".env"), source_file().parent / ".env")
+    return next((place for place in places if place.is_file()), None)
+
+
+def load_settings(named: Optional[str], environ: Mapping[str, str]) -> Loaded:
+    """Read the settings, or raise UsageError with every mistake at once."""
+    path = find_env_file(named)
+    try:
+        text = path.read_bytes().decode("utf-8-sig") if path else ""
+        values = parse_dotenv(text, environ)
+        config = load_config(environ, values)
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text") from None
+    except DotenvError as error:
+        raise UsageError(f"{path}: {error}") from None
+    except ConfigError as error:
+        problems = "".join(f"\n  {problem}" for problem in error.problems)
+        raise UsageError(f"{len(error.problems)} setting(s) need attention:{problems}") from None
+    return Loaded(config, str(path or ""), tuple(unknown_names(values)))
+
+
+def make_log(config: Config, stream: TextIO) -> Log:
+    as_json = config.log_format == "json" or (config.log_format == "auto" and not stream.isatty())
+    return Log(stream, config.log_level, as_json, secret_values(config))
+
+
+def secret_values(config: Config) -> List[str]:
+    """Every secret that this process knows, for the redaction of logs."""
+    custom = [value for _, value in config.custom_headers]
+    return [config.openai_api_key, config.anthropic_api_key, *custom]
+
+
+# --- the checks --------------------------------------------------------------------------------
+
+
+def version_text() -> str:
+    return "\n".join(
+        (
+            f"claude_proxy {VERSION}",
+            f"sha256 {own_sha256()}",
+            f"Python {platform.python_version()} ({sys.executable})",
+            ssl.OPENSSL_VERSION,
+        )
+    )
+
+
+def own_sha256() -> str:
+    """SHA-256 of the single file; run from the package, of its modules in order of their names."""
+    source = source_file()
+    files = [source]
+    if source.name == "cli.py" and (source.parent / "config.py").exists():
+        files = sorted(source.parent.rglob("*.py"))
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest() + ("" if len(files) == 1 else f" (of {len(files)} modules)")
+
+
+def check(loaded: Loaded, live: bool, out: TextIO, err: TextIO) -> int:
+    """--check-config: what is in force; with --check-upstream one question to the upstream."""
+    print(f"settings from the environment and {loaded.env_file or 'no .env file'}", file=out)
+    print(format_config(loaded.config).rstrip("\n"), file=out)
+    for name in loaded.unknown:
+        print(f"note: {name} in {loaded.env_file} is no setting of this version", file=out)
+    try:
+        app = make_app(loaded.config, err)
+        name = loaded.config.upstream
+        print(f"upstream {name}: {app.upstreams[name].describe()}", file=out)
+        print(f"trust roots: {trust_roots(loaded.config)}", file=out)
+        if live:
+            print(f"upstream answered: {ask_upstream(app, Exchange())}", file=out)
+    except (ProxyError, UsageError) as error:
+        print(error, file=err)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def healthcheck(config: Config, err: TextIO) -> int:
+    """Ask the proxy that these settings describe for its health, for containers without curl."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen_host, config.listen_host)
+    connection = http.client.HTTPConnection(host, config.listen_port, timeout=HEALTHCHECK_SECONDS)
+    try:
+        connection.request("GET", "/health", headers={"Host": "localhost"})
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        print(f"no answer from {host}:{config.listen_port}: {error}", file=err)
+        return EXIT_FAILED
+    finally:
+        connection.close()
+    return EXIT_OK if status == 200 else EXIT_FAILED
+
+
+def trust_roots(config: Config) -> str:
+    """Which certificates an upstream's certificate is checked against."""
+    if not config.ssl_verify:
+        return "NONE: SSL_VERIFY=false, any certificate is accepted"
+    paths = ssl.get_default_verify_paths()
+    system = paths.cafile or paths.capath or "none found"
+    # SSL_CERT_FILE and SSL_CERT_DIR are the system's own names for the system's roots.
+    own = (paths.cafile, paths.capath)
+    added = [path for path in (config.ca_file, config.ca_dir) if path and path not in own]
+    return f"system ({system})" + "".join(f" and {path}" for path in added)
+
+
+# --- running -----------------------------------------------------------------------------------
+
+
+def make_app(config: Config, err: TextIO, inflight: Optional[Inflight] = None) -> App:
+    log = make_log(config, err)
+    try:
+        return build_app(config, log, inflight or Inflight(log))
+    except (OSError, ssl.SSLError) as error:
+        raise UsageError(f"CA_FILE or CA_DIR: cannot be used as certificates: {error}") from None
+
+
+def run(loaded: Loaded, out: TextIO, err: TextIO) -> int:
+    """Serve until a signal says stop; then drain."""
+    config = loaded.config
+    raise_file_limit()
+    inflight = Inflight(make_log(config, err))
+    try:
+        app = make_app(config, err, inflight)
+        server = Server(app, inflight)
+    except UsageError as error:
+        print(error, file=err)
+        return EXIT_CONFIG
+    except (OSError, OverflowError) as error:
+        print(listen_problem(config, error), file=err)
+        return EXIT_LISTEN
+    print(banner(app, server.port, loaded), file=out, flush=True)
+    if not config.ssl_verify:
+        app.log.warning("ssl_verify_off", meaning="any certificate is accepted from the upstream")
+    return serve_until_stopped(server, app, config)
+
+
+def listen_problem(config: Config, error: Exception) -> str:
+    where = f"{config.listen_host}:{config.listen_port}"
+    reason = getattr(error, "strerror", None) or error
+    return (
+        f"cannot listen on {where}: {reason}. Is another copy running?"
+        " LISTEN_HOST and LISTEN_PORT choose another address; port 0 takes any free one."
+    )
+
+
+def raise_file_limit() -> None:
+    """Two descriptors a stream: the usual limit of 1024 is too few for 1,000 connections."""
+    try:
+        import resource
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError):
+            pass  # fewer connections then; the accept loop says so when it happens
+
+
+def banner(app: App, port: int, loaded: Loaded) -> str:
+    """Where it listens, what answers, what to tell Claude Code. The first line is for scripts."""
+    config = app.config
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.listen_host, config.listen_host)
+    url = f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{port}"
+    token = "the-key-in-ANTHROPIC_API_KEY" if config.anthropic_api_key else "any-text"
+    models = [(family, choose_route(config, family)) for family in ("opus", "sonnet", "haiku")]
+    lines = [
+        f"listening on {url}",
+        f"  claude_proxy {VERSION}, settings from {loaded.env_file or 'the environment (no .env)'}",
+        f"  upstream  {config.upstream}: {app.upstreams[config.upstream].describe()}",
+        "  models    " + ", ".join(f"{family} -> {route.model}" for family, route in models),
+        f"  trusts    {trust_roots(config)}",
+    ]
+    if config.upstream == "demo":
+        lines.append(
+            "  No upstream is configured: answers come from the demo, and no data leaves this host."
+        )
+    if loaded.unknown:
+        lines.append(f"  note      no setting of this version: {', '.join(loaded.unknown)}")
+    lines += [
+        "  For Claude Code:",
+        f"    export ANTHROPIC_BASE_URL={url}",
+        f"    export ANTHROPIC_AUTH_TOKEN={token}",
+    ]
+    return "\n".join(lines)
+
+
+def serve_until_stopped(server: Server, app: App, config: Config) -> int:
+    stop = threading.Event()
+    signals: List[int] = []
+
+    def on_signal(number: int, frame: Any) -> None:
+        signals.append(number)
+        if len(signals) > 1:
+            os._exit(128 + number)
+        stop.set()
+
+    previous: Dict[int, Any] = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    server.inflight.start()
+    thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="accept", daemon=True)
+    thread.start()
+    try:
+        while not stop.wait(3600):
+            pass
+        drain(server, app, config)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return EXIT_OK
+
+
+def drain(server: Server, app: App, config: Config) -> None:
+    """Take no more connections, let the answers in flight finish, and cut those that do not."""
+    waiting = len(server.inflight.exchanges())
+    app.log.info(
+        "draining",
+        in_flight=waiting,
+        seconds=config.drain_timeout,
+        hint="a second signal ends at once" if waiting else None,
+    )
+    server.inflight.draining = True
+    server.shutdown()
+    server.server_close()
+    if not server.inflight.drain(config.drain_timeout):
+        server.inflight.cancel_all(ProxyError(503, "the proxy is shutting down"))
+        server.inflight.drain(2.0)
+    server.inflight.stop()
+    app.transport.close()
+    app.log.info("stopped")
+
+
+# ==================================================================================================
+# __main__
+# ==================================================================================================
+# Run the proxy: python3 -m claude_proxy.
+
+if __name__ == "__main__":
+    sys.exit(main())
