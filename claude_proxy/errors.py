@@ -192,6 +192,7 @@ def error_text_in(data: Any) -> str:
 # Words in an error inside a 200 that give its status away, first match wins.
 STATUS_WORDS = (
     ("overloaded", 529),
+    ("insufficient_system_resource", 529),
     ("rate_limit", 429),
     ("rate limit", 429),
     ("insufficient_quota", 402),
