@@ -74,8 +74,12 @@ class App(NamedTuple):
             raise ProxyError(400, "the request body is nested too deeply") from None
 
     def finish(self, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
-        """Tell of a finished exchange: one line, no content."""
-        log_exchange(self.log, exchange, request, status)
+        """Tell the observers of a finished exchange. None of them can break an answer any more."""
+        for observer in OBSERVERS:
+            try:
+                observer(self, exchange, request, status)
+            except Exception as error:
+                self.log.error("observer_failed", id=exchange.id, error=type(error).__name__)
 
 
 Endpoint = Callable[[App, HttpRequest, Exchange], HttpResponse]
@@ -86,10 +90,24 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     context = make_ssl_context(config.ssl_verify, config.ca_file, config.ca_dir)
     timeouts = Timeouts(config.connect_timeout, config.request_timeout, config.stream_idle_timeout)
     transport = Transport(timeouts, config.max_retries, context)
-    upstreams: Dict[str, Upstream] = {"demo": DemoUpstream()}
-    if config.openai_base_url:
-        upstreams["openai"] = OpenAIUpstream(config, transport)
+    made = {name: make(config, transport) for name, make in UPSTREAMS.items()}
+    upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
     return App(config, log, upstreams, transport, inflight)
+
+
+def make_demo(config: Config, transport: Transport) -> Upstream:
+    return DemoUpstream()
+
+
+def make_openai(config: Config, transport: Transport) -> Optional[Upstream]:
+    return OpenAIUpstream(config, transport) if config.openai_base_url else None
+
+
+# Name in settings and models -> what makes the upstream, or None where it is not configured.
+UPSTREAMS: Dict[str, Callable[[Config, Transport], Optional[Upstream]]] = {
+    "demo": make_demo,
+    "openai": make_openai,
+}
 
 
 # --- messages ----------------------------------------------------------------------------------
@@ -356,18 +374,18 @@ def find_endpoint(method: str, path: str) -> Endpoint:
 LOGGED_USAGE = ("input_tokens", "output_tokens", "cache_read_input_tokens")
 
 
-def log_exchange(log: Log, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
+def log_exchange(app: App, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
     """One line a request: facts and figures, nothing of what was said."""
-    error = exchange.facts.pop("error", None)
+    error = exchange.facts.get("error")
     since = exchange.clock() - exchange.started
     first = exchange.first_event
     fields = {
         "id": exchange.id,
         "client": request.peer if request else None,
         "method": request.method if request else None,
-        "path": request.path if request else None,
+        "path": request.path[:LONGEST_LOGGED_NAME] if request else None,
         "status": status,
-        **exchange.facts,
+        **{key: value for key, value in exchange.facts.items() if key != "error"},
         **{key: exchange.usage.get(key) for key in LOGGED_USAGE},
         "first_ms": round((first - exchange.started) * 1000) if first else None,
         "ms": round(since * 1000),
@@ -375,9 +393,13 @@ def log_exchange(log: Log, exchange: Exchange, request: Optional[HttpRequest], s
         "error": error,
     }
     quiet = request is not None and request.path in QUIET_PATHS and status < 400
-    log.write(
+    app.log.write(
         "debug" if quiet else "warning" if status >= 400 or error else "info", "request", fields
     )
 
 
 QUIET_PATHS = ("/health", "/livez", "/")
+
+
+# Told of every finished exchange, in this order.
+OBSERVERS = (log_exchange,)

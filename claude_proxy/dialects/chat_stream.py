@@ -38,6 +38,9 @@ CHAT_STOP_REASONS = {
     "PROHIBITED_CONTENT": "refusal",
 }
 CHAT_FAILURES = ("error", "abort", "MALFORMED_FUNCTION_CALL", "insufficient_system_resource")
+# json.loads would guess the encoding of each chunk anew.
+CHUNK_DECODER = json.JSONDecoder()
+
 # First byte of a body -> what it is, whatever its content type says.
 BODY_KINDS = {b"{": "json", b"[": "json", b"<": "page"}
 
@@ -80,6 +83,8 @@ def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
 def frame_to_chunk(frame: bytes) -> Optional[Dict[str, Any]]:
     """The chunk in a frame; None for comments and for JSON that is no object."""
     event, data = frame_data(frame)
+    if data[:1] == b"{" and not event:  # the common case
+        return decode_chunk(data)
     if not data.strip():
         return None
     if data.strip() == b"[DONE]":
@@ -98,9 +103,11 @@ def loads_or_text(data: bytes) -> Any:
 
 def decode_chunk(data: bytes) -> Optional[Dict[str, Any]]:
     try:
-        chunk = json.loads(data)
+        chunk = CHUNK_DECODER.decode(str(data, "utf-8"))
     except (ValueError, RecursionError):
         raise ProxyError(502, "the upstream sent an event that is not JSON") from None
+    if type(chunk) is dict:
+        return chunk
     if isinstance(chunk, list) and chunk and isinstance(chunk[0], dict):
         chunk = chunk[0]  # Gemini wraps its errors in a list
     return chunk if isinstance(chunk, dict) else None

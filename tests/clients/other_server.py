@@ -1,0 +1,2 @@
+"""placeholder"""
+OTHER_SERVER_CHECKS = {}

@@ -1,0 +1,2 @@
+"""placeholder"""
+SDK_CHECKS = {}
