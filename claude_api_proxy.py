@@ -9,9 +9,9 @@ it in place; the model maps are at the top of its first section. Sections, each 
 
   config, settings_text, dotenv, log, errors, http1, sse, events, tokens, dialects/dialect,
   dialects/anthropic, dialects/chat_blocks, dialects/chat_tools, dialects/chat_request,
-  dialects/chat_calls, dialects/think_tags, dialects/chat_stream, routing, auth, exchange, inflight,
-  pool, transport, upstreams/upstream, upstreams/openai, upstreams/demo, wire, app, server, cli,
-  __main__
+  dialects/chat_repairs, dialects/chat_calls, dialects/think_tags, dialects/chat_stream, routing,
+  auth, exchange, inflight, pool, transport, upstreams/upstream, upstreams/openai, upstreams/demo,
+  wire, app, server, cli, __main__
 """
 
 from __future__ import annotations
@@ -2381,6 +2381,7 @@ class ChatOptions(NamedTuple):
     """What one provider and model want otherwise than most."""
 
     max_tokens_key: str = "max_tokens"
+    max_output: int = 0  # more max_tokens than this are refused; 0: not known
     drop: frozenset = frozenset()  # top-level keys that are refused
     top_k: bool = False  # top_k is understood
     files: bool = False  # PDF documents are taken as file parts
@@ -2729,8 +2730,10 @@ def messages_to_chat(
 def chat_parameters(request: Request, options: ChatOptions, notes: List[str]) -> Dict[str, Any]:
     """Limits, sampling, stops, format: only what the client sent."""
     found: Dict[str, Any] = {}
-    if request.get("max_tokens"):
-        found[options.max_tokens_key] = request["max_tokens"]
+    wanted, most = request.get("max_tokens"), options.max_output
+    if wanted:
+        found[options.max_tokens_key] = min(wanted, most) if most else wanted
+        notes += [f"max_tokens={wanted}>{most}"] if most and wanted > most else []
     for key in ("temperature", "top_p", *(("top_k",) if options.top_k else ())):
         if request.get(key) is not None:
             found[key] = request[key]
@@ -2899,6 +2902,96 @@ TURNS: Dict[str, Callable[[ChatHistory, List[Block]], None]] = {
     "system": ChatHistory.system,
     "developer": ChatHistory.system,
 }
+
+
+# ==================================================================================================
+# dialects/chat_repairs
+# ==================================================================================================
+# What a provider's refusal teaches about its Chat Completions: options that will be taken. Pure.
+#
+# "OpenAI-compatible" differs by host, model and deployment, and an Azure deployment's name tells
+# nothing. So requests go out in the form that most take, and a refusal that names the parameter it
+# minds changes the options for that model, once for each thing. Everything else is the client's to
+# see.
+
+Members = Mapping[str, Any]
+
+# Members that an answer is still an answer without.
+SPARE_MEMBERS = (
+    "temperature", "top_p", "top_k", "stop", "parallel_tool_calls", "stream_options", "tool_choice",
+    "response_format", "reasoning_effort",
+)  # fmt: skip
+REFUSED = (
+    r"(?:unsupported|not supported|does not support|unrecognized|unknown|unexpected|not permitted"
+    r"|not allowed|only the default)"
+)
+
+
+def use_completion_key(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
+    return options._replace(max_tokens_key="max_completion_tokens")
+
+
+def use_plain_key(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
+    return options._replace(max_tokens_key="max_tokens")
+
+
+def use_limit(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
+    limit, asked = int(match.group(1)), sent.get(options.max_tokens_key) or 0
+    return options._replace(max_output=limit) if 0 < limit < asked else options
+
+
+def drop_member(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
+    name = next(group for group in match.groups() if group)
+    return options._replace(drop=options.drop | {name}) if name in sent else options
+
+
+Repair = Callable[[ChatOptions, re.Match, Members], ChatOptions]
+
+# Words of a refusal -> what to change. The first that match decide, or one refusal could turn the
+# two names of the limit round and round.
+CHAT_REPAIRS: Tuple[Tuple[re.Pattern, Repair], ...] = tuple(
+    (re.compile(pattern, re.IGNORECASE | re.DOTALL), repair)
+    for pattern, repair in (
+        (r"max_tokens.{0,80}use '?\"?max_completion_tokens", use_completion_key),
+        (rf"{REFUSED}.{{0,60}}max_completion_tokens|max_completion_tokens.{{0,60}}{REFUSED}",
+         use_plain_key),
+        (r"at most (\d{1,9}) completion tokens", use_limit),
+        (r"max_(?:completion_|output_)?tokens.{0,160}?\[\d+, ?(\d{1,9})\]", use_limit),
+        (r"max_(?:completion_|output_)?tokens.{0,160}?(?:less than or equal to|at most|<=|maximum"
+         r"(?: value| allowed)?(?: is| of|:)?|limit(?: is| of|:)?) ?`?(\d{1,9})", use_limit),
+        (rf"\b({'|'.join(SPARE_MEMBERS)})\b.{{0,80}}{REFUSED}"
+         rf"|{REFUSED}.{{0,80}}?\b({'|'.join(SPARE_MEMBERS)})\b", drop_member),
+    )
+)  # fmt: skip
+REPAIRED_STATUSES = (400, 404, 422)
+CONTEXT_WORDS = re.compile(r"context (?:length|window|size)", re.IGNORECASE)
+
+
+def repaired_options(
+    options: ChatOptions, status: int, text: str, sent: Members
+) -> Optional[ChatOptions]:
+    """Options that this refusal of the body `sent` asks for, or None if there is nothing to change.
+
+    A full context is not repaired here: the client compacts.
+    """
+    if status not in REPAIRED_STATUSES or CONTEXT_WORDS.search(text):
+        return None
+    for pattern, repair in CHAT_REPAIRS:
+        match = pattern.search(text[:4096])
+        if match:
+            repaired = repair(options, match, sent)
+            return None if repaired == options else repaired
+    return None
+
+
+def learned_words(before: ChatOptions, after: ChatOptions) -> str:
+    """What has been learned, for one line of the log."""
+    rows = zip(ChatOptions._fields, before, after)
+    changed = [(name, old, new) for name, old, new in rows if old != new]
+    return ", ".join(
+        f"{name}={'+'.join(sorted(new - old)) if isinstance(new, frozenset) else new}"
+        for name, old, new in changed
+    )
 
 
 # ==================================================================================================
@@ -4481,6 +4574,9 @@ REASONING_OPTIONS = ChatOptions(
 )
 PLAIN_OPTIONS = ChatOptions()
 
+# So many refusals of one request teach something; then the client is told.
+MOST_REPAIRS = 4
+
 # A request's JSON has about four bytes a token; this errs on the large side.
 BYTES_PER_TOKEN = 3.6
 
@@ -4494,6 +4590,8 @@ class OpenAIUpstream:
         self._config = config
         self._transport = transport
         self._headers = openai_headers(config)
+        # Model -> what its provider has taught; written whole, so that readers need no lock.
+        self._learned: Dict[str, ChatOptions] = {}
 
     def describe(self) -> str:
         version = self._config.azure_api_version
@@ -4502,41 +4600,51 @@ class OpenAIUpstream:
         )
 
     def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]:
-        model = request.get("model", "")
         request = limit_max_tokens(request, self._config)
-        options = chat_options(self._config.openai_base_url, model)
-        chat = messages_to_chat(request, options, exchange.warnings)
-        body = encode_json(chat).encode("ascii")
-        target, path = split_url(chat_url(self._config, model))
-        call = Call("POST", target, path, self._headers, body)
-        with closing(self._transport.request(exchange, call)) as response:
-            if response.status != 200:
-                raise self._failure(response, request, model, exchange)
-            yield from self._events(response, request, exchange, body)
+        response, input_tokens = self._ask(request, exchange)
+        with closing(response):
+            usage = {"input_tokens": input_tokens, "output_tokens": 1}
+            yield from chunks_to_events(
+                chat_chunks(response.pieces()),
+                EventWriter(exchange.message_id, exchange.model, usage),
+                tool_names=chat_tool_names(request),
+                input_estimate=lambda: count_input_tokens(request),
+            )
 
-    def _events(
-        self, response: UpstreamResponse, request: Request, exchange: Exchange, body: bytes
-    ) -> Iterator[Event]:
-        usage = {"input_tokens": rough_input_tokens(request, body), "output_tokens": 1}
-        write = EventWriter(exchange.message_id, exchange.model, usage)
-        return chunks_to_events(
-            chat_chunks(response.pieces()),
-            write,
-            tool_names=chat_tool_names(request),
-            input_estimate=lambda: count_input_tokens(request),
-        )
+    def _ask(self, request: Request, exchange: Exchange) -> Tuple[UpstreamResponse, int]:
+        """(answer with status 200, rough input tokens); after a refusal that teaches, ask anew."""
+        model = request.get("model", "")
+        options = self._learned.get(model) or chat_options(self._config.openai_base_url, model)
+        for _ in range(MOST_REPAIRS + 1):
+            notes: List[str] = []
+            chat = messages_to_chat(request, options, notes)
+            body = encode_json(chat).encode("ascii")
+            response = self._transport.request(exchange, self._call(model, body))
+            if response.status == 200:
+                exchange.warnings += notes
+                return response, rough_input_tokens(request, body)
+            with closing(response):
+                refusal = response.read()
+            text = upstream_error_text(refusal)
+            repaired = repaired_options(options, response.status, text, chat)
+            if repaired is None:
+                break
+            exchange.facts["learned"] = learned_words(options, repaired)
+            options = self._learned[model] = repaired
+        raise self._failure(response, refusal, request, exchange)
+
+    def _call(self, model: str, body: bytes) -> Call:
+        target, path = split_url(chat_url(self._config, model))
+        return Call("POST", target, path, self._headers, body)
 
     def _failure(
-        self, response: UpstreamResponse, request: Request, model: str, exchange: Exchange
+        self, response: UpstreamResponse, body: bytes, request: Request, exchange: Exchange
     ) -> ProxyError:
-        body = response.read()
         tokens = count_input_tokens(request) if response.status in (400, 413, 422) else 0
         error = upstream_error(response.status, response.headers, body, tokens, time.time())
         if error.status == 404:
-            reason = exchange.facts.get("route", "the request")
-            error.message += (
-                f" (asked {self._config.openai_base_url} for model {model}, by {reason})"
-            )
+            asked, model = self._config.openai_base_url, request.get("model", "")
+            error.message += f" (asked {asked} for model {model}, by {exchange.facts.get('route')})"
         return error
 
 
@@ -5504,6 +5612,7 @@ class Handler(socketserver.StreamRequestHandler):
         """Answer a request, or a head that was none; whether the connection stays."""
         exchange = Exchange(total_timeout=app.config.total_timeout)
         reply = Reply(self.wire, exchange, request)
+        reply.close = reply.close or self.server.inflight.draining
         self.wire.exchange, self.wire.reply = exchange, reply
         try:
             whole = self.respond(app, request, exchange, reply, error)

@@ -21,7 +21,8 @@ from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 MODULES = (
     "config", "settings_text", "dotenv", "log", "errors", "http1", "sse", "events", "tokens",
     "dialects/dialect", "dialects/anthropic", "dialects/chat_blocks", "dialects/chat_tools",
-    "dialects/chat_request", "dialects/chat_calls", "dialects/think_tags", "dialects/chat_stream",
+    "dialects/chat_request", "dialects/chat_repairs",
+    "dialects/chat_calls", "dialects/think_tags", "dialects/chat_stream",
     "routing", "auth", "exchange", "inflight", "pool", "transport",
     "upstreams/upstream", "upstreams/openai", "upstreams/demo",
     "wire", "app", "server", "cli", "__main__",

@@ -55,6 +55,7 @@ class Handler(socketserver.StreamRequestHandler):
         """Answer a request, or a head that was none; whether the connection stays."""
         exchange = Exchange(total_timeout=app.config.total_timeout)
         reply = Reply(self.wire, exchange, request)
+        reply.close = reply.close or self.server.inflight.draining
         self.wire.exchange, self.wire.reply = exchange, reply
         try:
             whole = self.respond(app, request, exchange, reply, error)

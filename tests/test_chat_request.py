@@ -218,7 +218,8 @@ def test_members(members, expected, noted):
 
 
 def test_options():
-    options = ChatOptions("max_completion_tokens", frozenset(("temperature", "stop")), True, True, True)
+    options = ChatOptions(
+        "max_completion_tokens", drop=frozenset(("temperature", "stop")), top_k=True, files=True, reasoning_effort=True)
     notes = []
     chat = convert([user([PDF])], options, notes, max_tokens=5, temperature=1, stop_sequences=["a"], top_k=3,
                    output_config={"effort": "low"})

@@ -254,6 +254,32 @@ def test_how_often_is_tried(start, first, tries):
     assert len(upstream.requests) == tries
 
 
+# --- learning -------------------------------------------------------------------------------------
+
+TOO_LARGE = {"error": {"message": "max_tokens is too large: 64000. This model supports at most 16384 completion"
+                                  " tokens, whereas you provided 64000."}}
+OTHER_KEY = {"error": {"message": "Unsupported parameter: 'max_tokens' is not supported with this model. Use"
+                                  " 'max_completion_tokens' instead."}}
+
+
+def test_a_refusal_that_names_the_parameter_is_learned_from_once(start):
+    proxy, upstream = start(json_answer(400, TOO_LARGE), json_answer(400, OTHER_KEY), text_answer("there"))
+    first = ask(proxy.port, message_body(stream=True, max_tokens=64000))
+    assert text_of(first) == "there"
+    assert "max_tokens=64000>16384" in first.headers["x-proxy-warnings"]
+    assert text_of(ask(proxy.port, message_body(stream=True, max_tokens=64000))) == "there"
+    assert [(r.json.get("max_tokens"), r.json.get("max_completion_tokens")) for r in upstream.requests] == [
+        (64000, None), (16384, None), (None, 16384), (None, 16384)]
+    assert any("max_completion_tokens" in line.get("learned", "") for line in proxy.log_lines())
+
+
+def test_a_refusal_that_goes_on_is_told(start):
+    proxy, upstream = start(json_answer(400, OTHER_KEY))
+    answer = ask(proxy.port, message_body())
+    assert answer.status == 400 and "max_completion_tokens" in answer.json["error"]["message"]
+    assert len(upstream.requests) == 2
+
+
 # --- errors in mid-stream -------------------------------------------------------------------------
 
 LATE_ERRORS = [

@@ -68,8 +68,10 @@ def messages_to_chat(
 def chat_parameters(request: Request, options: ChatOptions, notes: List[str]) -> Dict[str, Any]:
     """Limits, sampling, stops, format: only what the client sent."""
     found: Dict[str, Any] = {}
-    if request.get("max_tokens"):
-        found[options.max_tokens_key] = request["max_tokens"]
+    wanted, most = request.get("max_tokens"), options.max_output
+    if wanted:
+        found[options.max_tokens_key] = min(wanted, most) if most else wanted
+        notes += [f"max_tokens={wanted}>{most}"] if most and wanted > most else []
     for key in ("temperature", "top_p", *(("top_k",) if options.top_k else ())):
         if request.get(key) is not None:
             found[key] = request[key]

@@ -10,15 +10,16 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from typing import List, Tuple
+from typing import Dict, List, Tuple
 from urllib.parse import quote, urlsplit
 
 from claude_proxy.config import VERSION, Config
 from claude_proxy.dialects.chat_blocks import ChatOptions
+from claude_proxy.dialects.chat_repairs import learned_words, repaired_options
 from claude_proxy.dialects.chat_request import messages_to_chat
 from claude_proxy.dialects.chat_stream import chat_chunks, chunks_to_events
 from claude_proxy.dialects.chat_tools import chat_tool_names
-from claude_proxy.errors import ProxyError, upstream_error
+from claude_proxy.errors import ProxyError, upstream_error, upstream_error_text
 from claude_proxy.events import Event, EventWriter, Request
 from claude_proxy.exchange import Exchange
 from claude_proxy.pool import split_url
@@ -34,6 +35,9 @@ REASONING_OPTIONS = ChatOptions(
 )
 PLAIN_OPTIONS = ChatOptions()
 
+# So many refusals of one request teach something; then the client is told.
+MOST_REPAIRS = 4
+
 # A request's JSON has about four bytes a token; this errs on the large side.
 BYTES_PER_TOKEN = 3.6
 
@@ -47,6 +51,8 @@ class OpenAIUpstream:
         self._config = config
         self._transport = transport
         self._headers = openai_headers(config)
+        # Model -> what its provider has taught; written whole, so that readers need no lock.
+        self._learned: Dict[str, ChatOptions] = {}
 
     def describe(self) -> str:
         version = self._config.azure_api_version
@@ -55,41 +61,51 @@ class OpenAIUpstream:
         )
 
     def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]:
-        model = request.get("model", "")
         request = limit_max_tokens(request, self._config)
-        options = chat_options(self._config.openai_base_url, model)
-        chat = messages_to_chat(request, options, exchange.warnings)
-        body = encode_json(chat).encode("ascii")
-        target, path = split_url(chat_url(self._config, model))
-        call = Call("POST", target, path, self._headers, body)
-        with closing(self._transport.request(exchange, call)) as response:
-            if response.status != 200:
-                raise self._failure(response, request, model, exchange)
-            yield from self._events(response, request, exchange, body)
+        response, input_tokens = self._ask(request, exchange)
+        with closing(response):
+            usage = {"input_tokens": input_tokens, "output_tokens": 1}
+            yield from chunks_to_events(
+                chat_chunks(response.pieces()),
+                EventWriter(exchange.message_id, exchange.model, usage),
+                tool_names=chat_tool_names(request),
+                input_estimate=lambda: count_input_tokens(request),
+            )
 
-    def _events(
-        self, response: UpstreamResponse, request: Request, exchange: Exchange, body: bytes
-    ) -> Iterator[Event]:
-        usage = {"input_tokens": rough_input_tokens(request, body), "output_tokens": 1}
-        write = EventWriter(exchange.message_id, exchange.model, usage)
-        return chunks_to_events(
-            chat_chunks(response.pieces()),
-            write,
-            tool_names=chat_tool_names(request),
-            input_estimate=lambda: count_input_tokens(request),
-        )
+    def _ask(self, request: Request, exchange: Exchange) -> Tuple[UpstreamResponse, int]:
+        """(answer with status 200, rough input tokens); after a refusal that teaches, ask anew."""
+        model = request.get("model", "")
+        options = self._learned.get(model) or chat_options(self._config.openai_base_url, model)
+        for _ in range(MOST_REPAIRS + 1):
+            notes: List[str] = []
+            chat = messages_to_chat(request, options, notes)
+            body = encode_json(chat).encode("ascii")
+            response = self._transport.request(exchange, self._call(model, body))
+            if response.status == 200:
+                exchange.warnings += notes
+                return response, rough_input_tokens(request, body)
+            with closing(response):
+                refusal = response.read()
+            text = upstream_error_text(refusal)
+            repaired = repaired_options(options, response.status, text, chat)
+            if repaired is None:
+                break
+            exchange.facts["learned"] = learned_words(options, repaired)
+            options = self._learned[model] = repaired
+        raise self._failure(response, refusal, request, exchange)
+
+    def _call(self, model: str, body: bytes) -> Call:
+        target, path = split_url(chat_url(self._config, model))
+        return Call("POST", target, path, self._headers, body)
 
     def _failure(
-        self, response: UpstreamResponse, request: Request, model: str, exchange: Exchange
+        self, response: UpstreamResponse, body: bytes, request: Request, exchange: Exchange
     ) -> ProxyError:
-        body = response.read()
         tokens = count_input_tokens(request) if response.status in (400, 413, 422) else 0
         error = upstream_error(response.status, response.headers, body, tokens, time.time())
         if error.status == 404:
-            reason = exchange.facts.get("route", "the request")
-            error.message += (
-                f" (asked {self._config.openai_base_url} for model {model}, by {reason})"
-            )
+            asked, model = self._config.openai_base_url, request.get("model", "")
+            error.message += f" (asked {asked} for model {model}, by {exchange.facts.get('route')})"
         return error
 
 

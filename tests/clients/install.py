@@ -46,7 +46,7 @@ class Cache(NamedTuple):
 
     def _made(self, program: pathlib.Path, make: Callable[[], None]) -> pathlib.Path:
         # The stamp is written last: a half-made folder is made again.
-        stamp = self.folder / f"{program.name}-made"
+        stamp = self.folder / f"{program.relative_to(self.folder).parts[0]}-made"
         if not (stamp.exists() and program.exists()):
             make()
             stamp.touch()
