@@ -23,6 +23,7 @@ import hmac
 import html
 import http.client
 import ipaddress
+import itertools
 import json
 import math
 import os
@@ -2668,6 +2669,14 @@ def chat_tool_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)[: LONGEST_TOOL_NAME - 9] + "_" + digest
 
 
+def used_call_ids(request: Request) -> Set[str]:
+    """The ids of the calls in the conversation so far."""
+    messages = [m for m in as_list(request.get("messages")) if isinstance(m, dict)]
+    blocks = (block for message in messages for block in as_list(message.get("content")))
+    calls = (b for b in blocks if isinstance(b, dict) and b.get("type") == "tool_use")
+    return {str(call.get("id")) for call in calls}
+
+
 def chat_tool_names(request: Request) -> Dict[str, str]:
     """Upstream's name -> client's own, for the tools whose name had to change."""
     names: Set[str] = {
@@ -3027,7 +3036,9 @@ class ToolCall:
 class CallBook:
     """The calls of one answer, in the order they began. One is live: its pieces flow at once."""
 
-    def __init__(self, write: EventWriter, names: Mapping[str, str]) -> None:
+    def __init__(
+        self, write: EventWriter, names: Mapping[str, str], used_ids: Iterable[str]
+    ) -> None:
         self.any = False
         self.told = 0
         self._write = write
@@ -3035,7 +3046,7 @@ class CallBook:
         self._calls: List[ToolCall] = []
         self._by_index: Dict[Any, ToolCall] = {}
         self._next = 0
-        self._ids: Dict[str, int] = {}
+        self._ids = set(used_ids)
 
     def busy(self) -> bool:
         """Whether a call has begun that is not complete."""
@@ -3101,10 +3112,14 @@ class CallBook:
             self._next += 1
 
     def _unique_id(self, call: ToolCall) -> str:
+        """The call's own id, or one like it: some servers count from 0 in every answer, and a
+        client takes the result of one call for that of another with the same id."""
         ordinal = self._write.blocks_begun
         call_id = call.id or f"toolu_{self._write.message_id.rpartition('_')[2]}_{ordinal}"
-        count = self._ids[call_id] = self._ids.get(call_id, 0) + 1
-        return call_id if count == 1 else f"{call_id}_{count}"
+        others = (f"{call_id}_{number}" for number in itertools.count(2))
+        found = next(i for i in itertools.chain([call_id], others) if i not in self._ids)
+        self._ids.add(found)
+        return found
 
     def settle(self) -> Iterable[Event]:
         """Everything so far is complete: later deltas begin new calls."""
@@ -3311,15 +3326,17 @@ def chunks_to_events(
     chunks: Iterable[Dict[str, Any]],
     write: EventWriter,
     tool_names: Optional[Mapping[str, str]] = None,
+    used_ids: Iterable[str] = (),
     input_estimate: Callable[[], int] = lambda: 0,
 ) -> Iterator[Event]:
     """Retell Chat Completions chunks as Messages events.
 
-    `tool_names` maps names as the upstream knows them to the client's own; `input_estimate` is
-    asked for input tokens if the upstream reports none. ProxyError at an error chunk, and if the
+    `tool_names` maps names as the upstream knows them to the client's own; `used_ids` are those of
+    calls earlier in the conversation; `input_estimate` is asked for input tokens if the upstream
+    reports none. ProxyError at an error chunk, and if the
     chunks end before a finish reason or CHAT_DONE.
     """
-    answer = ChatAnswer(write, tool_names or {})
+    answer = ChatAnswer(write, CallBook(write, tool_names or {}, used_ids))
     try:
         for chunk in chunks:
             if chunk is CHAT_DONE:
@@ -3336,10 +3353,10 @@ def chunks_to_events(
 class ChatAnswer:
     """One answer being retold."""
 
-    def __init__(self, write: EventWriter, tool_names: Mapping[str, str]) -> None:
+    def __init__(self, write: EventWriter, calls: CallBook) -> None:
         self.done = False
         self._write = write
-        self._calls = CallBook(write, tool_names)
+        self._calls = calls
         self._think = ThinkSplitter()
         self._usage: Dict[str, Any] = {}
         self._finish: Optional[str] = None
@@ -4608,6 +4625,7 @@ class OpenAIUpstream:
                 chat_chunks(response.pieces()),
                 EventWriter(exchange.message_id, exchange.model, usage),
                 tool_names=chat_tool_names(request),
+                used_ids=used_call_ids(request),
                 input_estimate=lambda: count_input_tokens(request),
             )
 

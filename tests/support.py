@@ -176,7 +176,12 @@ def delta(finish: Optional[str] = None, **members: Any) -> Dict[str, Any]:
     return {"id": "c1", "object": "chat.completion.chunk", "choices": [choice]}
 
 
-USAGE = {"choices": [], "usage": {"prompt_tokens": 11, "completion_tokens": 3}}
+def usage_chunk(**usage: Any) -> Dict[str, Any]:
+    """The chunk behind the last choice, that only tells usage."""
+    return {"id": "c1", "object": "chat.completion.chunk", "choices": [], "usage": usage}
+
+
+USAGE = usage_chunk(prompt_tokens=11, completion_tokens=3)
 
 
 def chat_stream(*chunks: Union[Dict[str, Any], Step]) -> List[Step]:

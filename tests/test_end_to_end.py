@@ -121,6 +121,16 @@ def test_three_parallel_calls_interleaved(start):
                        for i in range(3)]
 
 
+def test_an_id_that_the_conversation_has_had_is_not_used_again(start):
+    """Servers that count from 0 in every answer would give a client two results for one call."""
+    proxy, _ = start(chat_stream(call_delta(0, "call_0", "Bash", "{}"), delta("tool_calls"), USAGE))
+    earlier = [{"role": "user", "content": "hi"},
+               {"role": "assistant", "content": [{"type": "tool_use", "id": "call_0", "name": "Bash", "input": {}}]},
+               {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "call_0", "content": "done"}]}]
+    answer = ask(proxy.port, message_body(messages=earlier))
+    assert answer.json["content"] == [{"type": "tool_use", "id": "call_0_2", "name": "Bash", "input": {}}]
+
+
 def test_each_piece_leaves_as_it_comes(start):
     """Nothing is held back: the client has a word before the upstream says the next."""
     gates = [threading.Event() for _ in range(3)]

@@ -75,3 +75,12 @@ def test_the_fold_of_a_transcript_is_the_message():
     assert message["content"] == [{"type": "text", "text": "I look"},
                                   {"type": "tool_use", "id": "call_A", "name": "Read", "input": {"p": 1}}]
     assert (message["stop_reason"], message["model"]) == ("tool_use", "claude-test")
+
+
+@pytest.mark.parametrize("used,found", [
+    ((), "call_A"), (("call_B",), "call_A"), (("call_A",), "call_A_2"), (("call_A", "call_A_2"), "call_A_3"),
+])
+def test_a_call_gets_an_id_that_the_conversation_has_not_had(used, found):
+    raw = (ROOT / "tests/wire/chat/openai_text_and_tool.sse").read_bytes()
+    events = chunks_to_events(chat_chunks([raw]), EventWriter("msg_test", "claude-test"), used_ids=used)
+    assert events_to_message(events)["content"][1]["id"] == found

@@ -7,6 +7,7 @@ and what comes for the others waits until it is complete.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Dict, List, Optional
@@ -39,7 +40,9 @@ class ToolCall:
 class CallBook:
     """The calls of one answer, in the order they began. One is live: its pieces flow at once."""
 
-    def __init__(self, write: EventWriter, names: Mapping[str, str]) -> None:
+    def __init__(
+        self, write: EventWriter, names: Mapping[str, str], used_ids: Iterable[str]
+    ) -> None:
         self.any = False
         self.told = 0
         self._write = write
@@ -47,7 +50,7 @@ class CallBook:
         self._calls: List[ToolCall] = []
         self._by_index: Dict[Any, ToolCall] = {}
         self._next = 0
-        self._ids: Dict[str, int] = {}
+        self._ids = set(used_ids)
 
     def busy(self) -> bool:
         """Whether a call has begun that is not complete."""
@@ -113,10 +116,14 @@ class CallBook:
             self._next += 1
 
     def _unique_id(self, call: ToolCall) -> str:
+        """The call's own id, or one like it: some servers count from 0 in every answer, and a
+        client takes the result of one call for that of another with the same id."""
         ordinal = self._write.blocks_begun
         call_id = call.id or f"toolu_{self._write.message_id.rpartition('_')[2]}_{ordinal}"
-        count = self._ids[call_id] = self._ids.get(call_id, 0) + 1
-        return call_id if count == 1 else f"{call_id}_{count}"
+        others = (f"{call_id}_{number}" for number in itertools.count(2))
+        found = next(i for i in itertools.chain([call_id], others) if i not in self._ids)
+        self._ids.add(found)
+        return found
 
     def settle(self) -> Iterable[Event]:
         """Everything so far is complete: later deltas begin new calls."""

@@ -120,15 +120,17 @@ def chunks_to_events(
     chunks: Iterable[Dict[str, Any]],
     write: EventWriter,
     tool_names: Optional[Mapping[str, str]] = None,
+    used_ids: Iterable[str] = (),
     input_estimate: Callable[[], int] = lambda: 0,
 ) -> Iterator[Event]:
     """Retell Chat Completions chunks as Messages events.
 
-    `tool_names` maps names as the upstream knows them to the client's own; `input_estimate` is
-    asked for input tokens if the upstream reports none. ProxyError at an error chunk, and if the
+    `tool_names` maps names as the upstream knows them to the client's own; `used_ids` are those of
+    calls earlier in the conversation; `input_estimate` is asked for input tokens if the upstream
+    reports none. ProxyError at an error chunk, and if the
     chunks end before a finish reason or CHAT_DONE.
     """
-    answer = ChatAnswer(write, tool_names or {})
+    answer = ChatAnswer(write, CallBook(write, tool_names or {}, used_ids))
     try:
         for chunk in chunks:
             if chunk is CHAT_DONE:
@@ -145,10 +147,10 @@ def chunks_to_events(
 class ChatAnswer:
     """One answer being retold."""
 
-    def __init__(self, write: EventWriter, tool_names: Mapping[str, str]) -> None:
+    def __init__(self, write: EventWriter, calls: CallBook) -> None:
         self.done = False
         self._write = write
-        self._calls = CallBook(write, tool_names)
+        self._calls = calls
         self._think = ThinkSplitter()
         self._usage: Dict[str, Any] = {}
         self._finish: Optional[str] = None

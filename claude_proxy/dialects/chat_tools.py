@@ -115,6 +115,14 @@ def chat_tool_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)[: LONGEST_TOOL_NAME - 9] + "_" + digest
 
 
+def used_call_ids(request: Request) -> Set[str]:
+    """The ids of the calls in the conversation so far."""
+    messages = [m for m in as_list(request.get("messages")) if isinstance(m, dict)]
+    blocks = (block for message in messages for block in as_list(message.get("content")))
+    calls = (b for b in blocks if isinstance(b, dict) and b.get("type") == "tool_use")
+    return {str(call.get("id")) for call in calls}
+
+
 def chat_tool_names(request: Request) -> Dict[str, str]:
     """Upstream's name -> client's own, for the tools whose name had to change."""
     names: Set[str] = {

@@ -18,7 +18,7 @@ from claude_proxy.dialects.chat_blocks import ChatOptions
 from claude_proxy.dialects.chat_repairs import learned_words, repaired_options
 from claude_proxy.dialects.chat_request import messages_to_chat
 from claude_proxy.dialects.chat_stream import chat_chunks, chunks_to_events
-from claude_proxy.dialects.chat_tools import chat_tool_names
+from claude_proxy.dialects.chat_tools import chat_tool_names, used_call_ids
 from claude_proxy.errors import ProxyError, upstream_error, upstream_error_text
 from claude_proxy.events import Event, EventWriter, Request
 from claude_proxy.exchange import Exchange
@@ -69,6 +69,7 @@ class OpenAIUpstream:
                 chat_chunks(response.pieces()),
                 EventWriter(exchange.message_id, exchange.model, usage),
                 tool_names=chat_tool_names(request),
+                used_ids=used_call_ids(request),
                 input_estimate=lambda: count_input_tokens(request),
             )
 

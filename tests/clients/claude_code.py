@@ -20,7 +20,7 @@ from tests.clients.upstream import (
     error_answer,
     interleaved_answer,
 )
-from tests.support import HANG_UP, Step, chat_stream, delta, text_answer
+from tests.support import HANG_UP, Step, chat_stream, delta, text_answer, usage_chunk
 
 CHAIN = 12
 WRITE_BYTES = 60 * 1024
@@ -202,11 +202,11 @@ def subagent(lab: Lab) -> str:
 
 
 def usage(lab: Lab) -> str:
-    counted = {
-        "prompt_tokens": 5000, "completion_tokens": 77, "total_tokens": 5077,
-        "prompt_tokens_details": {"cached_tokens": 4100},
-    }
-    answer = chat_stream(delta(content="Counted."), delta("stop"), {"choices": [], "usage": counted})
+    counted = usage_chunk(
+        prompt_tokens=5000, completion_tokens=77, total_tokens=5077,
+        prompt_tokens_details={"cached_tokens": 4100},
+    )
+    answer = chat_stream(delta(content="Counted."), delta("stop"), counted)
     with playing(lab, lambda chat: answer) as (_, proxy):
         run = claude(lab, proxy.url, "Count")
     claude_succeeded(run)

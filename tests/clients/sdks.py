@@ -10,14 +10,13 @@ from tests.clients.claude_code import playing
 from tests.clients.install import installed_version
 from tests.clients.lab import Lab, expect_equal
 from tests.clients.upstream import Call, ChatRequest, PlayingUpstream, calls_answer, error_answer
-from tests.support import HANG_UP, Step, chat_stream, delta, text_answer
+from tests.support import HANG_UP, Step, chat_stream, delta, text_answer, usage_chunk
 
 CLIENT = pathlib.Path(__file__).with_name("sdk_client.py")
 THOUGHT = (delta(reasoning_content="Thinking "), delta(reasoning_content="first."))
-USAGE = {
-    "prompt_tokens": 50, "completion_tokens": 7, "total_tokens": 57,
-    "prompt_tokens_details": {"cached_tokens": 20},
-}
+USAGE = usage_chunk(
+    prompt_tokens=50, completion_tokens=7, total_tokens=57, prompt_tokens_details={"cached_tokens": 20}
+)
 WEATHER = (
     Call("call_paris", "get_weather", {"city": "Paris"}),
     Call("call_rome", "get_weather", {"city": "R\u00f4me"}),
@@ -38,8 +37,7 @@ def play(chat: ChatRequest) -> List[Step]:
     if word == "tools":
         results = ", ".join(f"{call_id}={text}" for call_id, text in chat.results)
         return text_answer("Results: ", results) if results else calls_answer(*WEATHER)
-    usage = {"choices": [], "usage": USAGE}
-    return chat_stream(delta(content="Words "), delta(content="in pieces."), delta("stop"), usage)
+    return chat_stream(delta(content="Words "), delta(content="in pieces."), delta("stop"), USAGE)
 
 
 def sdk_check(lab: Lab, name: str, package: str) -> str:
