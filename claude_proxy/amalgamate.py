@@ -23,6 +23,7 @@ MODULES = (
     "dialects/dialect", "dialects/anthropic", "dialects/chat_blocks", "dialects/chat_tools",
     "dialects/chat_request", "dialects/chat_repairs",
     "dialects/chat_calls", "dialects/think_tags", "dialects/chat_stream",
+    "dialects/text_tools", "dialects/text_calls", "dialects/text_turns",
     "routing", "auth", "exchange", "inflight", "pool", "transport",
     "upstreams/upstream", "upstreams/openai", "upstreams/demo",
     "wire", "app", "server", "cli", "__main__",
