@@ -9,9 +9,10 @@ it in place; the model maps are at the top of its first section. Sections, each 
 
   config, settings_text, dotenv, log, errors, http1, sse, events, tokens, dialects/dialect,
   dialects/anthropic, dialects/chat_blocks, dialects/chat_tools, dialects/chat_request,
-  dialects/chat_repairs, dialects/chat_calls, dialects/think_tags, dialects/chat_stream, routing,
-  auth, exchange, inflight, pool, transport, upstreams/upstream, upstreams/openai, upstreams/demo,
-  wire, app, server, cli, __main__
+  dialects/chat_repairs, dialects/chat_calls, dialects/think_tags, dialects/chat_stream,
+  dialects/text_tools, dialects/text_calls, dialects/text_turns, routing, auth, exchange, inflight,
+  pool, transport, upstreams/upstream, upstreams/openai, upstreams/demo, wire, app, server, cli,
+  __main__
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ import threading
 import time
 import zlib
 from collections import ChainMap, namedtuple
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from email.utils import formatdate, parsedate_to_datetime
 from fnmatch import fnmatchcase
@@ -3555,6 +3556,746 @@ def first_count(*values: Any) -> int:
         if number > 0:
             return number
     return 0
+
+
+# ==================================================================================================
+# dialects/text_tools
+# ==================================================================================================
+# Tools for models that cannot call them: told in the system prompt, called in text. Pure.
+#
+#     request with tools  --text_tool_request-->  request without
+#     answer's text       --CallSplitter-->       text and calls          (text_calls)
+#
+# A section at the end of the system prompt says how to call and what tools there are; calls and
+# results of the conversation so far become text in the same syntax, so that the model reads its own
+# habit. The section is the same bytes in every turn, which is what an upstream's cache wants.
+#
+# Inside a call every & is written as \u0026, for upstreams that decode HTML entities in answers
+# (REDCap's SecureChatAI does): `&lt;` in a file would silently become `<`.
+
+CALL_OPEN = "<tool_call>"
+CALL_CLOSE = "</tool_call>"
+RESULT_OPEN = "<tool_result"
+# Ends a model that goes on to invent results, where the upstream takes stop sequences.
+RESULT_STOP = "\n" + RESULT_OPEN
+MOST_TEXT_STOPS = 4
+
+TOOL_SECTION = """\
+# Tools
+
+You act by calling the tools below; the host runs each call and sends you its result. \
+To call a tool, write this, beginning on a new line:
+
+<tool_call>
+{"name": "TOOL", "input": {"ARGUMENT": "VALUE"}}
+</tool_call>
+
+- Between the tags stands one JSON object and nothing else: no code fence, no comment. In strings, \
+escape quotes as \\", backslashes as \\\\ and line breaks as \\n.
+- Inside that JSON write every & as \\u0026: `a && b` is "a \\u0026\\u0026 b", `&lt;` is \
+"\\u0026lt;".
+- To make several calls at once, write one block after the other.
+- Stop after the last </tool_call>. Results come in the next message, as \
+<tool_result id="...">...</tool_result> in the order of your calls; never write one yourself.
+- Nothing happens unless you call: do not describe a call instead of making it. When no tool is \
+needed, answer in plain text.
+
+Example, two calls after a sentence:
+
+I will look at both files.
+
+<tool_call>
+{"name": "ReadFile", "input": {"path": "src/a.html", "lines": [1, 20]}}
+</tool_call>
+<tool_call>
+{"name": "Search", "input": {"text": "<b>R\\u0026D</b> \\"x\\""}}
+</tool_call>
+
+The names above are only an example. These are your tools, with their input (? marks what may be \
+left out):
+"""
+CHOICE_SENTENCES = {
+    "any": "This answer must call at least one tool.",
+    "tool": "This answer must call the tool {name}.",
+}
+SINGLE_SENTENCE = "Make at most one call in an answer."
+
+
+# --- the request -------------------------------------------------------------------------------
+
+
+def needs_text_tools(request: Request) -> bool:
+    """Whether there is anything about tools in a request."""
+    return bool(as_list(request.get("tools"))) or any(
+        block.get("type") in ("tool_use", "tool_result")
+        for message in as_list(request.get("messages"))
+        if isinstance(message, dict)
+        for block in as_list(message.get("content"))
+        if isinstance(block, dict)
+    )
+
+
+def text_tool_request(request: Request) -> Request:
+    """The request without `tools` and tool blocks; what they say is in `system` and in texts."""
+    plain = {k: v for k, v in request.items() if k not in ("tools", "tool_choice")}
+    plain["messages"] = [text_message(message) for message in as_list(request.get("messages"))]
+    section = tool_section(request)
+    if not section:
+        return plain
+    system = request.get("system")
+    blocks = [{"type": "text", "text": system}] if isinstance(system, str) else as_list(system)
+    plain["system"] = [*(b for b in blocks if b), {"type": "text", "text": section}]
+    stops = as_list(request.get("stop_sequences"))
+    if len(stops) < MOST_TEXT_STOPS:
+        plain["stop_sequences"] = [*stops, RESULT_STOP]
+    return plain
+
+
+def offered_tools(request: Request) -> List[Dict[str, Any]]:
+    """The tools that a client can run; none if it forbids calls."""
+    if choice_of(request).get("type") == "none":
+        return []
+    tools = as_list(request.get("tools"))
+    return [tool for tool in tools if isinstance(tool, dict) and tool_schema(tool) is not None]
+
+
+def offered_names(request: Request) -> Set[str]:
+    return {str(tool.get("name", "")) for tool in offered_tools(request)}
+
+
+def choice_of(request: Request) -> Dict[str, Any]:
+    choice = request.get("tool_choice")
+    return choice if isinstance(choice, dict) else {}
+
+
+def must_call(request: Request) -> bool:
+    return bool(offered_tools(request)) and choice_of(request).get("type") in CHOICE_SENTENCES
+
+
+def may_call_once(request: Request) -> bool:
+    return choice_of(request).get("disable_parallel_tool_use") is True
+
+
+def tool_section(request: Request) -> str:
+    """The end of the system prompt; "" where there is nothing to call."""
+    tools = offered_tools(request)
+    if not tools:
+        return ""
+    parts = [TOOL_SECTION, *map(tool_text, tools)]
+    choice = choice_of(request)
+    sentence = CHOICE_SENTENCES.get(str(choice.get("type")), "")
+    extra = [sentence.format(name=choice.get("name"))] if sentence else []
+    extra += [SINGLE_SENTENCE] if may_call_once(request) else []
+    return "\n".join([*parts, *extra])
+
+
+# --- tools as text -----------------------------------------------------------------------------
+
+
+def tool_text(tool: Dict[str, Any]) -> str:
+    """One tool: its name, what it does, a line for each member of its input."""
+    schema = tool_schema(tool) or {}
+    lines = [f"## {tool.get('name', '')}"]
+    description = tool.get("description")
+    lines += [description.strip()] if isinstance(description, str) and description else []
+    members = list(member_lines(schema, "  "))
+    return "\n".join([*lines, *(["Input:", *members] if members else ["Input: {}"]), ""])
+
+
+def member_lines(schema: Dict[str, Any], indent: str) -> Iterator[str]:
+    """A line for each property, and deeper ones for the properties of objects inside."""
+    required = as_list(schema.get("required"))
+    properties = schema.get("properties")
+    for name, member in (properties if isinstance(properties, dict) else {}).items():
+        member = member if isinstance(member, dict) else {}
+        mark = "" if name in required else "?"
+        about = str(member.get("description") or "").strip().replace("\n", "\n" + indent + "  ")
+        yield f"{indent}{name}{mark}: {type_text(member)}{' - ' + about if about else ''}"
+        yield from member_lines(inner_object(member), indent + "  ")
+    rest = {k: v for k, v in schema.items() if k not in TOLD_KEYWORDS and not plain_default(k, v)}
+    if rest and indent == "  ":
+        yield f"{indent}also: {compact_json(rest)}"
+
+
+def inner_object(schema: Dict[str, Any]) -> Dict[str, Any]:
+    """The schema whose properties stand below a member's line: its own, or its items'."""
+    items = schema.get("items")
+    found = items if isinstance(items, dict) and schema.get("type") == "array" else schema
+    return found if isinstance(found.get("properties"), dict) else {}
+
+
+# Said by a member's line, or of no use to a model.
+TOLD_KEYWORDS = ("type", "properties", "required", "description", "items", "enum", "$schema",
+                 "title")  # fmt: skip
+
+
+def plain_default(keyword: str, value: Any) -> bool:
+    return keyword == "additionalProperties" and value in (False, {})
+
+
+def type_text(schema: Dict[str, Any]) -> str:
+    """A schema in few words: `string`, `"a"|"b"`, `object[]`, with the keywords that limit it."""
+    kind, enum, items = schema.get("type"), schema.get("enum"), schema.get("items")
+    if isinstance(enum, list):
+        text = "|".join(map(compact_json, enum))
+    elif kind == "array":
+        text = (type_text(items) if isinstance(items, dict) else "any") + "[]"
+    else:
+        text = "|".join(map(str, kind)) if isinstance(kind, list) else str(kind or "any")
+    rest = {k: v for k, v in schema.items() if k not in TOLD_KEYWORDS and not plain_default(k, v)}
+    return f"{text} {compact_json(rest)}" if rest else text
+
+
+def compact_json(value: Any) -> str:
+    return encode_json(value)
+
+
+# --- the conversation --------------------------------------------------------------------------
+
+
+def text_message(message: Any) -> Any:
+    """A message whose calls and results are text; everything else stays as it is."""
+    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
+        return message
+    content = [told for block in message["content"] for told in text_blocks(block)]
+    return {**message, "content": content}
+
+
+def text_blocks(block: Any) -> List[Any]:
+    kind = block.get("type") if isinstance(block, dict) else None
+    if kind == "tool_use":
+        return [{"type": "text", "text": call_text(block)}]
+    if kind == "tool_result":
+        return result_blocks(block)
+    # A model that reads its thoughts as text would begin to write them as text.
+    return [] if kind in ("thinking", "redacted_thinking") else [block]
+
+
+def call_text(block: Dict[str, Any]) -> str:
+    """A call as the model has to write it, and its id, by which the result refers to it."""
+    call = {"name": block.get("name"), "input": block.get("input") or {}, "id": block.get("id")}
+    return f"{CALL_OPEN}\n{call_json(call)}\n{CALL_CLOSE}"
+
+
+def call_json(call: Dict[str, Any]) -> str:
+    return compact_json(call).replace("&", "\\u0026")
+
+
+def result_blocks(block: Dict[str, Any]) -> List[Any]:
+    """A result as text; images and documents in it follow as blocks of their own."""
+    content = block.get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else as_list(content)
+    parts = [part for part in parts if isinstance(part, dict)]
+    texts = [str(p.get("text") or "") if p.get("type") == "text" else result_note(p) for p in parts]
+    error = ' error="true"' if block.get("is_error") is True else ""
+    head = f'{RESULT_OPEN} id="{block.get("tool_use_id")}"{error}>'
+    text = {"type": "text", "text": "\n".join([head, *texts, "</tool_result>"])}
+    return [text, *(part for part in parts if part.get("type") in ("image", "document"))]
+
+
+def result_note(part: Dict[str, Any]) -> str:
+    kind = part.get("type")
+    return f"[{kind} below]" if kind in ("image", "document") else compact_json(part)
+
+
+# ==================================================================================================
+# dialects/text_calls
+# ==================================================================================================
+# Finding tool calls in an answer's text, as it comes. Pure. The syntax is in `text_tools`.
+#
+#     text --feed--> parts: text that can be told, calls that are whole;   finish: what was left
+#
+# Text flows at once and is held back only where a call may begin, and blanks until something follows
+# them. Between the tags the end of the JSON object is found by its own grammar, never by searching
+# for the closing tag: a file's content may hold one. After a call, text waits for the next call, and
+# what follows the last one is dropped: models go on there to invent results.
+#
+# A call that cannot be read, or that names no tool, ends the finding; `complaint` says what is wrong
+# with it in words for the model. An answer that ends within a call sets `truncated` instead.
+
+TEXT_MARK = re.compile(f"{CALL_OPEN}|{RESULT_OPEN}")
+# Between the tag and the object, and behind the object: some models put a fence around it.
+CALL_LEAD = re.compile(r"\s*(?:```(?:json)?\s*)?")
+CALL_TAIL = re.compile(r"\s*(?:```)?\s*")
+STRING_MARK = re.compile(r'["\\]')
+OBJECT_MARK = re.compile(r'["{}\[\]]')
+# Members under which models write the input; Qwen's and Hermes' own call syntax says "arguments".
+INPUT_MEMBERS = ("input", "arguments", "parameters")
+MOST_NAMES_TOLD = 60
+
+
+class TextCall(NamedTuple):
+    name: str
+    input: Dict[str, Any]
+
+
+TextPart = Union[str, TextCall]
+
+
+class ObjectEnd:
+    """Finds where a JSON object ends. Every character is looked at once."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_string = False
+        self._skip = 0
+
+    def feed(self, text: str) -> int:
+        """The offset behind the object's last brace in this piece, or -1."""
+        at, self._skip = self._skip, 0
+        while True:
+            match = (STRING_MARK if self._in_string else OBJECT_MARK).search(text, at)
+            if match is None:
+                self._skip = max(0, at - len(text))
+                return -1
+            at = match.end()
+            mark = match.group()
+            if mark == "\\":
+                at += 1
+            elif mark == '"':
+                self._in_string = not self._in_string
+            else:
+                self._depth += 1 if mark in "{[" else -1
+                if self._depth <= 0:
+                    return at
+
+
+class CallSplitter:
+    """Splits one answer into text and calls. `begun` is where the last call begins, in characters;
+    `cut` says that an invented result, and all behind it, was left out."""
+
+    def __init__(self, names: Collection[str], single: bool = False) -> None:
+        self.calls = 0
+        self.complaint = ""
+        self.truncated = False
+        self.cut = False
+        self.begun = 0
+        self._fed = 0
+        self._names = names
+        self._single = single
+        self._step = self._text
+        self._rest = ""
+        self._line_blank = True
+        self._between: List[str] = []
+        self._call: List[str] = []
+        self._end = ObjectEnd()
+
+    def feed(self, text: str) -> List[TextPart]:
+        """Take a piece of the answer; the parts that are certain by now."""
+        parts: List[TextPart] = []
+        self._rest += text
+        self._fed += len(text)
+        # A step leaves another step to do, or waits for more text.
+        while self._rest and self._step(parts):
+            pass
+        return parts
+
+    def finish(self) -> List[TextPart]:
+        """The answer has ended."""
+        parts: List[TextPart] = []
+        if self._step == self._text:
+            self._tell(parts, self._rest)
+        elif self._step == self._lead and not self._line_blank:
+            self._tell(parts, self._call[0] + CALL_OPEN + self._rest)
+        elif self._step == self._lead:
+            self.truncated = True
+        elif self._step == self._object:
+            self._unfinished()
+        elif self._step == self._tail:
+            self._finish_tail(parts)
+        self._step = self._over
+        return parts
+
+    # --- steps: each takes from `_rest`, and says whether another step can follow -------------
+
+    def _text(self, parts: List[TextPart]) -> bool:
+        match = TEXT_MARK.search(self._rest)
+        if match is None:
+            kept = held_back(self._rest)
+            self._tell(parts, self._rest[: len(self._rest) - kept])
+            self._rest = self._rest[len(self._rest) - kept :]
+            return False
+        before, mark = self._rest[: match.start()], match.group()
+        if mark == CALL_OPEN and self._single and self.calls:
+            return self._stop()
+        at_line_start = blank_line_end(self._line_blank, before)
+        if mark == RESULT_OPEN and not (self.calls or at_line_start):
+            self._tell(parts, before + mark)
+            self._rest = self._rest[match.end() :]
+            return True
+        self._tell(parts, before.rstrip())
+        self._line_blank = at_line_start
+        if mark == RESULT_OPEN:
+            self.cut = True
+            return self._stop()
+        self._call, self._end = [before[len(before.rstrip()) :]], ObjectEnd()
+        self.begun = self._fed - len(self._rest) + match.start()
+        self._rest = self._rest[match.end() :]
+        self._step = self._lead
+        return True
+
+    def _lead(self, parts: List[TextPart]) -> bool:
+        lead = CALL_LEAD.match(self._rest)
+        found = self._rest[lead.end() : lead.end() + 1]
+        if not found or "```json".startswith(self._rest.strip()):
+            return False
+        if found == "{":
+            self._rest = self._rest[lead.end() :]
+            self._step = self._object
+            return True
+        if self._line_blank:
+            return self._refuse("behind <tool_call> there is no JSON object")
+        # In mid-sentence, and nothing like a call: somebody is writing about the tag.
+        self._tell(parts, self._call[0] + CALL_OPEN)
+        self._step = self._text
+        return True
+
+    def _object(self, parts: List[TextPart]) -> bool:
+        end = self._end.feed(self._rest)
+        self._call.append(self._rest if end < 0 else self._rest[:end])
+        self._rest = "" if end < 0 else self._rest[end:]
+        if end >= 0:
+            self._step = self._tail
+        return end >= 0
+
+    def _tail(self, parts: List[TextPart]) -> bool:
+        rest = self._rest[CALL_TAIL.match(self._rest).end() :]
+        if rest.startswith(CALL_CLOSE):
+            self._rest = rest[len(CALL_CLOSE) :]
+            return self._take(parts)
+        if rest.startswith(CALL_OPEN):  # the closing tag was forgotten
+            self._rest = rest
+            return self._take(parts)
+        if any(tag.startswith(rest) for tag in (CALL_CLOSE, CALL_OPEN)) or set(rest) == {"`"}:
+            return False
+        return self._refuse(stray_text(rest))
+
+    def _over(self, parts: List[TextPart]) -> bool:
+        self._rest = ""
+        return False
+
+    # --- what steps lead to -------------------------------------------------------------------
+
+    def _tell(self, parts: List[TextPart], text: str) -> None:
+        if not text:
+            return
+        self._line_blank = blank_line_end(self._line_blank, text)
+        if self.calls:
+            self._between.append(text)
+        else:
+            parts.append(text)
+
+    def _take(self, parts: List[TextPart]) -> bool:
+        """A whole object between the tags: a call, or a complaint."""
+        self._step = self._text
+        self._line_blank = True
+        try:
+            call = read_call("".join(self._call[1:]), self._names)
+        except ValueError as error:
+            return self._refuse(str(error))
+        between = "".join(self._between).strip()
+        parts += [between] if between else []
+        parts.append(call)
+        self.calls += 1
+        self._between = []
+        return True
+
+    def _stop(self) -> bool:
+        self._step = self._over
+        return True
+
+    def _refuse(self, complaint: str) -> bool:
+        self.complaint = complaint
+        return self._stop()
+
+    def _unfinished(self) -> None:
+        """The answer ended within an object: cut off, or written so that it never closes."""
+        text = "".join(self._call[1:])
+        # JSON escapes line breaks, so behind a raw one the tag is no part of a string.
+        closed = "\n" + CALL_CLOSE in text or text.rstrip().endswith(CALL_CLOSE)
+        problem = json_problem(text)
+        if closed or not problem.at_end:
+            self.complaint = problem.words
+        else:
+            self.truncated = True
+
+    def _finish_tail(self, parts: List[TextPart]) -> None:
+        rest = self._rest[CALL_TAIL.match(self._rest).end() :]
+        if CALL_CLOSE.startswith(rest):
+            self._rest = ""
+            self._take(parts)
+        else:
+            self._refuse(stray_text(rest))
+
+
+def held_back(text: str) -> int:
+    """How much of the text's end may be the beginning of a mark, with the blanks before it."""
+    start = max(text.rfind("<", max(0, len(text) - len(RESULT_OPEN))), -1)
+    tail = text[start:] if start >= 0 else ""
+    begins = bool(tail) and any(mark.startswith(tail) for mark in (CALL_OPEN, RESULT_OPEN))
+    before = text[:start] if begins else text
+    return len(text) - len(before.rstrip())
+
+
+def stray_text(rest: str) -> str:
+    return f"behind the JSON object stands {json.dumps(rest[:1])}, not </tool_call>"
+
+
+def blank_line_end(was_blank: bool, text: str) -> bool:
+    """Whether the line that is being written is blank so far, behind this text."""
+    _, newline, last = text.rpartition("\n")
+    return not last.strip() and (was_blank or bool(newline))
+
+
+# --- one call ----------------------------------------------------------------------------------
+
+
+def refuse_call_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+# Not strict: a raw line break in a string is what it looks like.
+CALL_DECODER = json.JSONDecoder(strict=False, parse_constant=refuse_call_constant)
+
+
+class JsonProblem(NamedTuple):
+    words: str
+    at_end: bool
+
+
+def json_problem(text: str) -> JsonProblem:
+    """What is wrong with a text that is no JSON value, and whether it is only too short."""
+    try:
+        CALL_DECODER.raw_decode(text)
+    except json.JSONDecodeError as error:
+        words = f"the JSON is not valid: {error.msg} at character {error.pos}"
+        # Half a literal or half an escape is told a few characters before the end.
+        near_end = error.pos + len("\\uD83D") + 1 >= len(text.rstrip())
+        return JsonProblem(words, near_end or error.msg.startswith("Unterminated string"))
+    except (ValueError, RecursionError):
+        pass
+    return JsonProblem("the JSON is not valid", False)
+
+
+def read_call(text: str, names: Collection[str]) -> TextCall:
+    """The call in a JSON object; ValueError with words for the model."""
+    try:
+        call, end = CALL_DECODER.raw_decode(text)
+    except (ValueError, RecursionError):
+        raise ValueError(json_problem(text).words) from None
+    if text[end:].strip():
+        raise ValueError("the JSON object ends too early: a brace too many")
+    name = call.get("name")
+    if name not in names or not isinstance(name, str):
+        known = ", ".join(sorted(names)[:MOST_NAMES_TOLD])
+        raise ValueError(f"there is no tool {encode_name(name)}; the tools are {known}")
+    return TextCall(name, call_input(call))
+
+
+def encode_name(name: Any) -> str:
+    return json.dumps(name)[:200]
+
+
+def call_input(call: Dict[str, Any]) -> Dict[str, Any]:
+    member = next((member for member in INPUT_MEMBERS if member in call), None)
+    found = decoded_input(call[member]) if member else {}
+    if found is None:
+        raise ValueError('"input" must be a JSON object')
+    return found
+
+
+def decoded_input(value: Any) -> Optional[Dict[str, Any]]:
+    """An object as it is, an empty list as an empty one (PHP knows no difference), and the object
+    in a JSON text; None for anything else."""
+    if isinstance(value, dict) or value in ([], None):
+        return value or {}
+    if isinstance(value, str):
+        try:
+            inner = CALL_DECODER.decode(value)
+        except (ValueError, RecursionError):
+            return None
+        return inner if isinstance(inner, dict) else None
+    return None
+
+
+# ==================================================================================================
+# dialects/text_turns
+# ==================================================================================================
+# A turn with tools by an upstream that has none. Pure but for what `ask` does.
+#
+#     request --text_tool_request--> ask --> events with text --CallSplitter--> events with tool_use
+#
+# A call that cannot be used is not shown to the client: the upstream is asked once more, with its
+# answer and what is wrong with it. What it says then is taken if it calls; if it fails again, the
+# client gets the first answer's own words as text. Calls that the upstream makes natively pass.
+
+Ask = Callable[[Request], Iterator[Event]]
+Tell = Callable[[TextPart], Iterable[Event]]
+BLOCK_EVENTS = ("content_block_start", "content_block_delta", "content_block_stop")
+
+# Characters of a call's input in one event.
+INPUT_PIECE = 1024
+NO_CALL = "this answer has to call a tool, and it did not"
+CUT_OFF_NOTE = "[The answer was cut off at its length limit within a tool call; nothing was run.]"
+REPAIR_PROMPT = (
+    "That was not a valid tool call: {complaint}. {accepted} Answer with the corrected call, and"
+    " any that should follow it, and nothing else: <tool_call>, one JSON object with name and input,"
+    " </tool_call>."
+)
+NONE_ACCEPTED = "Nothing was run."
+SOME_ACCEPTED = "Only the {count} call(s) before it were accepted; do not repeat them."
+
+
+def text_tool_events(
+    request: Request, ask: Ask, message_id: str, facts: Dict[str, Any]
+) -> Iterator[Event]:
+    """The events of a turn; `ask` answers a request without tools.
+
+    `facts` is told of repairs: `tool_repairs`, `tool_repair_failed`, `tool_results_invented`.
+    """
+    if not needs_text_tools(request):
+        return ask(request)
+    if not offered_names(request):
+        return ask(text_tool_request(request))
+    return TextTurn(request, ask, message_id, facts).events()
+
+
+class TextTurn:
+    """One turn: an answer, and a second one where the first has a call that cannot be used."""
+
+    def __init__(self, request: Request, ask: Ask, message_id: str, facts: Dict[str, Any]) -> None:
+        self._request = request
+        self._plain = text_tool_request(request)
+        self._ask = ask
+        self._facts = facts
+        self._write = EventWriter(message_id, "")
+        self._usage: Dict[str, Any] = {}
+        self._end: Dict[str, Any] = {}
+        self._told_output = 0
+        self._calls = 0
+
+    def events(self) -> Iterator[Event]:
+        raw: List[str] = []
+        first = self._splitter()
+        yield from self._answer(self._plain, first, raw, self._tell)
+        complaint = first.complaint or self._missing_call(first)
+        if complaint:
+            yield from self._repair(first, "".join(raw), complaint)
+        elif first.truncated and not self._calls:
+            yield from self._write.text(CUT_OFF_NOTE)
+        yield from self._finish(first.truncated)
+
+    def _splitter(self) -> CallSplitter:
+        return CallSplitter(offered_names(self._request), may_call_once(self._request))
+
+    def _missing_call(self, splitter: CallSplitter) -> str:
+        missing = must_call(self._request) and not (self._calls or splitter.truncated)
+        return NO_CALL if missing else ""
+
+    def _repair(self, first: CallSplitter, answer: str, complaint: str) -> Iterator[Event]:
+        """Ask once more. Of the new answer only calls count: its text was told, or is no use."""
+        self._facts["tool_repairs"] = 1
+        count = self._calls
+        accepted = SOME_ACCEPTED.format(count=count) if count else NONE_ACCEPTED
+        prompt = REPAIR_PROMPT.format(complaint=complaint, accepted=accepted)
+        more = [
+            {"role": "assistant", "content": answer.strip() or "(nothing)"},
+            {"role": "user", "content": prompt},
+        ]
+        again = {**self._plain, "messages": [*self._plain["messages"], *more]}
+        yield from self._answer(again, self._splitter(), [], self._tell_call)
+        if self._calls == count:
+            self._facts["tool_repair_failed"] = True
+            unread = answer[first.begun :] if first.complaint and not count else ""
+            yield from self._write.text(unread) if unread else ()
+
+    # --- one answer ---------------------------------------------------------------------------
+
+    def _answer(
+        self, request: Request, splitter: CallSplitter, raw: List[str], tell: Tell
+    ) -> Iterator[Event]:
+        """Retell an answer: its text by way of the splitter into `tell`, the rest as it is."""
+        for event in self._ask(request):
+            delta = event.get("delta") or {}
+            if delta.get("type") == "text_delta":
+                raw.append(delta["text"])
+                for part in splitter.feed(delta["text"]):
+                    yield from tell(part)
+            elif event["type"] in BLOCK_EVENTS:
+                yield from self._block_event(event)
+            else:
+                yield from self._note(event)
+        for part in splitter.finish():
+            yield from tell(part)
+        if splitter.cut:
+            self._facts["tool_results_invented"] = True
+
+    def _tell(self, part: TextPart) -> Iterable[Event]:
+        return self._write.text(part) if isinstance(part, str) else self._tell_call(part)
+
+    def _tell_call(self, part: TextPart) -> Iterator[Event]:
+        if not isinstance(part, TextCall):
+            return
+        yield from self._write.tool_use(self._new_id(), part.name)
+        text = encode_json(part.input)
+        for start in range(0, len(text), INPUT_PIECE):
+            yield from self._write.input_json(text[start : start + INPUT_PIECE])
+
+    def _new_id(self) -> str:
+        """Short, for the model reads it in every turn; unlike those of other answers."""
+        self._calls += 1
+        return f"toolu_{self._write.message_id.rpartition('_')[2][-10:]}_{self._calls}"
+
+    def _block_event(self, event: Event) -> Iterable[Event]:
+        """Thinking and native calls."""
+        block, delta = event.get("content_block") or {}, event.get("delta") or {}
+        kind = block.get("type")
+        if kind == "tool_use":
+            self._calls += 1
+            return self._write.tool_use(block["id"], block["name"])
+        if kind and kind not in ("text", "thinking"):
+            return self._write.block(block)
+        if delta.get("type") == "thinking_delta":
+            return self._write.thinking(delta["thinking"])
+        if delta.get("type") == "signature_delta" and self._write.open_block == "thinking":
+            return self._write.signature(delta["signature"])
+        if delta.get("type") == "input_json_delta" and self._write.open_block == "tool_use":
+            return self._write.input_json(delta["partial_json"])
+        return ()
+
+    # --- beginning and end --------------------------------------------------------------------
+
+    def _note(self, event: Event) -> Iterable[Event]:
+        """The events around the blocks: of two answers they become those of one."""
+        if event["type"] == "message_start":
+            if self._write.started:
+                return ()
+            message = event["message"]
+            self._usage = dict(message.get("usage") or {})
+            self._write = EventWriter(message["id"], message["model"], dict(self._usage))
+            return self._write.start()
+        if event["type"] == "message_delta":
+            self._add_usage(event.get("usage") or {})
+            self._end = event["delta"]
+        return ()
+
+    def _add_usage(self, usage: Dict[str, Any]) -> None:
+        """Output adds up. Input is that of the last answer: clients take it for the context's size,
+        and would compact too early if it were counted twice."""
+        output = self._told_output + (usage.get("output_tokens") or 0)
+        self._usage.update({k: v for k, v in usage.items() if v is not None})
+        self._usage["output_tokens"] = self._told_output = output
+
+    def _finish(self, truncated: bool) -> Iterator[Event]:
+        more = {k: v for k, v in self._end.items() if k not in ("stop_reason", "stop_sequence")}
+        reason, sequence = self._end.get("stop_reason"), self._end.get("stop_sequence")
+        if self._calls:
+            reason, sequence = "tool_use", None
+        elif truncated:
+            reason, sequence = "max_tokens", None
+        elif reason in ("stop_sequence", "tool_use") and sequence in (None, RESULT_STOP):
+            reason, sequence = "end_turn", None
+        yield from self._write.finish(reason, self._usage, stop_sequence=sequence, **more)
 
 
 # ==================================================================================================

@@ -26,7 +26,7 @@ CALL_CLOSE = "</tool_call>"
 RESULT_OPEN = "<tool_result"
 # Ends a model that goes on to invent results, where the upstream takes stop sequences.
 RESULT_STOP = "\n" + RESULT_OPEN
-MOST_STOPS = 4
+MOST_TEXT_STOPS = 4
 
 TOOL_SECTION = """\
 # Tools
@@ -94,7 +94,7 @@ def text_tool_request(request: Request) -> Request:
     blocks = [{"type": "text", "text": system}] if isinstance(system, str) else as_list(system)
     plain["system"] = [*(b for b in blocks if b), {"type": "text", "text": section}]
     stops = as_list(request.get("stop_sequences"))
-    if len(stops) < MOST_STOPS:
+    if len(stops) < MOST_TEXT_STOPS:
         plain["stop_sequences"] = [*stops, RESULT_STOP]
     return plain
 
