@@ -7,18 +7,20 @@ The whole program in one file: Python 3.9 or later, standard library only. Run i
 This file is generated from claude_proxy/: change it there. On a host with this file alone, edit
 it in place; the model maps are at the top of its first section. Sections, each under a banner:
 
-  config, settings_text, dotenv, log, errors, http1, sse, events, tokens, dialects/dialect,
-  dialects/anthropic, dialects/chat_blocks, dialects/chat_tools, dialects/chat_request,
-  dialects/chat_repairs, dialects/chat_calls, dialects/think_tags, dialects/chat_stream,
-  dialects/text_tools, dialects/text_calls, dialects/text_turns, routing, auth, exchange, inflight,
-  pool, transport, upstreams/upstream, upstreams/openai, upstreams/demo, wire, app, server, cli,
-  __main__
+  config, config_load, settings_text, dotenv, log, errors, http1, sse, events, tokens,
+  dialects/dialect, dialects/anthropic, dialects/chat_blocks, dialects/chat_tools,
+  dialects/chat_request, dialects/chat_repairs, dialects/chat_calls, dialects/think_tags,
+  dialects/chat_stream, dialects/text_tools, dialects/text_calls, dialects/text_turns, routing,
+  auth, exchange, inflight, slots, pool, transport, upstreams/upstream, upstreams/openai,
+  upstreams/redcap_form, upstreams/redcap_reply, upstreams/redcap, upstreams/demo, wire, app,
+  server, cli, __main__
 """
 
 from __future__ import annotations
 
 import argparse
 import binascii
+import fnmatch
 import hashlib
 import hmac
 import html
@@ -43,21 +45,22 @@ import textwrap
 import threading
 import time
 import zlib
-from collections import ChainMap, namedtuple
+from collections import ChainMap, OrderedDict, deque, namedtuple
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from email.utils import formatdate, parsedate_to_datetime
 from fnmatch import fnmatchcase
+from functools import partial
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
 from re import Match
 from typing import (
-    Any, BinaryIO, Callable, Dict, List, NamedTuple, NoReturn, Optional, Protocol, Set, TextIO,
-    Tuple, Union,
+    Any, BinaryIO, Callable, Deque, Dict, Hashable, List, NamedTuple, NoReturn, Optional, Protocol,
+    Set, TextIO, Tuple, Union,
 )
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 
 # ==================================================================================================
@@ -65,8 +68,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 # ==================================================================================================
 # The model maps, and one table of every setting: name, default, parser, one line of help.
 #
-# `load_config` turns an environment and a .env into a frozen Config, or reports every mistake at
-# once. It is pure: the command line passes the environment in. No problem text repeats a value.
+# `config_load` turns an environment and a .env into a frozen Config of these. No problem text
+# repeats a value.
 
 VERSION = "0.1.0"
 
@@ -79,8 +82,49 @@ MODEL_ALIASES: Dict[str, Dict[str, str]] = {
     "openai": {
         # "claude-3-5-haiku*": "gpt-4o-mini",
     },
+    "redcap 2026-06": {
+        "claude-3*": "claude-sonnet-4.6",
+        "gpt-4.1": "gpt-4-1",
+        "gpt-4o": "gpt-4-1",
+        "gpt-4.1-nano": "gpt-4-1-nano",
+        "gpt-4o-mini": "gpt-4-1-nano",
+        "gpt-5.4": "gpt-5-4",
+        "gpt-5.4-nano": "gpt-5-4-nano",
+        "deepseek": "deepseek-r1",
+    },
+    "redcap 2026-01": {
+        "claude-haiku-4-5-20251001": "gpt-4o",
+        "claude-3-7-sonnet-20250219": "claude",
+        "claude-sonnet-4": "claude",
+        "gpt-4-1": "gpt-4.1",
+    },
     "demo": {"*": "demo"},
 }
+
+# REDCap SecureChatAI's own names (model aliases) in its newer and its older installations, chosen
+# by REDCAP_ERA. No list is certain, for they are settings there: REDCAP_ALIASES adds others.
+REDCAP_KNOWN_ALIASES: Dict[str, Tuple[str, ...]] = {
+    "2026-06": (
+        "claude-opus-4-7", "claude-opus-4-6", "claude-opus-4-1", "claude-sonnet-4.6",
+        "claude-sonnet-4-5", "claude-haiku-4.5", "gpt-4-1", "gpt-4-1-nano", "gpt-5-4",
+        "gpt-5-4-nano", "gpt-5-nano", "o3", "o4-mini", "chat", "gemini-2.5-pro", "gemini-2.5-flash",
+        "deepseek-r1", "grok-3", "grok-3-mini", "llama-4-scout",
+    ),
+    "2026-01": (
+        "claude", "gpt-4o", "gpt-4.1", "o1", "o3-mini", "gpt-5", "gemini20flash", "gemini25pro",
+        "llama3370b", "llama-Maverick", "deepseek",
+    ),
+}
+# What fits an alias: (pattern, window in tokens), the first that fits.
+REDCAP_WINDOWS: Tuple[Tuple[str, int], ...] = (
+    ("claude*", 200_000), ("o[134]*", 200_000), ("gpt-5*", 400_000), ("gpt-4[-.]1*", 1_000_000),
+    ("gemini*", 1_000_000), ("*", 128_000),
+)
+# The longest answer in tokens, whatever `max_tokens` says; 0: the vendor's own limit.
+REDCAP_OUTPUT_CAPS: Tuple[Tuple[str, int], ...] = (
+    ("claude", 8192), ("claude-haiku-4.5", 8192), ("claude-sonnet-3.[57]", 8192),
+    ("claude-sonnet-4", 16000), ("claude-opus-4", 32000), ("claude*", 16384), ("*", 0),
+)
 
 # A word in a Claude name -> the setting that holds its model; the first that fits.
 MODEL_FAMILIES: Tuple[Tuple[str, str], ...] = (
@@ -90,13 +134,19 @@ MODEL_FAMILIES: Tuple[Tuple[str, str], ...] = (
     ("claude", "BIG_MODEL"),
 )
 
-# Host of the base URL -> models where the settings name none.
+# Host of the base URL, or redcap and its era -> models where the settings name none.
 DEFAULT_MODELS: Dict[str, Dict[str, str]] = {
     "openrouter.ai": {
         "BIG_MODEL": "openai/gpt-5.4",
         "MIDDLE_MODEL": "openai/gpt-5.4-mini",
         "SMALL_MODEL": "openai/gpt-5.4-nano",
     },
+    "redcap 2026-06": {
+        "BIG_MODEL": "claude-opus-4-7",
+        "MIDDLE_MODEL": "claude-sonnet-4.6",
+        "SMALL_MODEL": "claude-haiku-4.5",
+    },
+    "redcap 2026-01": {"BIG_MODEL": "claude", "MIDDLE_MODEL": "claude", "SMALL_MODEL": "gpt-4o"},
     "other": {"BIG_MODEL": "gpt-4o", "MIDDLE_MODEL": "gpt-4o", "SMALL_MODEL": "gpt-4o-mini"},
 }
 
@@ -105,7 +155,7 @@ LISTED_MODELS: Tuple[str, ...] = ("claude-opus-4-8", "claude-sonnet-5", "claude-
 
 # --- end of the model maps ---------------------------------------------------------------------
 
-UPSTREAM_NAMES = ("openai", "demo")
+UPSTREAM_NAMES = ("redcap", "openai", "demo")
 
 # Keys with these prefixes are OpenAI's own: without a base URL they must not travel to anyone else.
 OPENAI_KEY_PREFIXES = ("sk-proj-", "sk-svcacct-", "sk-admin-")
@@ -119,6 +169,7 @@ HEADER_TEXT = r"[\x20-\x7e]*"
 HEADER_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 PLAIN_URL = re.compile(r"[^\x00-\x20\x7f-\U0010ffff@?#\\]*")
 CHAT_PATH = "/chat/completions"
+REDCAP_TOKEN = r"[0-9A-Fa-f]{32}"
 BOOL_WORDS = {"true": True, "1": True, "yes": True, "on": True,
               "false": False, "0": False, "no": False, "off": False}
 
@@ -159,7 +210,9 @@ parse_text = pattern_parser(r"[^\x00-\x1f\x7f-\x9f]*", "must be one line of text
 parse_header_text = pattern_parser(HEADER_TEXT, "must be one line of printable ASCII")
 parse_api_version = pattern_parser(r"[A-Za-z0-9.-]*", "must be a version such as 2024-10-21")
 parse_compression = pattern_parser("none", "only none is accepted in this version")
-parse_later_upstream = pattern_parser("", "the redcap upstream is not in this version")
+parse_redcap_token = pattern_parser(
+    REDCAP_TOKEN + "|", "must be a REDCap API token: 32 hexadecimal digits, and no super token"
+)
 
 
 def choice_parser(*words: str) -> Callable[[str], str]:
@@ -232,6 +285,18 @@ def parse_base_url(text: str) -> str:
     return base[: -len(CHAT_PATH)].rstrip("/") if base.endswith(CHAT_PATH) else base
 
 
+def parse_redcap_url(text: str) -> str:
+    """The URL of REDCap's API, with the slash at its end; "" for none."""
+    url = text + "/" if text.endswith("/api") else text
+    if text and not (is_plain_url(text) and url.endswith("/api/")):
+        raise ValueError("must be REDCap's API, such as https://redcap.example.edu/api/")
+    return url
+
+
+def parse_names(text: str) -> Tuple[str, ...]:
+    return tuple(name.strip() for name in parse_text(text).split(",") if name.strip())
+
+
 def is_plain_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
@@ -269,7 +334,8 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("DRAIN_TIMEOUT", "600", seconds_parser(low=0),
             "seconds that answers under way may take when the proxy is stopped", "Listening"),
     Setting("UPSTREAM", "", choice_parser(*UPSTREAM_NAMES),
-            "openai or demo; unset, openai if a setting below names one, else demo", "Upstream"),
+            "redcap, openai or demo; unset, the one that settings below name, else demo",
+            "Upstream"),
     Setting("OPENAI_API_KEY", "", parse_header_text,
             "key for the upstream", "Upstream", secret=True),
     Setting("OPENAI_BASE_URL", "", parse_base_url,
@@ -279,7 +345,7 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("CONNECT_TIMEOUT", "10", seconds_parser(),
             "longest wait for a connection, in seconds", "Upstream"),
     Setting("REQUEST_TIMEOUT", "600", seconds_parser(),
-            "longest wait for the first byte of an answer, in seconds", "Upstream"),
+            "longest wait for an answer's first byte (redcap: its last), in seconds", "Upstream"),
     Setting("STREAM_IDLE_TIMEOUT", "300", seconds_parser(),
             "longest silence within an answer, in seconds", "Upstream"),
     Setting("TOTAL_TIMEOUT", "0", seconds_parser(low=0),
@@ -296,10 +362,25 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("CA_DIR", "", parse_text,
             "folder of certificates to trust besides the system's", "Upstream",
             aliases=("SSL_CERT_DIR",)),
-    Setting("REDCAP_API_URL", "", parse_later_upstream,
-            "not in this version: must stay unset", "Upstream"),
-    Setting("REDCAP_API_TOKEN", "", parse_later_upstream,
-            "not in this version: must stay unset", "Upstream", secret=True),
+    Setting("REDCAP_API_URL", "", parse_redcap_url,
+            "REDCap's API with SecureChatAI, such as https://redcap.example.edu/api/", "REDCap"),
+    Setting("REDCAP_API_TOKEN", "", parse_redcap_token,
+            "one token for all, which clients show too; unset, each shows a token of its own",
+            "REDCap", secret=True),
+    Setting("REDCAP_ALLOW_HTTP", "false", parse_bool,
+            "true sends tokens over http to a host other than this one", "REDCap"),
+    Setting("REDCAP_ERA", "2026-06", choice_parser(*REDCAP_KNOWN_ALIASES),
+            "which model names the module has: 2026-06, or 2026-01 for an older one", "REDCap"),
+    Setting("REDCAP_ALIASES", "", parse_names,
+            "further model names that this REDCap has, with commas between", "REDCap"),
+    Setting("REDCAP_IMAGE_ALIASES", "", parse_names,
+            "model names, or globs, that take images", "REDCap"),
+    Setting("REDCAP_SCHEMA_ALIASES", "", parse_names,
+            "model names, or globs, asked by callAI with a JSON schema for tool calls", "REDCap"),
+    Setting("REDCAP_MAX_CALLS", "8", number_parser(1, 1000),
+            "calls at a time; others wait, each user in turn", "REDCap"),
+    Setting("REDCAP_MAX_BYTES", "8388608", number_parser(1024, 1 << 31),
+            "largest form that REDCap's PHP takes (post_max_size)", "REDCap"),
     Setting("BIG_MODEL", "", parse_text,
             "model for opus; unset, one that suits the base URL", "Models"),
     Setting("MIDDLE_MODEL", "", parse_text,
@@ -314,6 +395,9 @@ SETTINGS: Tuple[Setting, ...] = (
             "ceiling for max_tokens; 0 sets none", "Models"),
     Setting("MIN_TOKENS_LIMIT", "0", number_parser(0, 10**9),
             "floor for max_tokens where the proxy itself has to choose it", "Models"),
+    Setting("TEXT_TOOLS_MODELS", "", parse_names,
+            "models, or globs, that cannot call tools: they are told and called in text",
+            "Models"),
     Setting("PROMPT_COMPRESSION", "none", parse_compression,
             "only none is accepted in this version", "Models"),
     Setting("PROMPT_MAX_SYSTEM_TOKENS", "4096", number_parser(1, 10**9),
@@ -342,6 +426,13 @@ class Config(namedtuple("Config", CONFIG_FIELDS)):
         """No values: a Config in a traceback or a log must not show a key."""
         return "Config(...)"
 
+
+# ==================================================================================================
+# config_load
+# ==================================================================================================
+# Reading the settings: environment and .env -> Config, or every mistake at once. Pure.
+#
+# The command line passes the environment in. No problem text repeats a value.
 
 class FoundSetting(NamedTuple):
     """Where a setting's text came from; `variable` is the name it was written under."""
@@ -492,11 +583,33 @@ def is_loopback_host(host: str) -> bool:
 
 
 CROSS_CHECKS: Tuple[Tuple[Tuple[str, ...], Callable[..., bool], str], ...] = (
-    (("LISTEN_HOST", "ANTHROPIC_API_KEY", "TRUST_PROXY"),
-     lambda host, key, trusted: is_loopback_host(host) or bool(key) or trusted,
+    (("LISTEN_HOST", "ANTHROPIC_API_KEY", "TRUST_PROXY", "UPSTREAM", "REDCAP_API_URL"),
+     # Before REDCap every client shows a token, and REDCap judges it.
+     lambda host, key, trusted, upstream, redcap: is_loopback_host(host) or bool(key) or trusted
+     or bool(redcap) and upstream in ("", "redcap"),
      "other machines could use this proxy without a key; set ANTHROPIC_API_KEY to the key that "
      "clients must show, or TRUST_PROXY=true if something in front authenticates, or "
      "LISTEN_HOST=127.0.0.1"),
+    (("LISTEN_HOST", "ANTHROPIC_API_KEY", "TRUST_PROXY", "REDCAP_API_URL", "REDCAP_API_TOKEN",
+      "OPENAI_API_KEY", "OPENAI_BASE_URL"),
+     lambda host, key, trusted, redcap, token, *openai: is_loopback_host(host) or bool(key)
+     or trusted or not redcap or bool(token) or not any(openai),
+     "anything shaped like a REDCap token would open the openai upstream to other machines: set "
+     "ANTHROPIC_API_KEY or REDCAP_API_TOKEN"),
+    (("UPSTREAM", "REDCAP_API_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
+     lambda upstream, redcap, key, base: bool(upstream) or not (redcap and (key or base)),
+     "settings name both redcap and openai: set UPSTREAM to the one that answers"),
+    (("UPSTREAM", "REDCAP_API_URL"),
+     lambda upstream, redcap: upstream != "redcap" or bool(redcap),
+     "redcap needs REDCAP_API_URL"),
+    (("REDCAP_API_URL", "REDCAP_ALLOW_HTTP"),
+     lambda url, allowed: url.startswith("https:") or not url or allowed
+         or is_loopback_host(urlsplit(url).hostname or "")
+         or urlsplit(url).hostname == "localhost",
+     "must be https, for the token is in every request; REDCAP_ALLOW_HTTP=true if it cannot be"),
+    (("REDCAP_API_TOKEN", "REDCAP_API_URL"),
+     lambda token, url: not token or bool(url),
+     "needs REDCAP_API_URL"),
     (("UPSTREAM", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
      lambda upstream, key, base: upstream != "openai" or bool(key or base),
      "openai needs OPENAI_API_KEY or OPENAI_BASE_URL, or both"),
@@ -521,6 +634,7 @@ def cross_check(values: Mapping[str, Any]) -> List[str]:
 def resolve_upstream(values: Mapping[str, Any]) -> Dict[str, str]:
     key, base = values["OPENAI_API_KEY"], values["OPENAI_BASE_URL"]
     named = "openai" if key or base or values["AZURE_API_VERSION"] else "demo"
+    named = "redcap" if values["REDCAP_API_URL"] else named
     if key and not base:
         base = OPENAI_OWN_URL if key.startswith(OPENAI_KEY_PREFIXES) else OPENROUTER_URL
     return {"UPSTREAM": values["UPSTREAM"] or named, "OPENAI_BASE_URL": base}
@@ -528,6 +642,8 @@ def resolve_upstream(values: Mapping[str, Any]) -> Dict[str, str]:
 
 def resolve_models(values: Mapping[str, Any]) -> Dict[str, str]:
     host = urlsplit(values["OPENAI_BASE_URL"]).hostname or ""
+    if values["UPSTREAM"] == "redcap":
+        host = f"redcap {values['REDCAP_ERA']}"
     models = dict(DEFAULT_MODELS.get(host, DEFAULT_MODELS["other"]))
     if values["BIG_MODEL"]:
         models["MIDDLE_MODEL"] = values["BIG_MODEL"]
@@ -4139,8 +4255,8 @@ NO_CALL = "this answer has to call a tool, and it did not"
 CUT_OFF_NOTE = "[The answer was cut off at its length limit within a tool call; nothing was run.]"
 REPAIR_PROMPT = (
     "That was not a valid tool call: {complaint}. {accepted} Answer with the corrected call, and"
-    " any that should follow it, and nothing else: <tool_call>, one JSON object with name and input,"
-    " </tool_call>."
+    " any that should follow it, and nothing else: <tool_call>, one JSON object with name and"
+    " input, </tool_call>."
 )
 NONE_ACCEPTED = "Nothing was run."
 SOME_ACCEPTED = "Only the {count} call(s) before it were accepted; do not repeat them."
@@ -4336,9 +4452,18 @@ def matching_targets(
 ) -> Iterable[Tuple[str, Optional[str]]]:
     """(reason, target or None) of each rule, in order."""
     yield "MODEL_MAP", first_match(config.model_map, name)
-    yield "alias", first_match(tuple(MODEL_ALIASES.get(upstream, {}).items()), name)
+    yield "alias", first_match(alias_rules(config, upstream), name)
     yield "family", family_model(config, name)
     yield "DEFAULT_MODEL", config.default_model
+
+
+def alias_rules(config: Config, upstream: str) -> Tuple[Tuple[str, str], ...]:
+    """The alias map of an upstream; REDCap's own names come first and stand for themselves."""
+    if upstream != "redcap":
+        return tuple(MODEL_ALIASES.get(upstream, {}).items())
+    own = (*REDCAP_KNOWN_ALIASES[config.redcap_era], *config.redcap_aliases)
+    mapped = MODEL_ALIASES.get(f"redcap {config.redcap_era}", {})
+    return (*((alias, alias) for alias in own), *mapped.items())
 
 
 def split_upstream(name: str, default: str) -> Tuple[str, str]:
@@ -4382,7 +4507,7 @@ def listed_models(config: Config) -> List[Tuple[str, str]]:
     """(id, display name) of the models that clients may choose from, without asking anybody."""
     exact = [
         name
-        for rules in (config.model_map, MODEL_ALIASES.get(config.upstream, {}).items())
+        for rules in (config.model_map, alias_rules(config, config.upstream))
         for name, _ in rules
         if not any(c in name for c in "*?[")
     ]
@@ -4479,15 +4604,39 @@ def check_content_type(config: Config, request: HttpRequest) -> None:
 
 
 def check_client_key(config: Config, request: HttpRequest) -> None:
-    """With ANTHROPIC_API_KEY set, a client shows it as `x-api-key` or as a Bearer token."""
-    if not config.anthropic_api_key or request.path in OPEN_PATHS:
+    """A client shows a key that the settings name, as `x-api-key` or as a Bearer token; or, where
+    the upstream is REDCap and they name none, a REDCap token of its own."""
+    if request.path in OPEN_PATHS:
         return
     if (request.method, request.path) == ("HEAD", "/"):
         return  # Claude Code's warm-up at start, which carries no credential
-    if not any(same_secret(shown, config.anthropic_api_key) for shown in shown_keys(request)):
-        raise ProxyError(
-            401, "this proxy wants its key (ANTHROPIC_API_KEY) as x-api-key or Bearer token"
-        )
+    shown, accepted = shown_keys(request), accepted_keys(config)
+    if accepted and not any(same_secret(key, right) for key in shown for right in accepted):
+        raise ProxyError(401, WANTS_KEY)
+    if config.upstream == "redcap" and not accepted:
+        own_redcap_token(shown)
+
+
+WANTS_KEY = "this proxy wants its key (ANTHROPIC_API_KEY) as x-api-key or Bearer token"
+WANTS_TOKEN = (
+    "this proxy wants your REDCap API token, 32 hexadecimal digits, as ANTHROPIC_AUTH_TOKEN"
+)
+SUPER_TOKEN = "that is a REDCap super token, too powerful for this: take a project's API token"
+
+
+def accepted_keys(config: Config) -> Tuple[str, ...]:
+    """The keys that let a client in; none: see `check_client_key`."""
+    shared = config.redcap_api_token if config.upstream == "redcap" else ""
+    return tuple(key for key in (config.anthropic_api_key, shared) if key)
+
+
+def own_redcap_token(shown: Iterable[str]) -> str:
+    """The REDCap token among a client's credentials; ProxyError(401) if there is none."""
+    found = next((key for key in shown if re.fullmatch(REDCAP_TOKEN, key)), None)
+    if found is None:
+        too_much = any(re.fullmatch("[0-9A-Fa-f]{64}", key) for key in shown)
+        raise ProxyError(401, SUPER_TOKEN if too_much else WANTS_TOKEN)
+    return found
 
 
 def shown_keys(request: HttpRequest) -> Tuple[str, ...]:
@@ -4562,6 +4711,7 @@ class Exchange:
         self.cancelled: Optional[ProxyError] = None
         self.form: Optional[AnswerForm] = None
         self.model = ""
+        self.keys: Tuple[str, ...] = ()  # the credentials that the client showed
         self.first_event: Optional[float] = None
         self.open_block: Tuple[int, str] = (-1, "")
         self.usage: Dict[str, Any] = {}
@@ -4831,6 +4981,70 @@ class Inflight:
 
 
 # ==================================================================================================
+# slots
+# ==================================================================================================
+# A cap on calls at a time, with a fair queue: users take turns, and each user's calls their order.
+#
+# One user with twenty subagents does not keep another waiting for more than one call. Whoever waits
+# can be cancelled; a slot that was on its way to somebody who left goes to the next.
+
+class FairSlots:
+    """So many slots; `hold` waits for one and gives it back."""
+
+    def __init__(self, slots: int) -> None:
+        self._free = slots
+        self._queues: OrderedDict[Hashable, Deque[threading.Event]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def waiting(self) -> int:
+        with self._lock:
+            return sum(map(len, self._queues.values()))
+
+    @contextmanager
+    def hold(self, exchange: Exchange, user: Hashable) -> Iterator[None]:
+        """Hold a slot for `user`; raises the exchange's reason if it is cancelled meanwhile."""
+        turn = self._enter(user)
+        # Cancelling sets the same event that a free slot does: afterwards it is asked which it was.
+        exchange.on_cancel(turn.set)
+        turn.wait()
+        exchange.off_cancel(turn.set)
+        try:
+            exchange.raise_if_cancelled()
+            yield
+        finally:
+            self._leave(user, turn)
+
+    def _enter(self, user: Hashable) -> threading.Event:
+        turn = threading.Event()
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                turn.set()
+            else:
+                self._queues.setdefault(user, deque()).append(turn)
+        return turn
+
+    def _leave(self, user: Hashable, turn: threading.Event) -> None:
+        """Give up the turn, or the place in the queue."""
+        with self._lock:
+            queue = self._queues.get(user, ())
+            if turn in queue:
+                queue.remove(turn)
+                self._drop_if_empty(user)
+            elif self._queues:
+                following, queue = self._queues.popitem(last=False)
+                queue.popleft().set()
+                if queue:
+                    self._queues[following] = queue  # behind the others
+            else:
+                self._free += 1
+
+    def _drop_if_empty(self, user: Hashable) -> None:
+        if not self._queues[user]:
+            del self._queues[user]
+
+
+# ==================================================================================================
 # pool
 # ==================================================================================================
 # Connections to upstreams: how they are made, and the pool of idle ones.
@@ -4874,6 +5088,10 @@ def make_ssl_context(verify: bool, ca_file: str = "", ca_dir: str = "") -> ssl.S
     return context
 
 
+class ConnectError(ProxyError):
+    """No connection: nothing has been sent."""
+
+
 def connect_socket(
     target: Target, timeout: float, context: Optional[ssl.SSLContext]
 ) -> socket.socket:
@@ -4894,13 +5112,13 @@ def connect_socket(
     return connection.sock
 
 
-def connect_error(target: Target, error: Exception) -> ProxyError:
+def connect_error(target: Target, error: Exception) -> ConnectError:
     """What a person needs to know about a failed connect: host, port, cause, remedy."""
     for kind, remedy in CONNECT_REMEDIES:
         if isinstance(error, kind):
             detail = remedy.format(reason=getattr(error, "verify_message", "") or error)
-            return ProxyError(502, f"cannot reach the upstream {target}: {detail}")
-    return ProxyError(502, f"cannot reach the upstream {target}: {error}")
+            return ConnectError(502, f"cannot reach the upstream {target}: {detail}")
+    return ConnectError(502, f"cannot reach the upstream {target}: {error}")
 
 
 CONNECT_REMEDIES = (
@@ -5015,13 +5233,18 @@ class Timeouts(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One request to an upstream. `target_path` includes the query."""
+    """One request to an upstream. `target_path` includes the query.
+
+    With `once` it is never sent twice, for each sending costs, and the time for the first byte is
+    that for the whole answer.
+    """
 
     method: str
     target: Target
     target_path: str
     headers: Tuple[Tuple[str, str], ...]
     body: bytes
+    once: bool = False
 
 
 class ConnectionLost(Exception):
@@ -5076,11 +5299,13 @@ class Transport:
             last = attempt >= self._max_retries
             try:
                 response = self._attempt(exchange, call)
-            except ProxyError:
-                if last or exchange.cancelled is not None:
+            except ProxyError as error:
+                sent = call.once and not isinstance(error, ConnectError)
+                if last or sent or exchange.cancelled is not None:
                     raise
                 wait = backoff(attempt, None, self._chance())
             else:
+                last = last or call.once
                 wait = self._retry_wait(response, attempt)
                 if last or wait > LONGEST_RETRY_WAIT:
                     return response
@@ -5097,7 +5322,7 @@ class Transport:
 
     def _attempt(self, exchange: Exchange, call: Call) -> UpstreamResponse:
         exchange.raise_if_cancelled()
-        connection = self._pool.take(call.target)
+        connection = None if call.once else self._pool.take(call.target)
         if connection is not None:
             try:
                 return self._send(exchange, call, connection)
@@ -5132,9 +5357,8 @@ class Transport:
             if isinstance(error, OSError):
                 raise ConnectionLost from error
             raise
-        return UpstreamResponse(
-            exchange, connection, response_head, self._timeouts.idle, self._pool
-        )
+        idle = None if call.once else self._timeouts.idle
+        return UpstreamResponse(exchange, connection, response_head, idle, self._pool)
 
     @staticmethod
     def _fields(call: Call) -> List[Tuple[str, str]]:
@@ -5180,7 +5404,7 @@ class UpstreamResponse:
         exchange: Exchange,
         connection: UpstreamConnection,
         head: ResponseHead,
-        idle_timeout: float,
+        idle_timeout: Optional[float],  # None: the deadline that is armed stays
         pool: Pool,
     ) -> None:
         self.status = head.status
@@ -5228,7 +5452,8 @@ class UpstreamResponse:
                     yield data
             if body.done:
                 return
-            exchange.arm(self._idle_timeout, "more of the upstream's answer")
+            if self._idle_timeout is not None:
+                exchange.arm(self._idle_timeout, "more of the upstream's answer")
             try:
                 piece = receive(RECEIVE_BYTES)
             except OSError:
@@ -5307,13 +5532,18 @@ class Upstream(Protocol):
     before the upstream's answer is known to have begun, so that an error until then can still be
     an HTTP status. `request["model"]` is the upstream's own name, `exchange.model` the one that
     the client used and sees. `describe` says in a few words what the upstream is, without secrets.
+    `probe` says what can be found out without asking a model; {} if that is nothing. Without
+    `native_tools` an upstream gets requests whose tools are text (`text_turns`).
     """
 
     name: str
+    native_tools: bool
 
     def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]: ...
 
     def describe(self) -> str: ...
+
+    def probe(self, exchange: Exchange) -> Dict[str, Any]: ...
 
 
 # ==================================================================================================
@@ -5343,6 +5573,7 @@ class OpenAIUpstream:
     """One OpenAI-compatible base URL with its key."""
 
     name = "openai"
+    native_tools = True
 
     def __init__(self, config: Config, transport: Transport) -> None:
         self._config = config
@@ -5356,6 +5587,9 @@ class OpenAIUpstream:
         return self._config.openai_base_url + (
             f" (Azure, api-version {version})" if version else ""
         )
+
+    def probe(self, exchange: Exchange) -> Dict[str, Any]:
+        return {}
 
     def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]:
         request = limit_max_tokens(request, self._config)
@@ -5468,6 +5702,639 @@ def openai_headers(config: Config) -> Tuple[Tuple[str, str], ...]:
 
 
 # ==================================================================================================
+# upstreams/redcap_form
+# ==================================================================================================
+# A Messages request without tools as the form that SecureChatAI takes. Pure.
+#
+# The module reads seven fields; `messages` is a JSON text in one of them. It dies if the first
+# message's content is no string, and its older versions if any is, so all content becomes plain
+# strings; only where images are allowed, messages that have some stay lists, and never the first.
+
+Fields = List[Tuple[str, str]]
+
+REDCAP_PREFIX = "secure_chat_ai"
+FIRST_MESSAGE = "(The conversation follows.)"
+SYSTEM_MESSAGE = "<system-message>\n{text}\n</system-message>"
+IMAGE_NOTE = "[an image, which this model cannot be shown]"
+PASSED_NUMBERS = ("max_tokens", "temperature", "top_p")
+
+
+def first_fit(rows: Iterable[Tuple[str, Any]], alias: str) -> Any:
+    return next(value for pattern, value in rows if fnmatch.fnmatchcase(alias, pattern))
+
+
+def redcap_window(alias: str) -> int:
+    """The largest prompt in tokens: the model's window less the answer that the module asks for."""
+    return first_fit(REDCAP_WINDOWS, alias) - redcap_output_cap(alias)
+
+
+def redcap_output_cap(alias: str) -> int:
+    return first_fit(REDCAP_OUTPUT_CAPS, alias)
+
+
+def fits_any(patterns: Iterable[str], alias: str) -> bool:
+    return any(fnmatch.fnmatchcase(alias, pattern) for pattern in patterns)
+
+
+def encode_form(fields: Fields) -> bytes:
+    return urlencode(fields).encode("ascii")
+
+
+def envelope(token: str, action: str) -> Fields:
+    """REDCap's own fields. The token stands in the body, never in a URL."""
+    return [
+        ("token", token),
+        ("content", "externalModule"),
+        ("prefix", REDCAP_PREFIX),
+        ("action", action),
+        ("format", "json"),
+        ("returnFormat", "json"),
+    ]
+
+
+def messages_fields(request: Request, images: bool, notes: List[str]) -> Fields:
+    """The fields of `action=messages`. Nothing is sent blank: PHP would read it as 0."""
+    fields = [("model", request["model"])]
+    system = whole_characters(system_text(request.get("system")))
+    fields += [("system", system)] if system else []
+    fields.append(("messages", encode_json(plain_messages(request, images, notes))))
+    fields += passed_numbers(request)
+    stops = [str(stop) for stop in as_list(request.get("stop_sequences")) if stop]
+    return fields + [(f"stop[{index}]", stop) for index, stop in enumerate(stops)]
+
+
+def passed_numbers(request: Request) -> Fields:
+    return [(key, str(request[key])) for key in PASSED_NUMBERS if request.get(key) is not None]
+
+
+def prompt_fields(request: Request, notes: List[str]) -> Fields:
+    """The fields of `action=callAI`, which knows one prompt: the conversation in one text."""
+    return [
+        ("model", request["model"]),
+        ("prompt", flat_prompt(request, notes)),
+        *(pair for pair in passed_numbers(request) if pair[0] != "top_p"),
+    ]
+
+
+def flat_prompt(request: Request, notes: List[str]) -> str:
+    """System, turns and whose turn it is, in the form that the module itself once used."""
+    system = whole_characters(system_text(request.get("system")))
+    turns = [f"System: {system}"] if system else []
+    for message in plain_messages(request, False, notes):
+        turns.append(f"{message['role'].capitalize()}: {message['content']}")
+    return "\n\n".join([*turns, "Assistant:"])
+
+
+# --- messages ----------------------------------------------------------------------------------
+
+
+def whole_characters(text: str) -> str:
+    """Half surrogates are no text, and PHP refuses them: they become U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def plain_messages(request: Request, images: bool, notes: List[str]) -> List[Dict[str, Any]]:
+    """Turns of user and assistant, strings or (with images) lists; the first is a user's string.
+
+    Messages with the role system stay where they are, as the user's: what somebody typed while the
+    model worked comes so. Neighbours of one role are joined; empty ones are left out.
+    """
+    turns: List[Dict[str, Any]] = []
+    for index, message in enumerate(request["messages"]):
+        if not isinstance(message, dict):
+            raise ProxyError(400, f"messages.{index}: must be an object")
+        blocks = content_blocks(message.get("content"), f"messages.{index}.content")
+        role = "assistant" if message.get("role") == "assistant" else "user"
+        content = turn_content(blocks, message.get("role"), request["model"], images, notes)
+        if content:
+            add_turn(turns, role, content)
+    first = turns[0] if turns else {"role": "", "content": ""}
+    if first["role"] != "user" or not isinstance(first["content"], str):
+        turns.insert(0, {"role": "user", "content": FIRST_MESSAGE})
+    return turns
+
+
+def add_turn(turns: List[Dict[str, Any]], role: str, content: Any) -> None:
+    last = turns[-1] if turns else {}
+    strings = isinstance(content, str) and isinstance(last.get("content"), str)
+    if strings and last["role"] == role:
+        last["content"] += "\n\n" + content
+    else:
+        turns.append({"role": role, "content": content})
+
+
+def turn_content(blocks: List[Block], role: Any, alias: str, images: bool, notes: List[str]) -> Any:
+    """What a message says: a string, or the parts of one with images; "" for nothing."""
+    if role == "assistant":
+        parts = [text_part(assistant_text(block, notes)) for block in blocks]
+    else:
+        parts = [part for block in blocks for part in redcap_parts(block, alias, images, notes)]
+    kept = [part for part in parts if part["type"] != "text" or part["text"].strip()]
+    for part in kept:
+        if part["type"] == "text":
+            part["text"] = whole_characters(part["text"])
+    content = joined_parts(kept) if kept else ""
+    if role == "system" and isinstance(content, str) and content:
+        return SYSTEM_MESSAGE.format(text=content)
+    return content
+
+
+def redcap_parts(block: Block, alias: str, images: bool, notes: List[str]) -> List[Dict[str, Any]]:
+    """A user's block as parts. Claude takes an image as it is, others as Chat Completions do."""
+    if block.get("type") == "image" and not images:
+        notes.append("image=dropped")
+        return [text_part(IMAGE_NOTE)]
+    if block.get("type") == "image" and alias.startswith("claude"):
+        return [{"type": "image", "source": block.get("source")}]
+    return user_parts(block, ChatOptions(), notes)
+
+
+# --- schema mode -------------------------------------------------------------------------------
+
+SCHEMA_PROMPT = (
+    "Write this answer as one JSON object: `text` is what you would write outside of calls, `calls`"
+    " are the tool calls in order, in place of <tool_call> blocks, each with `name` and with"
+    " `arguments`, the input object as a JSON text. Both may be empty."
+)
+CALLS_SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["text", "calls"],
+    "properties": {
+        "text": {"type": "string"},
+        "calls": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["name", "arguments"],
+                "properties": {"name": {"type": "string"}, "arguments": {"type": "string"}},
+            },
+        },
+    },
+}
+
+
+def schema_fields(request: Request, notes: List[str]) -> Fields:
+    """The fields of `callAI` with a schema that holds text and calls."""
+    fields = dict(prompt_fields(request, notes))
+    prompt = fields.pop("prompt")
+    asked = prompt[: -len("Assistant:")] + f"System: {SCHEMA_PROMPT}\n\nAssistant:"
+    return [*fields.items(), ("prompt", asked), ("json_schema", encode_json(CALLS_SCHEMA))]
+
+
+def schema_text(text: str) -> str:
+    """The answer in schema mode as the text that it stands for; another text as it is."""
+    try:
+        answer = json.loads(text)
+        calls = [(call["name"], call["arguments"]) for call in answer["calls"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return text
+    told = [str(answer.get("text") or "")]
+    told += [
+        f"<tool_call>\n{encode_json({'name': name, 'input': arguments})}\n</tool_call>"
+        for name, arguments in calls
+    ]
+    return "\n\n".join(filter(None, told))
+
+
+# ==================================================================================================
+# upstreams/redcap_reply
+# ==================================================================================================
+# Judging what REDCap's SecureChatAI answers: a text with its usage, or an error. Pure.
+#
+# Neither status nor content type can be trusted: most failures are a 200 with a polite sentence. So a
+# reply is judged by what it holds (susom/secureChatAI at 6992d40; REDCap's own errors as its API
+# clients have reported them):
+#
+# - a failure that the module has turned into a sentence has usage 0/0, whatever the sentence says;
+# - an error of REDCap's or the module's may be JSON, JSON in JSON, XML or plain text;
+# - HTML is a login page (wrong URL), a page of a firewall or a gateway, or PHP warnings before JSON.
+#
+# No text of a reply gets into an error but the messages of errors, short and redacted.
+
+LONGEST_REASON = 500
+# Where the JSON begins behind PHP's warnings.
+JSON_START = re.compile(rb'\{\s*"(?:id|type|status|error)"\s*:')
+XML_ERROR = re.compile(r"<error>(.*?)</error>", re.DOTALL)
+BAN_WORDS = "has been banned due to suspected abuse"
+NO_MESSAGES = "Missing or invalid 'messages' field"
+UNUSABLE_TEXT = (
+    "I apologize, but I wasn't able to complete that request properly. Could you try rephrasing?"
+)
+
+LOCKED_OUT = (
+    "REDCap refused the API token: {reason}. It must be a token of a project with SecureChatAI, and"
+    " its user needs the rights API and External Modules API; a regenerated token ends the old one"
+)
+FIREWALL = (
+    "blocked before REDCap (403 with a web page): likely a firewall that objects to something in"
+    " the request, such as code. Its log has a support id for REDCap's administrator"
+)
+WRONG_URL = (
+    "REDCAP_API_URL does not point at REDCap's API: {what}. It must end in /api/, as on the API"
+    " page of a REDCap project"
+)
+CRASHED = "REDCap failed without an answer ({what}); its server's error log has more"
+BANNED = "REDCap has banned this address for too many requests; calls pause for {seconds} s"
+NO_TOKENS = (
+    "SecureChatAI could not get an answer from the model {alias}: it replied with an apology and no"
+    " tokens, as it does when it has no such model, the conversation outgrew the model's window,"
+    " the provider failed or is busy, or the answer took over 500 s. It has tried three times"
+)
+NOTHING_USABLE = "the model {alias} answered with nothing that SecureChatAI could pass on"
+NOT_REDCAP = "the answer is no SecureChatAI reply ({what})"
+
+
+class RedcapReply(NamedTuple):
+    """What the model said. `blocks` are those that are no text, if a module passes them on."""
+
+    text: str
+    input_tokens: int
+    output_tokens: int
+    blocks: Tuple[Dict[str, Any], ...] = ()
+
+
+def read_redcap_reply(status: int, body: bytes, alias: str, ban_seconds: int = 0) -> RedcapReply:
+    """The reply, or ProxyError with what a user can do about it."""
+    data = json_in(body) if status == 200 else None
+    if data is not None and (data.get("type") == "message" or "content" in data):
+        return message_reply(data, alias)
+    if 300 <= status < 400:
+        raise redcap_error(502, WRONG_URL.format(what=f"it redirects (status {status})"), status)
+    if BAN_WORDS.encode() in body:
+        raise redcap_error(429, BANNED.format(seconds=ban_seconds), status)
+    raise page_error(body) if status == 200 else status_error(status, body)
+
+
+def redcap_error(status: int, message: str, upstream_status: int) -> ProxyError:
+    """Asking again would cost the same and change nothing, so clients are told not to."""
+    return ProxyError(status, message, headers=[NO_RETRY], upstream_status=upstream_status)
+
+
+# --- other statuses ----------------------------------------------------------------------------
+
+
+def status_error(status: int, body: bytes) -> ProxyError:
+    reason = reason_in(body)
+    make = STATUS_ERRORS.get(status)
+    if make is None:
+        return redcap_error(502, CRASHED.format(what=f"status {status}"), status)
+    client_status, message = make(reason)
+    return redcap_error(client_status, message, status)
+
+
+def refused_token(reason: str) -> Tuple[int, str]:
+    return (401, LOCKED_OUT.format(reason=reason)) if reason else (403, FIREWALL)
+
+
+def wrong_url(reason: str) -> Tuple[int, str]:
+    return 502, WRONG_URL.format(what=reason or "it does not take the request")
+
+
+def bad_request_there(reason: str) -> Tuple[int, str]:
+    return 400, f"SecureChatAI refused the request: {reason or 'without a reason'}"
+
+
+def too_large_there(reason: str) -> Tuple[int, str]:
+    return 413, "the request is too large for REDCap's server; REDCAP_MAX_BYTES can tell so earlier"
+
+
+def busy_there(reason: str) -> Tuple[int, str]:
+    return 529, "a gateway before REDCap gave up waiting, or REDCap is down"
+
+
+def too_many_there(reason: str) -> Tuple[int, str]:
+    return 429, f"REDCap takes no more requests for now: {reason or 'too many'}"
+
+
+STATUS_ERRORS: Dict[int, Callable[[str], Tuple[int, str]]] = {
+    400: bad_request_there,
+    401: refused_token,
+    403: refused_token,
+    404: wrong_url,
+    405: wrong_url,
+    406: bad_request_there,
+    413: too_large_there,
+    429: too_many_there,
+    501: wrong_url,
+    502: busy_there,
+    503: busy_there,
+    504: busy_there,
+}
+
+
+def reason_in(body: bytes) -> str:
+    """The message of an error in JSON (once or twice encoded), XML or CSV; "" for a web page."""
+    text = body.decode("utf-8", "replace").strip()
+    data = json_in(body)
+    if data is not None:
+        found = error_text_in(data)
+        inner = json_in(found.encode("utf-8", "replace"))
+        found = (error_text_in(inner) or found) if inner is not None else found
+    elif XML_ERROR.search(text):
+        found = XML_ERROR.search(text).group(1)
+    else:
+        found = text if text.startswith("ERROR:") else ""
+    return redact(found.strip())[:LONGEST_REASON]
+
+
+def json_in(body: bytes) -> Optional[Dict[str, Any]]:
+    """The JSON object in a body, PHP's warnings before it or not; None if there is none."""
+    start = JSON_START.search(body)
+    for candidate in (body, body[start.start() :] if start else b""):
+        try:
+            data, _ = json.JSONDecoder().raw_decode(candidate.decode("utf-8", "replace").lstrip())
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(data, dict):
+            return data
+    return None
+
+
+def page_error(body: bytes) -> ProxyError:
+    """What a 200 without JSON is."""
+    text = body.decode("utf-8", "replace").strip()
+    if not text:
+        return redcap_error(502, CRASHED.format(what="an empty answer"), 200)
+    reason = reason_in(body)
+    if reason:
+        return redcap_error(502, f"REDCap reported an error: {reason}", 200)
+    if json_in(body) is not None:
+        return redcap_error(502, NOT_REDCAP.format(what="JSON of another kind"), 200)
+    if "fatal error" in text.lower():
+        return redcap_error(502, CRASHED.format(what="a page about a fatal error"), 200)
+    if text.startswith("<"):
+        return redcap_error(502, WRONG_URL.format(what="a web page came back"), 200)
+    return redcap_error(502, NOT_REDCAP.format(what="plain text"), 200)
+
+
+# --- a reply -----------------------------------------------------------------------------------
+
+
+def message_reply(data: Dict[str, Any], alias: str) -> RedcapReply:
+    """The reply of `messages` (Messages API's shape) or `callAI` (`content` beside `status`)."""
+    content = data.get("content")
+    if isinstance(content, list) and data.get("type") == "message":
+        blocks = [block for block in content if isinstance(block, dict)]
+        text = "".join(told_text(b.get("text")) for b in blocks if b.get("type") == "text")
+        others = tuple(block for block in blocks if block.get("type") == "tool_use")
+    else:
+        text, others = told_text(content), ()
+    tokens = reply_usage(data.get("usage"))
+    if not any(tokens):
+        raise redcap_error(502, NO_TOKENS.format(alias=alias), 200)
+    if not others and (not text.strip() or text.strip() == UNUSABLE_TEXT):
+        raise redcap_error(502, NOTHING_USABLE.format(alias=alias), 200)
+    return RedcapReply(text, *tokens, others)
+
+
+def told_text(value: Any) -> str:
+    """Text as it is; a JSON value, which the module may have made of the text, as JSON again."""
+    if isinstance(value, str):
+        return value
+    return "" if value is None or value is False else encode_json(value)
+
+
+def reply_usage(usage: Any) -> Tuple[int, int]:
+    usage = usage if isinstance(usage, dict) else {}
+    names: List[Tuple[str, str]] = [
+        ("input_tokens", "prompt_tokens"),
+        ("output_tokens", "completion_tokens"),
+    ]
+    counts = [usage.get(new, usage.get(old)) for new, old in names]
+    first, second = (count if isinstance(count, int) and count > 0 else 0 for count in counts)
+    return first, second
+
+
+# ==================================================================================================
+# upstreams/redcap
+# ==================================================================================================
+# REDCap's SecureChatAI module: one form POST, one whole answer, told in small deltas.
+#
+# Messages request without tools -> form -> HTTP -> reply (`redcap_reply`) -> Messages events. It
+# neither streams nor calls tools: `text_turns` stands before it, and the server keeps the client
+# company while it is silent. A call is never repeated once it was sent, for the module itself tries
+# three times; calls wait for one of REDCAP_MAX_CALLS slots, users in turn.
+#
+# Versions of the module before `action=messages` know `callAI` alone. They are found out by what they
+# refuse, and by what `action=__info` then lists; that costs nothing.
+
+BAN_SECONDS = 300
+# Characters of text in one event.
+TEXT_PIECE = 80
+LONGEST_REPLY = 64 * 1024 * 1024
+
+
+class RedcapUpstream:
+    """SecureChatAI behind one REDCap API."""
+
+    name = "redcap"
+    native_tools = False
+
+    def __init__(
+        self, config: Config, transport: Transport, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._config = config
+        self._transport = transport
+        self._clock = clock
+        self._slots = FairSlots(config.redcap_max_calls)
+        self._banned_until = 0.0
+        self._only_call_ai = False
+
+    def describe(self) -> str:
+        whose = "one shared token" if self._config.redcap_api_token else "each client's own token"
+        return f"SecureChatAI at {self._config.redcap_api_url} with {whose}"
+
+    def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]:
+        alias = str(request.get("model") or "")
+        token = self._token(exchange)
+        check_alias(alias, self._config)
+        tokens = count_input_tokens(request)
+        check_window(tokens, alias)
+        reply = self._ask(request, alias, token, exchange)
+        yield from reply_events(reply, request, alias, exchange, tokens)
+
+    def _token(self, exchange: Exchange) -> str:
+        """The shared token, or the client's own. ProxyError(401) if it shows none."""
+        if self._config.redcap_api_token:
+            return self._config.redcap_api_token
+        key = self._config.anthropic_api_key
+        return own_redcap_token(k for k in exchange.keys if not (key and same_secret(k, key)))
+
+    # --- asking -------------------------------------------------------------------------------
+
+    def _ask(self, request: Request, alias: str, token: str, exchange: Exchange) -> RedcapReply:
+        """One call; a second one only if the module turns out not to know `messages`."""
+        schema = fits_any(self._config.redcap_schema_aliases, alias)
+        try:
+            action, fields = self._action(request, alias, exchange)
+            reply = self._call(action, fields, alias, token, exchange)
+        except ProxyError as error:
+            if not self._is_old_module(error, token, exchange):
+                raise
+            action, fields = self._action(request, alias, exchange)
+            reply = self._call(action, fields, alias, token, exchange)
+        return reply._replace(text=schema_text(reply.text)) if schema else reply
+
+    def _action(self, request: Request, alias: str, exchange: Exchange) -> Tuple[str, Fields]:
+        notes = exchange.warnings
+        if fits_any(self._config.redcap_schema_aliases, alias):
+            return "callAI", schema_fields(request, notes)
+        if self._only_call_ai:
+            return "callAI", prompt_fields(request, notes)
+        images = fits_any(self._config.redcap_image_aliases, alias)
+        return "messages", messages_fields(request, images, notes)
+
+    def _is_old_module(self, error: ProxyError, token: str, exchange: Exchange) -> bool:
+        """Whether a refusal comes from a module without `messages`; remembered if so."""
+        if self._only_call_ai or error.upstream_status != 400 or NO_MESSAGES in error.message:
+            return False
+        actions = module_actions(self._info(token, exchange))
+        self._only_call_ai = "callAI" in actions and "messages" not in actions
+        return self._only_call_ai
+
+    def _call(
+        self, action: str, fields: Fields, alias: str, token: str, exchange: Exchange
+    ) -> RedcapReply:
+        body = encode_form([*envelope(token, action), *fields])
+        if len(body) > self._config.redcap_max_bytes:
+            limit = f"more than REDCAP_MAX_BYTES ({self._config.redcap_max_bytes})"
+            raise ProxyError(413, f"the request has {len(body)} bytes as REDCap's form, {limit}")
+        # The queue knows users apart without knowing their tokens.
+        user = hashlib.sha256(token.encode()).digest()
+        with self._slots.hold(exchange, user):
+            status, answer = self._post(body, exchange)
+        if BAN_WORDS.encode() in answer and json_in(answer) is None:
+            self._banned_until = self._clock() + BAN_SECONDS
+        return read_redcap_reply(status, answer, alias, BAN_SECONDS)
+
+    def _post(self, body: bytes, exchange: Exchange) -> Tuple[int, bytes]:
+        """(status, whole body) of one POST. ProxyError if no whole answer comes in time."""
+        left = self._banned_until - self._clock()
+        if left > 0:
+            raise ProxyError(429, BANNED.format(seconds=int(left) + 1), headers=[NO_RETRY])
+        target, path = split_url(self._config.redcap_api_url)
+        call = Call("POST", target, path, redcap_headers(self._config), body, once=True)
+        with closing(self._transport.request(exchange, call)) as response:
+            return response.status, join_pieces(response.pieces())
+
+    # --- looking without asking a model -------------------------------------------------------
+
+    def probe(self, exchange: Exchange) -> Dict[str, Any]:
+        """What `action=__info` says: free of cost, and the same rights as a call needs."""
+        found = self._info(self._token(exchange), exchange)
+        actions = module_actions(found)
+        return {
+            "redcap": found.get("redcap-version"),
+            "module": f"{found.get('name')} {found.get('module-version')}",
+            "actions": actions,
+            "served_by": "messages" if "messages" in actions or not actions else "callAI",
+        }
+
+    def _info(self, token: str, exchange: Exchange) -> Dict[str, Any]:
+        """The framework's description of the module; ProxyError as for any call."""
+        status, answer = self._post(encode_form(envelope(token, "__info")), exchange)
+        found = json_in(answer)
+        if status == 200 and found is not None and "error" not in found:
+            return found
+        read_redcap_reply(status, answer, "")
+        raise ProxyError(502, "REDCap did not describe the module", headers=[NO_RETRY])
+
+
+def redcap_headers(config: Config) -> Tuple[Tuple[str, str], ...]:
+    own = [
+        ("content-type", "application/x-www-form-urlencoded"),
+        ("accept", "application/json"),
+        ("user-agent", f"claude_proxy/{VERSION}"),
+    ]
+    custom = {name for name, _ in config.custom_headers}
+    return (*((n, v) for n, v in own if n not in custom), *config.custom_headers)
+
+
+def join_pieces(pieces: Iterator[bytes]) -> bytes:
+    parts: List[bytes] = []
+    size = 0
+    for piece in pieces:
+        parts.append(piece)
+        size += len(piece)
+        if size > LONGEST_REPLY:
+            raise ProxyError(502, "REDCap's answer is larger than any model's", headers=[NO_RETRY])
+    return b"".join(parts)
+
+
+def module_actions(info: Dict[str, Any]) -> List[str]:
+    """The actions that a token may ask for."""
+    actions = info.get("auth-actions")
+    return sorted(actions) if isinstance(actions, (dict, list)) else []
+
+
+# --- what can be foreseen ----------------------------------------------------------------------
+
+
+def known_aliases(config: Config) -> List[str]:
+    """The module's model names: those of its era, and those that the settings name."""
+    named = [config.big_model, config.middle_model, config.small_model, config.default_model]
+    named += [target for _, target in config.model_map]
+    routed = [split_upstream(name, config.upstream) for name in named if name]
+    own = [name for upstream, name in routed if upstream == "redcap"]
+    known = (*REDCAP_KNOWN_ALIASES[config.redcap_era], *config.redcap_aliases, *own)
+    return list(dict.fromkeys(known))
+
+
+def check_alias(alias: str, config: Config) -> None:
+    """The module would answer an unknown name with an apology, so it is refused here."""
+    known = known_aliases(config)
+    if alias not in known:
+        raise ProxyError(
+            404,
+            f"model: SecureChatAI is not known to have {alias[:100]!r}; it has {', '.join(known)}."
+            " REDCAP_ALIASES adds names, REDCAP_ERA chooses the list",
+        )
+
+
+def check_window(tokens: int, alias: str) -> None:
+    """The same for a prompt that is too long, in the words that make Claude Code compact."""
+    window = redcap_window(alias)
+    if tokens > window:
+        message = f"prompt is too long: {tokens} tokens > {window} maximum"
+        raise ProxyError(400, message, headers=[NO_RETRY])
+
+
+# --- the answer --------------------------------------------------------------------------------
+
+
+def reply_events(
+    reply: RedcapReply, request: Request, alias: str, exchange: Exchange, tokens: int
+) -> Iterator[Event]:
+    """A reply as a stream; the upstream's own stop reason is noise, so it is made here."""
+    text, sequence = cut_at_stop(reply.text, request.get("stop_sequences"))
+    write = EventWriter(
+        exchange.message_id, exchange.model, {"input_tokens": tokens, "output_tokens": 1}
+    )
+    yield from write.start()
+    for start in range(0, len(text), TEXT_PIECE):
+        yield from write.text(text[start : start + TEXT_PIECE])
+    for block in reply.blocks:
+        yield from write.block(block)
+    cap = redcap_output_cap(alias)
+    reason = "max_tokens" if cap and reply.output_tokens >= cap else "end_turn"
+    reason = "tool_use" if reply.blocks else "stop_sequence" if sequence else reason
+    usage = {"input_tokens": reply.input_tokens, "output_tokens": reply.output_tokens}
+    yield from write.finish(reason, usage, stop_sequence=sequence)
+
+
+def cut_at_stop(text: str, stops: Any) -> Tuple[str, Optional[str]]:
+    """(text up to the first stop sequence in it, that sequence): few models get to see them."""
+    stops = [stop for stop in stops if isinstance(stop, str) and stop] if stops else []
+    found = [(text.find(stop), stop) for stop in stops if stop in text]
+    if not found:
+        return text, None
+    at, stop = min(found)
+    return text[:at], stop
+
+
+# ==================================================================================================
 # upstreams/demo
 # ==================================================================================================
 # The upstream that is there when none is configured: deterministic, and nothing leaves the host.
@@ -5504,9 +6371,13 @@ class DemoUpstream:
     """Answers without a model."""
 
     name = "demo"
+    native_tools = True
 
     def describe(self) -> str:
         return "built-in demo, no network"
+
+    def probe(self, exchange: Exchange) -> Dict[str, Any]:
+        return {}
 
     def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]:
         tokens = count_input_tokens(request)
@@ -6024,10 +6895,15 @@ def make_openai(config: Config, transport: Transport) -> Optional[Upstream]:
     return OpenAIUpstream(config, transport) if config.openai_base_url else None
 
 
+def make_redcap(config: Config, transport: Transport) -> Optional[Upstream]:
+    return RedcapUpstream(config, transport) if config.redcap_api_url else None
+
+
 # Name in settings and models -> what makes the upstream, or None where it is not configured.
 UPSTREAMS: Dict[str, Callable[[Config, Transport], Optional[Upstream]]] = {
     "demo": make_demo,
     "openai": make_openai,
+    "redcap": make_redcap,
 }
 
 
@@ -6037,6 +6913,7 @@ UPSTREAMS: Dict[str, Callable[[Config, Transport], Optional[Upstream]]] = {
 def create_message(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     """POST /v1/messages"""
     request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
+    exchange.keys = shown_keys(http)
     return answer_request(app, request, exchange, MESSAGES_DIALECT)
 
 
@@ -6070,8 +6947,21 @@ def request_events(app: App, request: Request, exchange: Exchange) -> Iterator[E
     upstream = app.upstreams.get(route.upstream)
     if upstream is None:
         raise ProxyError(404, f"the upstream {route.upstream} of this model is not configured")
-    events = upstream.stream({**request, "model": route.model}, exchange)
+    request = {**request, "model": route.model}
+    ask = partial(upstream.stream, exchange=exchange)
+    if tools_are_text(app.config, upstream, route):
+        events = text_tool_events(request, ask, exchange.message_id, exchange.facts)
+    else:
+        events = ask(request)
     return exchange.observe(check_grammar(events))
+
+
+def tools_are_text(config: Config, upstream: Upstream, route: Route) -> bool:
+    """Whether the model cannot call tools: its upstream never can, or TEXT_TOOLS_MODELS says so."""
+    names = (route.model, f"{route.upstream}:{route.model}")
+    return not upstream.native_tools or any(
+        fnmatchcase(name, pattern) for name in names for pattern in config.text_tools_models
+    )
 
 
 def stream_pieces(first: Event, events: Iterator[Event], dialect: Dialect) -> Iterator[bytes]:
@@ -6235,12 +7125,16 @@ def show_facts(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
 
 
 def check_connection(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
-    """GET /test-connection: one small request to the upstream; its error if it fails."""
+    """GET /test-connection: what the upstream says of itself, or one small request to it."""
+    exchange.keys = shown_keys(http)
     return json_response(200, ask_upstream(app, exchange))
 
 
 def ask_upstream(app: App, exchange: Exchange) -> Dict[str, Any]:
-    """Ask the upstream's small model for one word; ProxyError if it cannot be had."""
+    """What costs nothing, else one word of the small model; ProxyError if it cannot be had."""
+    found = app.upstreams[app.config.upstream].probe(exchange)
+    if found:
+        return {"status": "ok", "upstream": app.config.upstream, **found}
     request = {
         "model": app.config.small_model or "",
         "max_tokens": TEST_MAX_TOKENS,
@@ -6603,7 +7497,8 @@ def make_log(config: Config, stream: TextIO) -> Log:
 def secret_values(config: Config) -> List[str]:
     """Every secret that this process knows, for the redaction of logs."""
     custom = [value for _, value in config.custom_headers]
-    return [config.openai_api_key, config.anthropic_api_key, *custom]
+    keys = [config.openai_api_key, config.anthropic_api_key, config.redcap_api_token]
+    return [*keys, *custom]
 
 
 # --- the checks --------------------------------------------------------------------------------

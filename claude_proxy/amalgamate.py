@@ -19,13 +19,15 @@ from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 
 # In the order of dependence: a module imports only from those before it.
 MODULES = (
-    "config", "settings_text", "dotenv", "log", "errors", "http1", "sse", "events", "tokens",
+    "config", "config_load", "settings_text", "dotenv", "log", "errors", "http1", "sse", "events",
+    "tokens",
     "dialects/dialect", "dialects/anthropic", "dialects/chat_blocks", "dialects/chat_tools",
     "dialects/chat_request", "dialects/chat_repairs",
     "dialects/chat_calls", "dialects/think_tags", "dialects/chat_stream",
     "dialects/text_tools", "dialects/text_calls", "dialects/text_turns",
-    "routing", "auth", "exchange", "inflight", "pool", "transport",
-    "upstreams/upstream", "upstreams/openai", "upstreams/demo",
+    "routing", "auth", "exchange", "inflight", "slots", "pool", "transport",
+    "upstreams/upstream", "upstreams/openai", "upstreams/redcap_form", "upstreams/redcap_reply",
+    "upstreams/redcap", "upstreams/demo",
     "wire", "app", "server", "cli", "__main__",
 )
 NOT_JOINED = ("amalgamate.py", "__init__.py")

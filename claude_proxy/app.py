@@ -11,13 +11,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from urllib.parse import parse_qs, unquote
 
-from claude_proxy.auth import run_guards
+from claude_proxy.auth import run_guards, shown_keys
 from claude_proxy.config import VERSION, Config
 from claude_proxy.dialects.anthropic import MESSAGES_DIALECT
 from claude_proxy.dialects.dialect import Dialect, parse_json_object
+from claude_proxy.dialects.text_turns import text_tool_events
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import Event, Request, check_grammar, events_to_message, message_start
 from claude_proxy.exchange import AnswerForm, Exchange
@@ -25,12 +28,13 @@ from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.inflight import Inflight
 from claude_proxy.log import Log
 from claude_proxy.pool import make_ssl_context
-from claude_proxy.routing import choose_route, listed_models
+from claude_proxy.routing import Route, choose_route, listed_models
 from claude_proxy.sse import encode_json
 from claude_proxy.tokens import count_input_tokens
 from claude_proxy.transport import Timeouts, Transport
 from claude_proxy.upstreams.demo import DemoUpstream
 from claude_proxy.upstreams.openai import OpenAIUpstream
+from claude_proxy.upstreams.redcap import RedcapUpstream
 from claude_proxy.upstreams.upstream import Upstream
 from claude_proxy.wire import JSON_HEADERS, json_response
 
@@ -103,10 +107,15 @@ def make_openai(config: Config, transport: Transport) -> Optional[Upstream]:
     return OpenAIUpstream(config, transport) if config.openai_base_url else None
 
 
+def make_redcap(config: Config, transport: Transport) -> Optional[Upstream]:
+    return RedcapUpstream(config, transport) if config.redcap_api_url else None
+
+
 # Name in settings and models -> what makes the upstream, or None where it is not configured.
 UPSTREAMS: Dict[str, Callable[[Config, Transport], Optional[Upstream]]] = {
     "demo": make_demo,
     "openai": make_openai,
+    "redcap": make_redcap,
 }
 
 
@@ -116,6 +125,7 @@ UPSTREAMS: Dict[str, Callable[[Config, Transport], Optional[Upstream]]] = {
 def create_message(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     """POST /v1/messages"""
     request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
+    exchange.keys = shown_keys(http)
     return answer_request(app, request, exchange, MESSAGES_DIALECT)
 
 
@@ -149,8 +159,21 @@ def request_events(app: App, request: Request, exchange: Exchange) -> Iterator[E
     upstream = app.upstreams.get(route.upstream)
     if upstream is None:
         raise ProxyError(404, f"the upstream {route.upstream} of this model is not configured")
-    events = upstream.stream({**request, "model": route.model}, exchange)
+    request = {**request, "model": route.model}
+    ask = partial(upstream.stream, exchange=exchange)
+    if tools_are_text(app.config, upstream, route):
+        events = text_tool_events(request, ask, exchange.message_id, exchange.facts)
+    else:
+        events = ask(request)
     return exchange.observe(check_grammar(events))
+
+
+def tools_are_text(config: Config, upstream: Upstream, route: Route) -> bool:
+    """Whether the model cannot call tools: its upstream never can, or TEXT_TOOLS_MODELS says so."""
+    names = (route.model, f"{route.upstream}:{route.model}")
+    return not upstream.native_tools or any(
+        fnmatchcase(name, pattern) for name in names for pattern in config.text_tools_models
+    )
 
 
 def stream_pieces(first: Event, events: Iterator[Event], dialect: Dialect) -> Iterator[bytes]:
@@ -314,12 +337,16 @@ def show_facts(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
 
 
 def check_connection(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
-    """GET /test-connection: one small request to the upstream; its error if it fails."""
+    """GET /test-connection: what the upstream says of itself, or one small request to it."""
+    exchange.keys = shown_keys(http)
     return json_response(200, ask_upstream(app, exchange))
 
 
 def ask_upstream(app: App, exchange: Exchange) -> Dict[str, Any]:
-    """Ask the upstream's small model for one word; ProxyError if it cannot be had."""
+    """What costs nothing, else one word of the small model; ProxyError if it cannot be had."""
+    found = app.upstreams[app.config.upstream].probe(exchange)
+    if found:
+        return {"status": "ok", "upstream": app.config.upstream, **found}
     request = {
         "model": app.config.small_model or "",
         "max_tokens": TEST_MAX_TOKENS,

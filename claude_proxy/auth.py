@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Iterable
 from typing import Tuple
 from urllib.parse import urlsplit
 
-from claude_proxy.config import Config
+from claude_proxy.config import REDCAP_TOKEN, Config
 from claude_proxy.errors import ProxyError
 from claude_proxy.http1 import HttpRequest
 
@@ -91,15 +92,39 @@ def check_content_type(config: Config, request: HttpRequest) -> None:
 
 
 def check_client_key(config: Config, request: HttpRequest) -> None:
-    """With ANTHROPIC_API_KEY set, a client shows it as `x-api-key` or as a Bearer token."""
-    if not config.anthropic_api_key or request.path in OPEN_PATHS:
+    """A client shows a key that the settings name, as `x-api-key` or as a Bearer token; or, where
+    the upstream is REDCap and they name none, a REDCap token of its own."""
+    if request.path in OPEN_PATHS:
         return
     if (request.method, request.path) == ("HEAD", "/"):
         return  # Claude Code's warm-up at start, which carries no credential
-    if not any(same_secret(shown, config.anthropic_api_key) for shown in shown_keys(request)):
-        raise ProxyError(
-            401, "this proxy wants its key (ANTHROPIC_API_KEY) as x-api-key or Bearer token"
-        )
+    shown, accepted = shown_keys(request), accepted_keys(config)
+    if accepted and not any(same_secret(key, right) for key in shown for right in accepted):
+        raise ProxyError(401, WANTS_KEY)
+    if config.upstream == "redcap" and not accepted:
+        own_redcap_token(shown)
+
+
+WANTS_KEY = "this proxy wants its key (ANTHROPIC_API_KEY) as x-api-key or Bearer token"
+WANTS_TOKEN = (
+    "this proxy wants your REDCap API token, 32 hexadecimal digits, as ANTHROPIC_AUTH_TOKEN"
+)
+SUPER_TOKEN = "that is a REDCap super token, too powerful for this: take a project's API token"
+
+
+def accepted_keys(config: Config) -> Tuple[str, ...]:
+    """The keys that let a client in; none: see `check_client_key`."""
+    shared = config.redcap_api_token if config.upstream == "redcap" else ""
+    return tuple(key for key in (config.anthropic_api_key, shared) if key)
+
+
+def own_redcap_token(shown: Iterable[str]) -> str:
+    """The REDCap token among a client's credentials; ProxyError(401) if there is none."""
+    found = next((key for key in shown if re.fullmatch(REDCAP_TOKEN, key)), None)
+    if found is None:
+        too_much = any(re.fullmatch("[0-9A-Fa-f]{64}", key) for key in shown)
+        raise ProxyError(401, SUPER_TOKEN if too_much else WANTS_TOKEN)
+    return found
 
 
 def shown_keys(request: HttpRequest) -> Tuple[str, ...]:

@@ -20,13 +20,8 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, TextIO, Tuple
 
 from claude_proxy.app import App, ask_upstream, build_app
-from claude_proxy.config import (
-    VERSION,
-    Config,
-    ConfigError,
-    load_config,
-    unknown_names,
-)
+from claude_proxy.config import VERSION, Config, ConfigError
+from claude_proxy.config_load import load_config, unknown_names
 from claude_proxy.dotenv import DotenvError, parse_dotenv
 from claude_proxy.errors import ProxyError
 from claude_proxy.exchange import Exchange
@@ -157,7 +152,8 @@ def make_log(config: Config, stream: TextIO) -> Log:
 def secret_values(config: Config) -> List[str]:
     """Every secret that this process knows, for the redaction of logs."""
     custom = [value for _, value in config.custom_headers]
-    return [config.openai_api_key, config.anthropic_api_key, *custom]
+    keys = [config.openai_api_key, config.anthropic_api_key, config.redcap_api_token]
+    return [*keys, *custom]
 
 
 # --- the checks --------------------------------------------------------------------------------

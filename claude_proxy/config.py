@@ -1,17 +1,15 @@
 """The model maps, and one table of every setting: name, default, parser, one line of help.
 
-`load_config` turns an environment and a .env into a frozen Config, or reports every mistake at
-once. It is pure: the command line passes the environment in. No problem text repeats a value.
+`config_load` turns an environment and a .env into a frozen Config of these. No problem text
+repeats a value.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections import namedtuple
-from collections.abc import Mapping, Sequence
-from ipaddress import ip_address
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from collections.abc import Sequence
+from typing import Any, Callable, Dict, NamedTuple, Tuple
 from urllib.parse import urlsplit
 
 VERSION = "0.1.0"
@@ -25,8 +23,49 @@ MODEL_ALIASES: Dict[str, Dict[str, str]] = {
     "openai": {
         # "claude-3-5-haiku*": "gpt-4o-mini",
     },
+    "redcap 2026-06": {
+        "claude-3*": "claude-sonnet-4.6",
+        "gpt-4.1": "gpt-4-1",
+        "gpt-4o": "gpt-4-1",
+        "gpt-4.1-nano": "gpt-4-1-nano",
+        "gpt-4o-mini": "gpt-4-1-nano",
+        "gpt-5.4": "gpt-5-4",
+        "gpt-5.4-nano": "gpt-5-4-nano",
+        "deepseek": "deepseek-r1",
+    },
+    "redcap 2026-01": {
+        "claude-haiku-4-5-20251001": "gpt-4o",
+        "claude-3-7-sonnet-20250219": "claude",
+        "claude-sonnet-4": "claude",
+        "gpt-4-1": "gpt-4.1",
+    },
     "demo": {"*": "demo"},
 }
+
+# REDCap SecureChatAI's own names (model aliases) in its newer and its older installations, chosen
+# by REDCAP_ERA. No list is certain, for they are settings there: REDCAP_ALIASES adds others.
+REDCAP_KNOWN_ALIASES: Dict[str, Tuple[str, ...]] = {
+    "2026-06": (
+        "claude-opus-4-7", "claude-opus-4-6", "claude-opus-4-1", "claude-sonnet-4.6",
+        "claude-sonnet-4-5", "claude-haiku-4.5", "gpt-4-1", "gpt-4-1-nano", "gpt-5-4",
+        "gpt-5-4-nano", "gpt-5-nano", "o3", "o4-mini", "chat", "gemini-2.5-pro", "gemini-2.5-flash",
+        "deepseek-r1", "grok-3", "grok-3-mini", "llama-4-scout",
+    ),
+    "2026-01": (
+        "claude", "gpt-4o", "gpt-4.1", "o1", "o3-mini", "gpt-5", "gemini20flash", "gemini25pro",
+        "llama3370b", "llama-Maverick", "deepseek",
+    ),
+}
+# What fits an alias: (pattern, window in tokens), the first that fits.
+REDCAP_WINDOWS: Tuple[Tuple[str, int], ...] = (
+    ("claude*", 200_000), ("o[134]*", 200_000), ("gpt-5*", 400_000), ("gpt-4[-.]1*", 1_000_000),
+    ("gemini*", 1_000_000), ("*", 128_000),
+)
+# The longest answer in tokens, whatever `max_tokens` says; 0: the vendor's own limit.
+REDCAP_OUTPUT_CAPS: Tuple[Tuple[str, int], ...] = (
+    ("claude", 8192), ("claude-haiku-4.5", 8192), ("claude-sonnet-3.[57]", 8192),
+    ("claude-sonnet-4", 16000), ("claude-opus-4", 32000), ("claude*", 16384), ("*", 0),
+)
 
 # A word in a Claude name -> the setting that holds its model; the first that fits.
 MODEL_FAMILIES: Tuple[Tuple[str, str], ...] = (
@@ -36,13 +75,19 @@ MODEL_FAMILIES: Tuple[Tuple[str, str], ...] = (
     ("claude", "BIG_MODEL"),
 )
 
-# Host of the base URL -> models where the settings name none.
+# Host of the base URL, or redcap and its era -> models where the settings name none.
 DEFAULT_MODELS: Dict[str, Dict[str, str]] = {
     "openrouter.ai": {
         "BIG_MODEL": "openai/gpt-5.4",
         "MIDDLE_MODEL": "openai/gpt-5.4-mini",
         "SMALL_MODEL": "openai/gpt-5.4-nano",
     },
+    "redcap 2026-06": {
+        "BIG_MODEL": "claude-opus-4-7",
+        "MIDDLE_MODEL": "claude-sonnet-4.6",
+        "SMALL_MODEL": "claude-haiku-4.5",
+    },
+    "redcap 2026-01": {"BIG_MODEL": "claude", "MIDDLE_MODEL": "claude", "SMALL_MODEL": "gpt-4o"},
     "other": {"BIG_MODEL": "gpt-4o", "MIDDLE_MODEL": "gpt-4o", "SMALL_MODEL": "gpt-4o-mini"},
 }
 
@@ -51,7 +96,7 @@ LISTED_MODELS: Tuple[str, ...] = ("claude-opus-4-8", "claude-sonnet-5", "claude-
 
 # --- end of the model maps ---------------------------------------------------------------------
 
-UPSTREAM_NAMES = ("openai", "demo")
+UPSTREAM_NAMES = ("redcap", "openai", "demo")
 
 # Keys with these prefixes are OpenAI's own: without a base URL they must not travel to anyone else.
 OPENAI_KEY_PREFIXES = ("sk-proj-", "sk-svcacct-", "sk-admin-")
@@ -65,6 +110,7 @@ HEADER_TEXT = r"[\x20-\x7e]*"
 HEADER_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 PLAIN_URL = re.compile(r"[^\x00-\x20\x7f-\U0010ffff@?#\\]*")
 CHAT_PATH = "/chat/completions"
+REDCAP_TOKEN = r"[0-9A-Fa-f]{32}"
 BOOL_WORDS = {"true": True, "1": True, "yes": True, "on": True,
               "false": False, "0": False, "no": False, "off": False}
 
@@ -105,7 +151,9 @@ parse_text = pattern_parser(r"[^\x00-\x1f\x7f-\x9f]*", "must be one line of text
 parse_header_text = pattern_parser(HEADER_TEXT, "must be one line of printable ASCII")
 parse_api_version = pattern_parser(r"[A-Za-z0-9.-]*", "must be a version such as 2024-10-21")
 parse_compression = pattern_parser("none", "only none is accepted in this version")
-parse_later_upstream = pattern_parser("", "the redcap upstream is not in this version")
+parse_redcap_token = pattern_parser(
+    REDCAP_TOKEN + "|", "must be a REDCap API token: 32 hexadecimal digits, and no super token"
+)
 
 
 def choice_parser(*words: str) -> Callable[[str], str]:
@@ -178,6 +226,18 @@ def parse_base_url(text: str) -> str:
     return base[: -len(CHAT_PATH)].rstrip("/") if base.endswith(CHAT_PATH) else base
 
 
+def parse_redcap_url(text: str) -> str:
+    """The URL of REDCap's API, with the slash at its end; "" for none."""
+    url = text + "/" if text.endswith("/api") else text
+    if text and not (is_plain_url(text) and url.endswith("/api/")):
+        raise ValueError("must be REDCap's API, such as https://redcap.example.edu/api/")
+    return url
+
+
+def parse_names(text: str) -> Tuple[str, ...]:
+    return tuple(name.strip() for name in parse_text(text).split(",") if name.strip())
+
+
 def is_plain_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
@@ -215,7 +275,8 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("DRAIN_TIMEOUT", "600", seconds_parser(low=0),
             "seconds that answers under way may take when the proxy is stopped", "Listening"),
     Setting("UPSTREAM", "", choice_parser(*UPSTREAM_NAMES),
-            "openai or demo; unset, openai if a setting below names one, else demo", "Upstream"),
+            "redcap, openai or demo; unset, the one that settings below name, else demo",
+            "Upstream"),
     Setting("OPENAI_API_KEY", "", parse_header_text,
             "key for the upstream", "Upstream", secret=True),
     Setting("OPENAI_BASE_URL", "", parse_base_url,
@@ -225,7 +286,7 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("CONNECT_TIMEOUT", "10", seconds_parser(),
             "longest wait for a connection, in seconds", "Upstream"),
     Setting("REQUEST_TIMEOUT", "600", seconds_parser(),
-            "longest wait for the first byte of an answer, in seconds", "Upstream"),
+            "longest wait for an answer's first byte (redcap: its last), in seconds", "Upstream"),
     Setting("STREAM_IDLE_TIMEOUT", "300", seconds_parser(),
             "longest silence within an answer, in seconds", "Upstream"),
     Setting("TOTAL_TIMEOUT", "0", seconds_parser(low=0),
@@ -242,10 +303,25 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("CA_DIR", "", parse_text,
             "folder of certificates to trust besides the system's", "Upstream",
             aliases=("SSL_CERT_DIR",)),
-    Setting("REDCAP_API_URL", "", parse_later_upstream,
-            "not in this version: must stay unset", "Upstream"),
-    Setting("REDCAP_API_TOKEN", "", parse_later_upstream,
-            "not in this version: must stay unset", "Upstream", secret=True),
+    Setting("REDCAP_API_URL", "", parse_redcap_url,
+            "REDCap's API with SecureChatAI, such as https://redcap.example.edu/api/", "REDCap"),
+    Setting("REDCAP_API_TOKEN", "", parse_redcap_token,
+            "one token for all, which clients show too; unset, each shows a token of its own",
+            "REDCap", secret=True),
+    Setting("REDCAP_ALLOW_HTTP", "false", parse_bool,
+            "true sends tokens over http to a host other than this one", "REDCap"),
+    Setting("REDCAP_ERA", "2026-06", choice_parser(*REDCAP_KNOWN_ALIASES),
+            "which model names the module has: 2026-06, or 2026-01 for an older one", "REDCap"),
+    Setting("REDCAP_ALIASES", "", parse_names,
+            "further model names that this REDCap has, with commas between", "REDCap"),
+    Setting("REDCAP_IMAGE_ALIASES", "", parse_names,
+            "model names, or globs, that take images", "REDCap"),
+    Setting("REDCAP_SCHEMA_ALIASES", "", parse_names,
+            "model names, or globs, asked by callAI with a JSON schema for tool calls", "REDCap"),
+    Setting("REDCAP_MAX_CALLS", "8", number_parser(1, 1000),
+            "calls at a time; others wait, each user in turn", "REDCap"),
+    Setting("REDCAP_MAX_BYTES", "8388608", number_parser(1024, 1 << 31),
+            "largest form that REDCap's PHP takes (post_max_size)", "REDCap"),
     Setting("BIG_MODEL", "", parse_text,
             "model for opus; unset, one that suits the base URL", "Models"),
     Setting("MIDDLE_MODEL", "", parse_text,
@@ -260,6 +336,9 @@ SETTINGS: Tuple[Setting, ...] = (
             "ceiling for max_tokens; 0 sets none", "Models"),
     Setting("MIN_TOKENS_LIMIT", "0", number_parser(0, 10**9),
             "floor for max_tokens where the proxy itself has to choose it", "Models"),
+    Setting("TEXT_TOOLS_MODELS", "", parse_names,
+            "models, or globs, that cannot call tools: they are told and called in text",
+            "Models"),
     Setting("PROMPT_COMPRESSION", "none", parse_compression,
             "only none is accepted in this version", "Models"),
     Setting("PROMPT_MAX_SYSTEM_TOKENS", "4096", number_parser(1, 10**9),
@@ -287,194 +366,3 @@ class Config(namedtuple("Config", CONFIG_FIELDS)):
     def __repr__(self) -> str:
         """No values: a Config in a traceback or a log must not show a key."""
         return "Config(...)"
-
-
-class FoundSetting(NamedTuple):
-    """Where a setting's text came from; `variable` is the name it was written under."""
-
-    variable: str
-    text: str
-    source: str
-
-
-SettingSources = Sequence[Tuple[str, Mapping[str, str]]]
-
-
-# --- loading -----------------------------------------------------------------------------------
-
-
-def load_config(
-    environ: Mapping[str, str],
-    dotenv: Optional[Mapping[str, str]] = None,
-    read_file: Optional[Callable[[str], str]] = None,
-    path_exists: Callable[[str], bool] = os.path.exists,
-) -> Config:
-    """The settings in force, or ConfigError with every mistake.
-
-    The environment goes before the .env, whichever of its names a setting has there; in one source
-    the setting's own name goes before NAME_FILE (secrets) and its aliases. Empty means unset.
-    """
-    sources = (("environment", environ), (".env", dotenv or {}))
-    values: Dict[str, Any] = {}
-    found: Dict[str, FoundSetting] = {}
-    headers, origins, problems = read_custom_headers(sources)
-    for setting in SETTINGS:
-        try:
-            found[setting.name] = find_setting(setting, sources, read_file or read_text_file)
-            values[setting.name] = parse_found(setting, found[setting.name])
-        except ConfigError as error:
-            problems += error.problems
-    problems += cross_check(values)
-    for name in ("CA_FILE", "CA_DIR"):
-        if values.get(name) and not path_exists(values[name]):
-            problems.append(f"{found[name].variable}: nothing is there under this path")
-    if problems:
-        raise ConfigError(problems)
-    origins = [*((name, item.source) for name, item in found.items()), *origins]
-    values.update(resolve_upstream(values))
-    values.update(resolve_models(values))
-    fields = {name.lower(): value for name, value in values.items()}
-    return Config(**fields, custom_headers=tuple(headers), sources=tuple(origins))
-
-
-def read_text_file(path: str) -> str:
-    with open(path, encoding="utf-8-sig") as file:
-        return file.read(65536)
-
-
-def clean_text(text: str) -> str:
-    """A value without blanks around it and without the quotes that `docker --env-file` leaves."""
-    text = text.strip()
-    quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
-    return text[1:-1] if quoted else text
-
-
-def find_setting(
-    setting: Setting, sources: SettingSources, read_file: Callable[[str], str]
-) -> FoundSetting:
-    for source, written in sources:
-        texts = {name: clean_text(written.get(name, "")) for name in setting_names(setting)}
-        named = [name for name, text in texts.items() if text]
-        file_name = f"{setting.name}_FILE"
-        if setting.secret and {setting.name, file_name} <= set(named):
-            raise ConfigError([f"{setting.name}: set either this or {file_name}, not both"])
-        if named and setting.secret and named[0] == file_name:
-            secret = read_secret(file_name, texts[file_name], read_file)
-            return FoundSetting(file_name, secret, "file")
-        if named:
-            return FoundSetting(named[0], texts[named[0]], source)
-    return FoundSetting(setting.name, setting.default, "default")
-
-
-def setting_names(setting: Setting) -> Tuple[str, ...]:
-    """Every variable that can hold the setting, first to look at first."""
-    return (setting.name, *((f"{setting.name}_FILE",) if setting.secret else ()), *setting.aliases)
-
-
-def read_secret(variable: str, path: str, read_file: Callable[[str], str]) -> str:
-    try:
-        text = clean_text(read_file(path))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError([f"{variable}: the file cannot be read ({reason})"]) from None
-    if not text:
-        raise ConfigError([f"{variable}: the file is empty"])
-    return text
-
-
-def parse_found(setting: Setting, found: FoundSetting) -> Any:
-    try:
-        return setting.parse(found.text)
-    except ValueError as error:
-        raise ConfigError([f"{found.variable}: {error}"]) from None
-
-
-def read_custom_headers(
-    sources: SettingSources,
-) -> Tuple[List[Tuple[str, str]], List[Tuple[str, str]], List[str]]:
-    """(headers, (variable, source) pairs, problems) of the CUSTOM_HEADER_ variables."""
-    headers: Dict[str, Tuple[str, str]] = {}
-    problems = []
-    for source, written in reversed(sources):
-        for variable in sorted(name for name in written if name.startswith(CUSTOM_HEADER_PREFIX)):
-            header = variable[len(CUSTOM_HEADER_PREFIX):].lower().replace("_", "-")
-            text = clean_text(written[variable])
-            problem = custom_header_problem(header, text)
-            if text and problem:
-                problems.append(f"{variable}: {problem}")
-            elif text:
-                headers[header] = (text, source)
-    pairs = [(header, text) for header, (text, _) in sorted(headers.items())]
-    origins = [(custom_header_variable(header), headers[header][1]) for header, _ in pairs]
-    return pairs, origins, problems
-
-
-def custom_header_variable(header: str) -> str:
-    return CUSTOM_HEADER_PREFIX + header.upper().replace("-", "_")
-
-
-def custom_header_problem(header: str, text: str) -> Optional[str]:
-    if not HEADER_NAME.fullmatch(header):
-        return f"must be {CUSTOM_HEADER_PREFIX} and a header name, with _ for each hyphen"
-    if header in FRAMING_HEADERS:
-        return "the proxy itself sets this header"
-    return None if re.fullmatch(HEADER_TEXT, text) else "must be one line of printable ASCII"
-
-
-def unknown_names(dotenv: Mapping[str, str]) -> List[str]:
-    """The names in a .env that are no setting here: worth a warning, for a name may be misspelt."""
-    known = {name for setting in SETTINGS for name in setting_names(setting)}
-    return [n for n in dotenv if n not in known and not n.startswith(CUSTOM_HEADER_PREFIX)]
-
-
-# --- what settings mean together ---------------------------------------------------------------
-
-
-def is_loopback_host(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-CROSS_CHECKS: Tuple[Tuple[Tuple[str, ...], Callable[..., bool], str], ...] = (
-    (("LISTEN_HOST", "ANTHROPIC_API_KEY", "TRUST_PROXY"),
-     lambda host, key, trusted: is_loopback_host(host) or bool(key) or trusted,
-     "other machines could use this proxy without a key; set ANTHROPIC_API_KEY to the key that "
-     "clients must show, or TRUST_PROXY=true if something in front authenticates, or "
-     "LISTEN_HOST=127.0.0.1"),
-    (("UPSTREAM", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
-     lambda upstream, key, base: upstream != "openai" or bool(key or base),
-     "openai needs OPENAI_API_KEY or OPENAI_BASE_URL, or both"),
-    (("AZURE_API_VERSION", "OPENAI_BASE_URL"),
-     lambda version, base: not version or bool(base),
-     "needs OPENAI_BASE_URL, such as https://NAME.openai.azure.com"),
-    (("MIN_TOKENS_LIMIT", "MAX_TOKENS_LIMIT"),
-     lambda low, high: not high or low <= high,
-     "must not be above MAX_TOKENS_LIMIT"),
-)
-
-
-def cross_check(values: Mapping[str, Any]) -> List[str]:
-    """Problems between settings; a check is left out where one of its values is itself wrong."""
-    return [
-        f"{names[0]}: {problem}"
-        for names, holds, problem in CROSS_CHECKS
-        if all(name in values for name in names) and not holds(*(values[name] for name in names))
-    ]
-
-
-def resolve_upstream(values: Mapping[str, Any]) -> Dict[str, str]:
-    key, base = values["OPENAI_API_KEY"], values["OPENAI_BASE_URL"]
-    named = "openai" if key or base or values["AZURE_API_VERSION"] else "demo"
-    if key and not base:
-        base = OPENAI_OWN_URL if key.startswith(OPENAI_KEY_PREFIXES) else OPENROUTER_URL
-    return {"UPSTREAM": values["UPSTREAM"] or named, "OPENAI_BASE_URL": base}
-
-
-def resolve_models(values: Mapping[str, Any]) -> Dict[str, str]:
-    host = urlsplit(values["OPENAI_BASE_URL"]).hostname or ""
-    models = dict(DEFAULT_MODELS.get(host, DEFAULT_MODELS["other"]))
-    if values["BIG_MODEL"]:
-        models["MIDDLE_MODEL"] = values["BIG_MODEL"]
-    return {name: values[name] or model for name, model in models.items()}

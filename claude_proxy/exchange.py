@@ -57,6 +57,7 @@ class Exchange:
         self.cancelled: Optional[ProxyError] = None
         self.form: Optional[AnswerForm] = None
         self.model = ""
+        self.keys: Tuple[str, ...] = ()  # the credentials that the client showed
         self.first_event: Optional[float] = None
         self.open_block: Tuple[int, str] = (-1, "")
         self.usage: Dict[str, Any] = {}

@@ -53,6 +53,10 @@ def make_ssl_context(verify: bool, ca_file: str = "", ca_dir: str = "") -> ssl.S
     return context
 
 
+class ConnectError(ProxyError):
+    """No connection: nothing has been sent."""
+
+
 def connect_socket(
     target: Target, timeout: float, context: Optional[ssl.SSLContext]
 ) -> socket.socket:
@@ -73,13 +77,13 @@ def connect_socket(
     return connection.sock
 
 
-def connect_error(target: Target, error: Exception) -> ProxyError:
+def connect_error(target: Target, error: Exception) -> ConnectError:
     """What a person needs to know about a failed connect: host, port, cause, remedy."""
     for kind, remedy in CONNECT_REMEDIES:
         if isinstance(error, kind):
             detail = remedy.format(reason=getattr(error, "verify_message", "") or error)
-            return ProxyError(502, f"cannot reach the upstream {target}: {detail}")
-    return ProxyError(502, f"cannot reach the upstream {target}: {error}")
+            return ConnectError(502, f"cannot reach the upstream {target}: {detail}")
+    return ConnectError(502, f"cannot reach the upstream {target}: {error}")
 
 
 CONNECT_REMEDIES = (

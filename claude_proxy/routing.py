@@ -16,6 +16,7 @@ from claude_proxy.config import (
     LISTED_MODELS,
     MODEL_ALIASES,
     MODEL_FAMILIES,
+    REDCAP_KNOWN_ALIASES,
     UPSTREAM_NAMES,
     Config,
 )
@@ -49,9 +50,18 @@ def matching_targets(
 ) -> Iterable[Tuple[str, Optional[str]]]:
     """(reason, target or None) of each rule, in order."""
     yield "MODEL_MAP", first_match(config.model_map, name)
-    yield "alias", first_match(tuple(MODEL_ALIASES.get(upstream, {}).items()), name)
+    yield "alias", first_match(alias_rules(config, upstream), name)
     yield "family", family_model(config, name)
     yield "DEFAULT_MODEL", config.default_model
+
+
+def alias_rules(config: Config, upstream: str) -> Tuple[Tuple[str, str], ...]:
+    """The alias map of an upstream; REDCap's own names come first and stand for themselves."""
+    if upstream != "redcap":
+        return tuple(MODEL_ALIASES.get(upstream, {}).items())
+    own = (*REDCAP_KNOWN_ALIASES[config.redcap_era], *config.redcap_aliases)
+    mapped = MODEL_ALIASES.get(f"redcap {config.redcap_era}", {})
+    return (*((alias, alias) for alias in own), *mapped.items())
 
 
 def split_upstream(name: str, default: str) -> Tuple[str, str]:
@@ -95,7 +105,7 @@ def listed_models(config: Config) -> List[Tuple[str, str]]:
     """(id, display name) of the models that clients may choose from, without asking anybody."""
     exact = [
         name
-        for rules in (config.model_map, MODEL_ALIASES.get(config.upstream, {}).items())
+        for rules in (config.model_map, alias_rules(config, config.upstream))
         for name, _ in rules
         if not any(c in name for c in "*?[")
     ]

@@ -30,7 +30,7 @@ from claude_proxy.http1 import (
     response_body,
     take_response_head,
 )
-from claude_proxy.pool import Pool, Target, UpstreamConnection, connect_socket
+from claude_proxy.pool import ConnectError, Pool, Target, UpstreamConnection, connect_socket
 
 RECEIVE_BYTES = 65536
 LONGEST_ERROR_BODY = 65536
@@ -51,13 +51,18 @@ class Timeouts(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One request to an upstream. `target_path` includes the query."""
+    """One request to an upstream. `target_path` includes the query.
+
+    With `once` it is never sent twice, for each sending costs, and the time for the first byte is
+    that for the whole answer.
+    """
 
     method: str
     target: Target
     target_path: str
     headers: Tuple[Tuple[str, str], ...]
     body: bytes
+    once: bool = False
 
 
 class ConnectionLost(Exception):
@@ -112,11 +117,13 @@ class Transport:
             last = attempt >= self._max_retries
             try:
                 response = self._attempt(exchange, call)
-            except ProxyError:
-                if last or exchange.cancelled is not None:
+            except ProxyError as error:
+                sent = call.once and not isinstance(error, ConnectError)
+                if last or sent or exchange.cancelled is not None:
                     raise
                 wait = backoff(attempt, None, self._chance())
             else:
+                last = last or call.once
                 wait = self._retry_wait(response, attempt)
                 if last or wait > LONGEST_RETRY_WAIT:
                     return response
@@ -133,7 +140,7 @@ class Transport:
 
     def _attempt(self, exchange: Exchange, call: Call) -> UpstreamResponse:
         exchange.raise_if_cancelled()
-        connection = self._pool.take(call.target)
+        connection = None if call.once else self._pool.take(call.target)
         if connection is not None:
             try:
                 return self._send(exchange, call, connection)
@@ -168,9 +175,8 @@ class Transport:
             if isinstance(error, OSError):
                 raise ConnectionLost from error
             raise
-        return UpstreamResponse(
-            exchange, connection, response_head, self._timeouts.idle, self._pool
-        )
+        idle = None if call.once else self._timeouts.idle
+        return UpstreamResponse(exchange, connection, response_head, idle, self._pool)
 
     @staticmethod
     def _fields(call: Call) -> List[Tuple[str, str]]:
@@ -216,7 +222,7 @@ class UpstreamResponse:
         exchange: Exchange,
         connection: UpstreamConnection,
         head: ResponseHead,
-        idle_timeout: float,
+        idle_timeout: Optional[float],  # None: the deadline that is armed stays
         pool: Pool,
     ) -> None:
         self.status = head.status
@@ -264,7 +270,8 @@ class UpstreamResponse:
                     yield data
             if body.done:
                 return
-            exchange.arm(self._idle_timeout, "more of the upstream's answer")
+            if self._idle_timeout is not None:
+                exchange.arm(self._idle_timeout, "more of the upstream's answer")
             try:
                 piece = receive(RECEIVE_BYTES)
             except OSError:

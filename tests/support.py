@@ -198,7 +198,7 @@ def text_answer(*words: str) -> List[Step]:
 
 # --- the proxy ----------------------------------------------------------------------------------
 
-PACKAGE_MODULES = ("config", "log", "app", "server", "inflight", "cli", "exchange", "errors")
+PACKAGE_MODULES = ("config", "config_load", "log", "app", "server", "inflight", "cli", "exchange", "errors")
 
 
 def load_form(form: str) -> Any:

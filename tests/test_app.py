@@ -8,7 +8,8 @@ import json
 import pytest
 
 from claude_proxy.app import App, build_app, find_endpoint
-from claude_proxy.config import VERSION, load_config
+from claude_proxy.config import VERSION
+from claude_proxy.config_load import load_config
 from claude_proxy.errors import ProxyError
 from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest

@@ -11,7 +11,7 @@ from claude_proxy.auth import (
     check_origin,
     host_name,
 )
-from claude_proxy.config import load_config
+from claude_proxy.config_load import load_config
 from claude_proxy.errors import ProxyError
 from claude_proxy.http1 import HttpRequest
 

@@ -17,9 +17,8 @@ from claude_proxy.config import (
     SETTINGS,
     UPSTREAM_NAMES,
     ConfigError,
-    load_config,
-    unknown_names,
 )
+from claude_proxy.config_load import load_config, unknown_names
 from claude_proxy.dotenv import parse_dotenv
 from claude_proxy.settings_text import (
     format_config,
@@ -114,8 +113,11 @@ WRONG = [
     ("OPENAI_BASE_URL", "https://[canary/v1", "http or https"),
     ("OPENAI_BASE_URL", "https://canarü/v1", "http or https"),
     ("AZURE_API_VERSION", "canary&x=1", "version"),
-    ("REDCAP_API_URL", "https://canary/api/", "the redcap upstream is not in this version"),
-    ("REDCAP_API_TOKEN", "canary", "the redcap upstream is not in this version"),
+    ("REDCAP_API_URL", "https://canary/redcap", "must be REDCap's API"),
+    ("REDCAP_API_URL", "https://canary/api/?x=1", "must be REDCap's API"),
+    ("REDCAP_API_TOKEN", "canary", "32 hexadecimal digits"),
+    ("REDCAP_API_TOKEN", "c" * 64, "no super token"),
+    ("REDCAP_ERA", "canary", "must be one of 2026-06, 2026-01"),
     ("MODEL_MAP", "canary", "name=model"),
     ("MODEL_MAP", "a=b,=canary", "name=model"),
     ("MODEL_MAP", "canary=", "name=model"),
@@ -297,7 +299,7 @@ def test_a_certificate_path_has_to_exist(name):
 
 def test_the_model_maps_fit_each_other():
     settings = {setting.name for setting in SETTINGS}
-    assert set(MODEL_ALIASES) == set(UPSTREAM_NAMES)
+    assert {name.split()[0] for name in MODEL_ALIASES} == set(UPSTREAM_NAMES)
     assert {setting for _, setting in MODEL_FAMILIES} <= settings
     for models in DEFAULT_MODELS.values():
         assert set(models) == {"BIG_MODEL", "MIDDLE_MODEL", "SMALL_MODEL"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from claude_proxy.config import load_config
+from claude_proxy.config_load import load_config
 from claude_proxy.upstreams.openai import (
     PLAIN_OPTIONS,
     REASONING_OPTIONS,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from claude_proxy.config import LISTED_MODELS, load_config
+from claude_proxy.config import LISTED_MODELS
+from claude_proxy.config_load import load_config
 from claude_proxy.routing import choose_route, first_match, listed_models
 
 OPENAI = {"OPENAI_API_KEY": "k", "OPENAI_BASE_URL": "http://127.0.0.1:1/v1",

@@ -34,8 +34,8 @@ NO_CALL = "this answer has to call a tool, and it did not"
 CUT_OFF_NOTE = "[The answer was cut off at its length limit within a tool call; nothing was run.]"
 REPAIR_PROMPT = (
     "That was not a valid tool call: {complaint}. {accepted} Answer with the corrected call, and"
-    " any that should follow it, and nothing else: <tool_call>, one JSON object with name and input,"
-    " </tool_call>."
+    " any that should follow it, and nothing else: <tool_call>, one JSON object with name and"
+    " input, </tool_call>."
 )
 NONE_ACCEPTED = "Nothing was run."
 SOME_ACCEPTED = "Only the {count} call(s) before it were accepted; do not repeat them."

@@ -45,9 +45,13 @@ class DemoUpstream:
     """Answers without a model."""
 
     name = "demo"
+    native_tools = True
 
     def describe(self) -> str:
         return "built-in demo, no network"
+
+    def probe(self, exchange: Exchange) -> Dict[str, Any]:
+        return {}
 
     def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]:
         tokens = count_input_tokens(request)

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Dict, List, Tuple
+from typing import Any, Dict, List, Tuple
 from urllib.parse import quote, urlsplit
 
 from claude_proxy.config import VERSION, Config
@@ -46,6 +46,7 @@ class OpenAIUpstream:
     """One OpenAI-compatible base URL with its key."""
 
     name = "openai"
+    native_tools = True
 
     def __init__(self, config: Config, transport: Transport) -> None:
         self._config = config
@@ -59,6 +60,9 @@ class OpenAIUpstream:
         return self._config.openai_base_url + (
             f" (Azure, api-version {version})" if version else ""
         )
+
+    def probe(self, exchange: Exchange) -> Dict[str, Any]:
+        return {}
 
     def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]:
         request = limit_max_tokens(request, self._config)
