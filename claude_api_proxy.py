@@ -4393,6 +4393,8 @@ class TextTurn:
         if event["type"] == "message_delta":
             self._add_usage(event.get("usage") or {})
             self._end = event["delta"]
+            if self._end.get("stop_sequence") == RESULT_STOP:
+                self._facts["tool_results_invented"] = True
         return ()
 
     def _add_usage(self, usage: Dict[str, Any]) -> None:
@@ -6326,7 +6328,9 @@ def reply_events(
 
 def cut_at_stop(text: str, stops: Any) -> Tuple[str, Optional[str]]:
     """(text up to the first stop sequence in it, that sequence): few models get to see them."""
-    stops = [stop for stop in stops if isinstance(stop, str) and stop] if stops else []
+    stops = stops if isinstance(stops, list) else []
+    # An invented result is cut off where calls are found: here it might stand within one.
+    stops = [s for s in stops if isinstance(s, str) and s and s != RESULT_STOP]
     found = [(text.find(stop), stop) for stop in stops if stop in text]
     if not found:
         return text, None

@@ -172,6 +172,8 @@ class TextTurn:
         if event["type"] == "message_delta":
             self._add_usage(event.get("usage") or {})
             self._end = event["delta"]
+            if self._end.get("stop_sequence") == RESULT_STOP:
+                self._facts["tool_results_invented"] = True
         return ()
 
     def _add_usage(self, usage: Dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from claude_proxy.auth import own_redcap_token, same_secret
 from claude_proxy.config import REDCAP_KNOWN_ALIASES, VERSION, Config
+from claude_proxy.dialects.text_tools import RESULT_STOP
 from claude_proxy.errors import NO_RETRY, ProxyError
 from claude_proxy.events import Event, EventWriter, Request
 from claude_proxy.exchange import Exchange
@@ -254,7 +255,9 @@ def reply_events(
 
 def cut_at_stop(text: str, stops: Any) -> Tuple[str, Optional[str]]:
     """(text up to the first stop sequence in it, that sequence): few models get to see them."""
-    stops = [stop for stop in stops if isinstance(stop, str) and stop] if stops else []
+    stops = stops if isinstance(stops, list) else []
+    # An invented result is cut off where calls are found: here it might stand within one.
+    stops = [s for s in stops if isinstance(s, str) and s and s != RESULT_STOP]
     found = [(text.find(stop), stop) for stop in stops if stop in text]
     if not found:
         return text, None
