@@ -3811,7 +3811,8 @@ def tool_section(request: Request) -> str:
 def tool_text(tool: Dict[str, Any]) -> str:
     """One tool: its name, what it does, a line for each member of its input."""
     schema = tool_schema(tool) or {}
-    lines = [f"## {tool.get('name', '')}"]
+    # Descriptions have headings of their own.
+    lines = [f"=== {tool.get('name', '')} ==="]
     description = tool.get("description")
     lines += [description.strip()] if isinstance(description, str) and description else []
     members = list(member_lines(schema, "  "))
@@ -7387,6 +7388,7 @@ class Server(ThreadingHTTPServer):
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_LISTEN = 0, 1, 2, 3
 HEALTHCHECK_SECONDS = 5.0
+CHECK_SECONDS = 60.0
 WANTED_FILES = 65536
 
 
@@ -7437,6 +7439,7 @@ def main(
 ) -> int:
     """Run the command; returns the exit status."""
     out, err = out or sys.stdout, err or sys.stderr
+    environ = os.environ if environ is None else environ
     options = argument_parser().parse_args(argv)
     for chosen, text in (
         (options.version, version_text),
@@ -7447,14 +7450,15 @@ def main(
             print(text().rstrip("\n"), file=out)
             return EXIT_OK
     try:
-        loaded = load_settings(options.env_file, os.environ if environ is None else environ)
+        loaded = load_settings(options.env_file, environ)
     except UsageError as error:
         print(error, file=err)
         return EXIT_CONFIG
     if options.healthcheck:
         return healthcheck(loaded.config, err)
     if options.check_config or options.check_upstream:
-        return check(loaded, options.check_upstream, out, err)
+        shown = environ.get("ANTHROPIC_AUTH_TOKEN", "")
+        return check(loaded, options.check_upstream, shown, out, err)
     return run(loaded, out, err)
 
 
@@ -7531,8 +7535,11 @@ def own_sha256() -> str:
     return digest.hexdigest() + ("" if len(files) == 1 else f" (of {len(files)} modules)")
 
 
-def check(loaded: Loaded, live: bool, out: TextIO, err: TextIO) -> int:
-    """--check-config: what is in force; with --check-upstream one question to the upstream."""
+def check(loaded: Loaded, live: bool, shown: str, out: TextIO, err: TextIO) -> int:
+    """--check-config: what is in force; with --check-upstream one question to the upstream.
+
+    `shown` is the credential to ask with where each client has its own.
+    """
     print(f"settings from the environment and {loaded.env_file or 'no .env file'}", file=out)
     print(format_config(loaded.config).rstrip("\n"), file=out)
     for name in loaded.unknown:
@@ -7543,11 +7550,26 @@ def check(loaded: Loaded, live: bool, out: TextIO, err: TextIO) -> int:
         print(f"upstream {name}: {app.upstreams[name].describe()}", file=out)
         print(f"trust roots: {trust_roots(loaded.config)}", file=out)
         if live:
-            print(f"upstream answered: {ask_upstream(app, Exchange())}", file=out)
+            print(f"upstream answered: {ask_in_time(app, shown)}", file=out)
     except (ProxyError, UsageError) as error:
         print(error, file=err)
         return EXIT_FAILED
     return EXIT_OK
+
+
+def ask_in_time(app: App, shown: str) -> Dict[str, Any]:
+    """Ask as a client would; here no sweeper looks after deadlines, so a timer does."""
+    exchange = Exchange()
+    exchange.keys = (shown,) if shown else ()
+    seconds = min(app.config.request_timeout, CHECK_SECONDS)
+    late = ProxyError(504, f"no answer within {seconds:g} s")
+    timer = threading.Timer(seconds, exchange.cancel, [late])
+    timer.daemon = True
+    timer.start()
+    try:
+        return ask_upstream(app, exchange)
+    finally:
+        timer.cancel()
 
 
 def healthcheck(config: Config, err: TextIO) -> int:
@@ -7637,7 +7659,8 @@ def banner(app: App, port: int, loaded: Loaded) -> str:
     config = app.config
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.listen_host, config.listen_host)
     url = f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{port}"
-    token = "the-key-in-ANTHROPIC_API_KEY" if config.anthropic_api_key else "any-text"
+    own = "your-REDCap-API-token" if config.upstream == "redcap" else "any-text"
+    token = "the-key-in-ANTHROPIC_API_KEY" if config.anthropic_api_key else own
     models = [(family, choose_route(config, family)) for family in ("opus", "sonnet", "haiku")]
     lines = [
         f"listening on {url}",

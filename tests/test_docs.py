@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 import pytest
@@ -55,3 +56,17 @@ def test_the_single_file_opens_with_what_it_is():
     head = SINGLE_FILE.read_text(encoding="utf-8")[:4000]
     assert "generated from claude_proxy/: change it there" in head and VERSION in head
     assert "MODEL_ALIASES" in head, "the model maps belong on the first screens"
+
+
+def source_texts():
+    """Every string in the program, with those that stand next to each other joined as Python does."""
+    tree = ast.parse(SINGLE_FILE.read_text(encoding="utf-8"))
+    return [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+QUOTED = re.findall(r'^\| "([^"|]+)"', README, re.M)
+
+
+@pytest.mark.parametrize("message", QUOTED)
+def test_the_messages_in_the_troubleshooting_are_those_of_the_program(message):
+    assert any(message in text for text in source_texts())

@@ -300,7 +300,7 @@ def test_tools_in_text(start):
     assert [block["type"] for block in starts] == ["text", "tool_use", "tool_use"]
     assert answer.events[-2]["delta"]["stop_reason"] == "tool_use"
     form = form_of(redcap.requests[0])
-    assert "## Bash" in form["system"] and "tools" not in form and form["stop[0]"] == "\n<tool_result"
+    assert "=== Bash ===" in form["system"] and "tools" not in form and form["stop[0]"] == "\n<tool_result"
     assert wait_until(lambda: logged(proxy, "tool_results_invented"))
 
 

@@ -143,7 +143,8 @@ def tool_section(request: Request) -> str:
 def tool_text(tool: Dict[str, Any]) -> str:
     """One tool: its name, what it does, a line for each member of its input."""
     schema = tool_schema(tool) or {}
-    lines = [f"## {tool.get('name', '')}"]
+    # Descriptions have headings of their own.
+    lines = [f"=== {tool.get('name', '')} ==="]
     description = tool.get("description")
     lines += [description.strip()] if isinstance(description, str) and description else []
     members = list(member_lines(schema, "  "))
