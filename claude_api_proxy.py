@@ -2786,6 +2786,12 @@ def chat_tool_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)[: LONGEST_TOOL_NAME - 9] + "_" + digest
 
 
+def only_tool_name(request: Request) -> str:
+    """The tool's name if only one is offered."""
+    tools = as_list(request.get("tools"))
+    return str(tools[0].get("name", "")) if len(tools) == 1 and isinstance(tools[0], dict) else ""
+
+
 def used_call_ids(request: Request) -> Set[str]:
     """The ids of the calls in the conversation so far."""
     messages = [m for m in as_list(request.get("messages")) if isinstance(m, dict)]
@@ -3138,28 +3144,45 @@ class ToolCall:
         self.pending: List[str] = []
         self.arguments: List[str] = []
         self.live = False
+        self._null = False
+        self._last = ""
+        self._complete: Optional[bool] = None
+
+    def add(self, text: str) -> None:
+        """More of the arguments. A first piece `null` is nothing, unless it is a part of more."""
+        if text == "null" and not self.arguments:
+            self._null = True
+            return
+        if self._null and text[:1] not in "{[":
+            text = "null" + text
+        self._null = False
+        self.arguments.append(text)
+        self.pending.append(text)
+        self._last = text.rstrip()[-1:] or self._last
+        self._complete = None
 
     def complete(self) -> bool:
-        """Whether the arguments so far are one JSON value."""
-        if not self.arguments or not self.arguments[-1].rstrip().endswith("}"):
-            return False
-        try:
-            json.loads("".join(self.arguments))
-        except (ValueError, RecursionError):
-            return False
-        return True
+        """Whether the arguments so far are one JSON object."""
+        if self._complete is None:
+            self._complete = self._last == "}" and is_json("".join(self.arguments))
+        return self._complete
 
 
 class CallBook:
     """The calls of one answer, in the order they began. One is live: its pieces flow at once."""
 
     def __init__(
-        self, write: EventWriter, names: Mapping[str, str], used_ids: Iterable[str]
+        self,
+        write: EventWriter,
+        names: Mapping[str, str],
+        used_ids: Iterable[str],
+        only_tool: str = "",
     ) -> None:
         self.any = False
         self.told = 0
         self._write = write
         self._names = names
+        self._nameless = only_tool or "unknown"
         self._calls: List[ToolCall] = []
         self._by_index: Dict[Any, ToolCall] = {}
         self._next = 0
@@ -3171,23 +3194,25 @@ class CallBook:
 
     def add(self, delta: Dict[str, Any]) -> Iterable[Event]:
         """Take one element of `tool_calls`."""
-        self.any = True
         function = delta.get("function") or delta.get("custom") or {}
         function = function if isinstance(function, dict) else {}
         name = function.get("name") if isinstance(function.get("name"), str) else ""
         text = argument_text(function.get("arguments", function.get("input")))
-        call = self._call_of(delta, str(delta.get("id") or ""), name, text)
+        call_id = str(delta.get("id") or "")
+        if not (call_id or name or text):
+            return ()
+        self.any = True
+        call = self._call_of(delta.get("index"), call_id, name, text)
         if text:
-            call.arguments.append(text)
-            call.pending.append(text)
+            call.add(text)
         return self._tell()
 
-    def _call_of(self, delta: Dict[str, Any], call_id: str, name: str, text: str) -> ToolCall:
+    def _call_of(self, index: Any, call_id: str, name: str, text: str) -> ToolCall:
         """The call that a delta continues, or a new one."""
-        index = delta.get("index")
-        call = (
-            self._by_index.get(index) if index is not None else self._without_index(call_id, name)
-        )
+        index = index if isinstance(index, (int, str)) else None
+        call = self._by_index.get(index) if index is not None else None
+        if call is None and (index is None or not (call_id or name)):
+            call = self._without_index(call_id, name)
         if call is None or self._begins_another(call, call_id, name, text):
             call = ToolCall(call_id, name)
             self._calls.append(call)
@@ -3205,8 +3230,10 @@ class CallBook:
     @staticmethod
     def _begins_another(call: ToolCall, call_id: str, name: str, text: str) -> bool:
         """Gemini gives every parallel call the same index; its ids and names tell them apart."""
-        if call_id and call.id:
-            return call_id != call.id and (bool(name) or call.complete())
+        if name and call.name and name != call.name:
+            return True
+        if call_id and call.id and call_id != call.id:
+            return bool(name) or call.complete()
         return bool(name) and text.lstrip().startswith("{") and call.complete()
 
     def _tell(self) -> Iterator[Event]:
@@ -3238,24 +3265,27 @@ class CallBook:
         self._ids.add(found)
         return found
 
-    def settle(self) -> Iterable[Event]:
-        """Everything so far is complete: later deltas begin new calls."""
-        self._next = len(self._calls)
-        return ()
-
     def finish(self) -> Iterator[Event]:
-        """Tell the calls that are left, as they are."""
+        """Tell the calls that are left, as they are; later deltas begin new ones."""
         while self._next < len(self._calls):
             call = self._calls[self._next]
-            call.name = call.name or "unknown"
+            call.name = call.name or self._nameless
             yield from self._tell()
             if self._calls[self._next] is call:
                 self._next += 1
 
 
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def argument_text(arguments: Any) -> str:
     """A piece of a call's arguments as text; some send the object itself."""
-    if arguments is None or arguments == "null":
+    if arguments is None:
         return ""
     return arguments if isinstance(arguments, str) else encode_json(arguments)
 
@@ -3364,6 +3394,7 @@ CHAT_FAILURES = ("error", "abort", "MALFORMED_FUNCTION_CALL", "insufficient_syst
 # json.loads would guess the encoding of each chunk anew.
 CHUNK_DECODER = json.JSONDecoder()
 
+LARGEST_JSON_BODY = 64 * 1024 * 1024
 # First byte of a body -> what it is, whatever its content type says.
 BODY_KINDS = {b"{": "json", b"[": "json", b"<": "page"}
 
@@ -3374,16 +3405,18 @@ BODY_KINDS = {b"{": "json", b"[": "json", b"<": "page"}
 def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
     """Decode an answer's body: JSON chunks in events, or one JSON object although a stream was
     asked for. `[DONE]` becomes CHAT_DONE and ends it."""
-    splitter, whole, kind = FrameSplitter(), b"", ""
+    splitter, whole, kind = FrameSplitter(), bytearray(), ""
     for piece in pieces:
         if not kind:
             whole += piece
-            start = whole.lstrip()
+            start = bytes(whole.lstrip()[:1])
             if not start:
                 continue
-            kind, piece = BODY_KINDS.get(start[:1], "events"), whole
+            kind, piece = BODY_KINDS.get(start, "events"), bytes(whole)
         elif kind != "events":
             whole += piece
+            if len(whole) > LARGEST_JSON_BODY:
+                raise ProxyError(502, "the upstream's answer is larger than any model's")
         if kind == "events":
             for frame in splitter.feed(piece):
                 chunk = frame_to_chunk(frame)
@@ -3392,11 +3425,11 @@ def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
                     if chunk is CHAT_DONE:
                         return
     if kind == "json":
-        yield decode_chunk(whole) or {}
+        yield decode_chunk(bytes(whole)) or {}
         yield CHAT_DONE
         return
     if kind == "page":
-        raise ProxyError(502, upstream_error_text(whole))
+        raise ProxyError(502, upstream_error_text(bytes(whole)))
     for frame in splitter.finish():
         chunk = frame_to_chunk(frame)
         if chunk is not None:
@@ -3439,21 +3472,31 @@ def decode_chunk(data: bytes) -> Optional[Dict[str, Any]]:
 # --- chunks -> events --------------------------------------------------------------------------
 
 
+class ChatAsked(NamedTuple):
+    """What has to be known of the request to retell its answer.
+
+    `tool_names` maps names as the upstream knows them to the client's own, `used_ids` are those of
+    calls earlier in the conversation, `only_tool` is the name where one tool is offered; the
+    `input_estimate` is asked for input tokens if the upstream reports none.
+    """
+
+    tool_names: Mapping[str, str] = {}
+    used_ids: Iterable[str] = ()
+    only_tool: str = ""
+    stops: Sequence[str] = ()
+    input_estimate: Callable[[], int] = lambda: 0
+
+
 def chunks_to_events(
     chunks: Iterable[Dict[str, Any]],
     write: EventWriter,
-    tool_names: Optional[Mapping[str, str]] = None,
-    used_ids: Iterable[str] = (),
-    input_estimate: Callable[[], int] = lambda: 0,
+    asked: ChatAsked = ChatAsked(),
 ) -> Iterator[Event]:
     """Retell Chat Completions chunks as Messages events.
 
-    `tool_names` maps names as the upstream knows them to the client's own; `used_ids` are those of
-    calls earlier in the conversation; `input_estimate` is asked for input tokens if the upstream
-    reports none. ProxyError at an error chunk, and if the
-    chunks end before a finish reason or CHAT_DONE.
+    ProxyError at an error chunk, and if the chunks end before a finish reason or CHAT_DONE.
     """
-    answer = ChatAnswer(write, CallBook(write, tool_names or {}, used_ids))
+    answer = ChatAnswer(write, asked)
     try:
         for chunk in chunks:
             if chunk is CHAT_DONE:
@@ -3464,22 +3507,23 @@ def chunks_to_events(
         # Behind the finish reason there is nothing that a broken connection could take away.
         if error.message != CUT_SHORT or not answer.finished():
             raise
-    yield from answer.finish(input_estimate)
+    yield from answer.finish()
 
 
 class ChatAnswer:
     """One answer being retold."""
 
-    def __init__(self, write: EventWriter, calls: CallBook) -> None:
+    def __init__(self, write: EventWriter, asked: ChatAsked) -> None:
         self.done = False
         self._write = write
-        self._calls = calls
+        self._asked = asked
+        self._calls = CallBook(write, asked.tool_names, asked.used_ids, asked.only_tool)
         self._think = ThinkSplitter()
         self._usage: Dict[str, Any] = {}
         self._finish: Optional[str] = None
         self._matched_stop: Optional[str] = None
         self._refusal: List[str] = []
-        self._held_text: List[str] = []
+        self._held: List[Tuple[Callable[[str], Iterable[Event]], str]] = []
         self._told = 0
 
     def finished(self) -> bool:
@@ -3489,14 +3533,16 @@ class ChatAnswer:
         """The events that a chunk leads to."""
         if chunk.get("error") or chunk.get("object") == "error":
             raise upstream_error_object(chunk)
-        usage = chunk.get("usage") or (chunk.get("x_groq") or {}).get("usage")
+        aside = chunk.get("x_groq")
+        usage = chunk.get("usage") or (aside.get("usage") if isinstance(aside, dict) else None)
         if isinstance(usage, dict):
-            self._usage.update((k, v) for k, v in usage.items() if v is not None)
+            # A last chunk of zeros takes nothing back.
+            self._usage.update((k, v) for k, v in usage.items() if v or k not in self._usage)
         choices = chunk.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict) or choice.get("index"):
             return ()
-        delta = choice.get("delta") or choice.get("message")
+        delta = choice["delta"] if choice.get("delta") is not None else choice.get("message")
         events = self._delta(delta) if isinstance(delta, dict) else ()
         finish = choice.get("finish_reason")
         if not finish:
@@ -3543,21 +3589,12 @@ class ChatAnswer:
             if not isinstance(part, dict):
                 continue
             if part.get("type") == "thinking":
-                inner = part.get("thinking")
-                texts = (
-                    [p.get("text") or "" for p in inner if isinstance(p, dict)]
-                    if isinstance(inner, list)
-                    else [str(inner or "")]
-                )
-                yield from self._thought("".join(texts))
+                yield from self._thought(thinking_part_text(part.get("thinking")))
             elif isinstance(part.get("text"), str):
                 yield from self._text(part["text"])
 
     def _thought(self, text: str) -> Iterable[Event]:
-        if not text:
-            return ()
-        self._told += len(text)
-        return self._write.thinking(text)
+        return self._in_turn(self._write.thinking, text) if text else ()
 
     def _text(self, text: str) -> Iterable[Event]:
         if not text:
@@ -3568,24 +3605,33 @@ class ChatAnswer:
         return self._plain_text(text)
 
     def _plain_text(self, text: str) -> Iterable[Event]:
-        if not text:
+        return self._in_turn(self._write.text, text) if text else ()
+
+    def _in_turn(self, tell: Callable[[str], Iterable[Event]], text: str) -> Iterable[Event]:
+        """Tell text or thought, behind what waits; amid a call that is not complete it waits."""
+        if not self._calls.any:
+            self._told += len(text)
+            return tell(text)
+        self._held.append((tell, text))
+        return () if self._calls.busy() else self._release()
+
+    def _release(self) -> Iterable[Event]:
+        """What was said amid calls, once they are complete; blank text is dropped there."""
+        held, self._held = self._held, []
+        if not any(text.strip() for _, text in held):
             return ()
-        if self._calls.busy():
-            # Text amid a call that is not complete waits until it is; blank text is dropped there.
-            self._held_text.append(text)
-            return ()
-        self._told += len(text)
-        return (
-            [*self._calls.settle(), *self._write.text(text)]
-            if self._calls.any
-            else self._write.text(text)
-        )
+        self._told += sum(len(text) for _, text in held)
+        runs = itertools.groupby(held, lambda one: one[0])
+        joined = [(tell, "".join(text for _, text in run)) for tell, run in runs]
+        calls = list(self._calls.finish())
+        return [*calls, *(event for tell, text in joined for event in tell(text))]
 
     def _release_text_before(self, call: Dict[str, Any]) -> Iterable[Event]:
         thought, text = self._think.end()
-        return [*self._thought(thought), *self._plain_text(text)]
+        events = [*self._thought(thought), *self._plain_text(text)]
+        return events if self._calls.busy() else [*events, *self._release()]
 
-    def finish(self, input_estimate: Callable[[], int]) -> Iterator[Event]:
+    def finish(self) -> Iterator[Event]:
         """The end: what was held back, the stop reason, the usage."""
         thought, text = self._think.end()
         if not self._finish and not (self.done and (self._write.started or thought or text)):
@@ -3593,12 +3639,9 @@ class ChatAnswer:
         yield from self._thought(thought)
         yield from self._plain_text(text)
         yield from self._calls.finish()
-        held = "".join(self._held_text)
-        if held.strip():
-            self._told += len(held)
-            yield from self._write.text(held)
+        yield from self._release()
         reason, more = self._stop_reason()
-        yield from self._write.finish(reason, self._final_usage(input_estimate), **more)
+        yield from self._write.finish(reason, self._final_usage(), **more)
 
     def _stop_reason(self) -> Tuple[str, Dict[str, Any]]:
         if self._refusal:
@@ -3609,13 +3652,18 @@ class ChatAnswer:
             return "refusal", {"stop_details": refusal_details(None)}
         if reason == "end_turn" and self._calls.any:
             return "tool_use", {}
+        if reason == "end_turn" and self._matched_stop in self._asked.stops:
+            return "stop_sequence", {"stop_sequence": self._matched_stop}
         return reason, {}
 
-    def _final_usage(self, input_estimate: Callable[[], int]) -> Dict[str, Any]:
+    def _final_usage(self) -> Dict[str, Any]:
         if not self._usage:
             told = self._told + self._calls.told
-            return {"input_tokens": input_estimate(), "output_tokens": max(1, told // 4)}
-        return chat_usage(self._usage)
+            return {"input_tokens": self._asked.input_estimate(), "output_tokens": max(1, told // 4)}
+        usage = chat_usage(self._usage)
+        if not any(usage[key] for key in usage if key != "output_tokens"):
+            usage["input_tokens"] = self._asked.input_estimate()
+        return usage
 
 
 def refusal_details(explanation: Optional[str]) -> Dict[str, Any]:
@@ -3629,7 +3677,14 @@ def reasoning_text(delta: Dict[str, Any]) -> str:
             return delta[key]
     details = delta.get("reasoning_details")
     parts = [d for d in details if isinstance(d, dict)] if isinstance(details, list) else []
-    return "".join(str(d.get("text") or d.get("summary") or "") for d in parts)
+    return "".join(thinking_part_text(d.get("text") or d.get("summary")) for d in parts)
+
+
+def thinking_part_text(inner: Any) -> str:
+    """The text of a thinking part: itself, or that of the parts in it."""
+    if isinstance(inner, list):
+        return "".join(thinking_part_text(p.get("text")) for p in inner if isinstance(p, dict))
+    return inner if isinstance(inner, str) else ""
 
 
 def chat_usage(usage: Mapping[str, Any]) -> Dict[str, Any]:
@@ -5602,9 +5657,7 @@ class OpenAIUpstream:
             yield from chunks_to_events(
                 chat_chunks(response.pieces()),
                 EventWriter(exchange.message_id, exchange.model, usage),
-                tool_names=chat_tool_names(request),
-                used_ids=used_call_ids(request),
-                input_estimate=lambda: count_input_tokens(request),
+                chat_asked(request),
             )
 
     def _ask(self, request: Request, exchange: Exchange) -> Tuple[UpstreamResponse, int]:
@@ -5642,6 +5695,16 @@ class OpenAIUpstream:
             asked, model = self._config.openai_base_url, request.get("model", "")
             error.message += f" (asked {asked} for model {model}, by {exchange.facts.get('route')})"
         return error
+
+
+def chat_asked(request: Request) -> ChatAsked:
+    return ChatAsked(
+        chat_tool_names(request),
+        used_call_ids(request),
+        only_tool_name(request),
+        as_list(request.get("stop_sequences")),
+        lambda: count_input_tokens(request),
+    )
 
 
 def rough_input_tokens(request: Request, body: bytes) -> int:

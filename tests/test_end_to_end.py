@@ -508,3 +508,34 @@ def test_logs_tell_facts_and_no_content(start):
     assert line["status"] == 200 and line["model"] == "claude-sonnet-5"
     assert line["upstream_model"] == "gpt-4o" and line["input_tokens"] == 11
     assert "CANARY" not in proxy.log_text.getvalue()
+
+
+# --- tools in text ----------------------------------------------------------------------------------
+
+BASH = {"name": "Bash", "description": "run", "input_schema": {"type": "object", "properties": {
+    "command": {"type": "string"}}}}
+
+
+@pytest.mark.parametrize("models", ["local-*", "openai:local-*", "other, local-7b"])
+def test_a_model_that_cannot_call_tools_is_told_of_them_and_calls_in_text(start, models):
+    words = ["I lo", "ok. ", "\n<too", "l_call>\n", '{"name": "Bash", "in', 'put": {"command": "ls"}}\n</tool', "_call>\n"]
+    proxy, upstream = start(chat_stream(*(delta(content=word) for word in words), delta("stop"), USAGE),
+                            environ={"TEXT_TOOLS_MODELS": models})
+    answer = ask(proxy.port, {**message_body(tools=[BASH], stream=True), "model": "local-7b"})
+    starts = [e["content_block"] for e in answer.events if e["type"] == "content_block_start"]
+    assert [block["type"] for block in starts] == ["text", "tool_use"] and text_of(answer) == "I look."
+    assert answer.events[-2]["delta"]["stop_reason"] == "tool_use"
+    assert answer.events[-2]["usage"]["output_tokens"] == 3
+    sent = upstream.requests[0].json
+    assert "tools" not in sent and "=== Bash ===" in sent["messages"][0]["content"]
+
+
+def test_text_before_a_call_leaves_as_it_comes(start):
+    go = threading.Event()
+    script = chat_stream(delta(content="At once, "), Pause(5, go), delta(content="then."), delta("stop"), USAGE)
+    proxy, _ = start(script, environ={"TEXT_TOOLS_MODELS": "*"})
+    with RawClient(proxy.port) as client:
+        client.send(request_bytes(message_body(tools=[BASH], stream=True)))
+        assert b'"At once,"' in client.read_until(b'"At once,"')
+        go.set()
+        assert b'" then."' in client.read_until(b"message_stop")

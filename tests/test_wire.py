@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from claude_proxy.dialects.chat_stream import chat_chunks, chunks_to_events
+from claude_proxy.dialects.chat_stream import ChatAsked, chat_chunks, chunks_to_events
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import EventWriter, check_grammar, events_to_message
 from tests.support import ROOT
@@ -36,7 +36,7 @@ def retell(pieces):
     """The lines that pieces of a body become; an error is the last one."""
     lines, write = [], EventWriter("msg_test", "claude-test")
     try:
-        for event in check_grammar(chunks_to_events(chat_chunks(pieces), write, input_estimate=lambda: 77)):
+        for event in check_grammar(chunks_to_events(chat_chunks(pieces), write, ChatAsked(input_estimate=lambda: 77))):
             lines.append(in_short(event))
     except ProxyError as error:
         lines.append(f"error {error.status} {error.error_type} {error.message}")
@@ -82,5 +82,5 @@ def test_the_fold_of_a_transcript_is_the_message():
 ])
 def test_a_call_gets_an_id_that_the_conversation_has_not_had(used, found):
     raw = (ROOT / "tests/wire/chat/openai_text_and_tool.sse").read_bytes()
-    events = chunks_to_events(chat_chunks([raw]), EventWriter("msg_test", "claude-test"), used_ids=used)
+    events = chunks_to_events(chat_chunks([raw]), EventWriter("msg_test", "claude-test"), ChatAsked(used_ids=used))
     assert events_to_message(events)["content"][1]["id"] == found

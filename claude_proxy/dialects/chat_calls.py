@@ -25,28 +25,45 @@ class ToolCall:
         self.pending: List[str] = []
         self.arguments: List[str] = []
         self.live = False
+        self._null = False
+        self._last = ""
+        self._complete: Optional[bool] = None
+
+    def add(self, text: str) -> None:
+        """More of the arguments. A first piece `null` is nothing, unless it is a part of more."""
+        if text == "null" and not self.arguments:
+            self._null = True
+            return
+        if self._null and text[:1] not in "{[":
+            text = "null" + text
+        self._null = False
+        self.arguments.append(text)
+        self.pending.append(text)
+        self._last = text.rstrip()[-1:] or self._last
+        self._complete = None
 
     def complete(self) -> bool:
-        """Whether the arguments so far are one JSON value."""
-        if not self.arguments or not self.arguments[-1].rstrip().endswith("}"):
-            return False
-        try:
-            json.loads("".join(self.arguments))
-        except (ValueError, RecursionError):
-            return False
-        return True
+        """Whether the arguments so far are one JSON object."""
+        if self._complete is None:
+            self._complete = self._last == "}" and is_json("".join(self.arguments))
+        return self._complete
 
 
 class CallBook:
     """The calls of one answer, in the order they began. One is live: its pieces flow at once."""
 
     def __init__(
-        self, write: EventWriter, names: Mapping[str, str], used_ids: Iterable[str]
+        self,
+        write: EventWriter,
+        names: Mapping[str, str],
+        used_ids: Iterable[str],
+        only_tool: str = "",
     ) -> None:
         self.any = False
         self.told = 0
         self._write = write
         self._names = names
+        self._nameless = only_tool or "unknown"
         self._calls: List[ToolCall] = []
         self._by_index: Dict[Any, ToolCall] = {}
         self._next = 0
@@ -58,23 +75,25 @@ class CallBook:
 
     def add(self, delta: Dict[str, Any]) -> Iterable[Event]:
         """Take one element of `tool_calls`."""
-        self.any = True
         function = delta.get("function") or delta.get("custom") or {}
         function = function if isinstance(function, dict) else {}
         name = function.get("name") if isinstance(function.get("name"), str) else ""
         text = argument_text(function.get("arguments", function.get("input")))
-        call = self._call_of(delta, str(delta.get("id") or ""), name, text)
+        call_id = str(delta.get("id") or "")
+        if not (call_id or name or text):
+            return ()
+        self.any = True
+        call = self._call_of(delta.get("index"), call_id, name, text)
         if text:
-            call.arguments.append(text)
-            call.pending.append(text)
+            call.add(text)
         return self._tell()
 
-    def _call_of(self, delta: Dict[str, Any], call_id: str, name: str, text: str) -> ToolCall:
+    def _call_of(self, index: Any, call_id: str, name: str, text: str) -> ToolCall:
         """The call that a delta continues, or a new one."""
-        index = delta.get("index")
-        call = (
-            self._by_index.get(index) if index is not None else self._without_index(call_id, name)
-        )
+        index = index if isinstance(index, (int, str)) else None
+        call = self._by_index.get(index) if index is not None else None
+        if call is None and (index is None or not (call_id or name)):
+            call = self._without_index(call_id, name)
         if call is None or self._begins_another(call, call_id, name, text):
             call = ToolCall(call_id, name)
             self._calls.append(call)
@@ -92,8 +111,10 @@ class CallBook:
     @staticmethod
     def _begins_another(call: ToolCall, call_id: str, name: str, text: str) -> bool:
         """Gemini gives every parallel call the same index; its ids and names tell them apart."""
-        if call_id and call.id:
-            return call_id != call.id and (bool(name) or call.complete())
+        if name and call.name and name != call.name:
+            return True
+        if call_id and call.id and call_id != call.id:
+            return bool(name) or call.complete()
         return bool(name) and text.lstrip().startswith("{") and call.complete()
 
     def _tell(self) -> Iterator[Event]:
@@ -125,23 +146,26 @@ class CallBook:
         self._ids.add(found)
         return found
 
-    def settle(self) -> Iterable[Event]:
-        """Everything so far is complete: later deltas begin new calls."""
-        self._next = len(self._calls)
-        return ()
-
     def finish(self) -> Iterator[Event]:
-        """Tell the calls that are left, as they are."""
+        """Tell the calls that are left, as they are; later deltas begin new ones."""
         while self._next < len(self._calls):
             call = self._calls[self._next]
-            call.name = call.name or "unknown"
+            call.name = call.name or self._nameless
             yield from self._tell()
             if self._calls[self._next] is call:
                 self._next += 1
 
 
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def argument_text(arguments: Any) -> str:
     """A piece of a call's arguments as text; some send the object itself."""
-    if arguments is None or arguments == "null":
+    if arguments is None:
         return ""
     return arguments if isinstance(arguments, str) else encode_json(arguments)

@@ -14,9 +14,10 @@ open: the client would take a closed one for whole.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.dialects.chat_calls import CallBook
 from claude_proxy.dialects.think_tags import ThinkSplitter
@@ -41,6 +42,7 @@ CHAT_FAILURES = ("error", "abort", "MALFORMED_FUNCTION_CALL", "insufficient_syst
 # json.loads would guess the encoding of each chunk anew.
 CHUNK_DECODER = json.JSONDecoder()
 
+LARGEST_JSON_BODY = 64 * 1024 * 1024
 # First byte of a body -> what it is, whatever its content type says.
 BODY_KINDS = {b"{": "json", b"[": "json", b"<": "page"}
 
@@ -51,16 +53,18 @@ BODY_KINDS = {b"{": "json", b"[": "json", b"<": "page"}
 def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
     """Decode an answer's body: JSON chunks in events, or one JSON object although a stream was
     asked for. `[DONE]` becomes CHAT_DONE and ends it."""
-    splitter, whole, kind = FrameSplitter(), b"", ""
+    splitter, whole, kind = FrameSplitter(), bytearray(), ""
     for piece in pieces:
         if not kind:
             whole += piece
-            start = whole.lstrip()
+            start = bytes(whole.lstrip()[:1])
             if not start:
                 continue
-            kind, piece = BODY_KINDS.get(start[:1], "events"), whole
+            kind, piece = BODY_KINDS.get(start, "events"), bytes(whole)
         elif kind != "events":
             whole += piece
+            if len(whole) > LARGEST_JSON_BODY:
+                raise ProxyError(502, "the upstream's answer is larger than any model's")
         if kind == "events":
             for frame in splitter.feed(piece):
                 chunk = frame_to_chunk(frame)
@@ -69,11 +73,11 @@ def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
                     if chunk is CHAT_DONE:
                         return
     if kind == "json":
-        yield decode_chunk(whole) or {}
+        yield decode_chunk(bytes(whole)) or {}
         yield CHAT_DONE
         return
     if kind == "page":
-        raise ProxyError(502, upstream_error_text(whole))
+        raise ProxyError(502, upstream_error_text(bytes(whole)))
     for frame in splitter.finish():
         chunk = frame_to_chunk(frame)
         if chunk is not None:
@@ -116,21 +120,31 @@ def decode_chunk(data: bytes) -> Optional[Dict[str, Any]]:
 # --- chunks -> events --------------------------------------------------------------------------
 
 
+class ChatAsked(NamedTuple):
+    """What has to be known of the request to retell its answer.
+
+    `tool_names` maps names as the upstream knows them to the client's own, `used_ids` are those of
+    calls earlier in the conversation, `only_tool` is the name where one tool is offered; the
+    `input_estimate` is asked for input tokens if the upstream reports none.
+    """
+
+    tool_names: Mapping[str, str] = {}
+    used_ids: Iterable[str] = ()
+    only_tool: str = ""
+    stops: Sequence[str] = ()
+    input_estimate: Callable[[], int] = lambda: 0
+
+
 def chunks_to_events(
     chunks: Iterable[Dict[str, Any]],
     write: EventWriter,
-    tool_names: Optional[Mapping[str, str]] = None,
-    used_ids: Iterable[str] = (),
-    input_estimate: Callable[[], int] = lambda: 0,
+    asked: ChatAsked = ChatAsked(),
 ) -> Iterator[Event]:
     """Retell Chat Completions chunks as Messages events.
 
-    `tool_names` maps names as the upstream knows them to the client's own; `used_ids` are those of
-    calls earlier in the conversation; `input_estimate` is asked for input tokens if the upstream
-    reports none. ProxyError at an error chunk, and if the
-    chunks end before a finish reason or CHAT_DONE.
+    ProxyError at an error chunk, and if the chunks end before a finish reason or CHAT_DONE.
     """
-    answer = ChatAnswer(write, CallBook(write, tool_names or {}, used_ids))
+    answer = ChatAnswer(write, asked)
     try:
         for chunk in chunks:
             if chunk is CHAT_DONE:
@@ -141,22 +155,23 @@ def chunks_to_events(
         # Behind the finish reason there is nothing that a broken connection could take away.
         if error.message != CUT_SHORT or not answer.finished():
             raise
-    yield from answer.finish(input_estimate)
+    yield from answer.finish()
 
 
 class ChatAnswer:
     """One answer being retold."""
 
-    def __init__(self, write: EventWriter, calls: CallBook) -> None:
+    def __init__(self, write: EventWriter, asked: ChatAsked) -> None:
         self.done = False
         self._write = write
-        self._calls = calls
+        self._asked = asked
+        self._calls = CallBook(write, asked.tool_names, asked.used_ids, asked.only_tool)
         self._think = ThinkSplitter()
         self._usage: Dict[str, Any] = {}
         self._finish: Optional[str] = None
         self._matched_stop: Optional[str] = None
         self._refusal: List[str] = []
-        self._held_text: List[str] = []
+        self._held: List[Tuple[Callable[[str], Iterable[Event]], str]] = []
         self._told = 0
 
     def finished(self) -> bool:
@@ -166,14 +181,16 @@ class ChatAnswer:
         """The events that a chunk leads to."""
         if chunk.get("error") or chunk.get("object") == "error":
             raise upstream_error_object(chunk)
-        usage = chunk.get("usage") or (chunk.get("x_groq") or {}).get("usage")
+        aside = chunk.get("x_groq")
+        usage = chunk.get("usage") or (aside.get("usage") if isinstance(aside, dict) else None)
         if isinstance(usage, dict):
-            self._usage.update((k, v) for k, v in usage.items() if v is not None)
+            # A last chunk of zeros takes nothing back.
+            self._usage.update((k, v) for k, v in usage.items() if v or k not in self._usage)
         choices = chunk.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict) or choice.get("index"):
             return ()
-        delta = choice.get("delta") or choice.get("message")
+        delta = choice["delta"] if choice.get("delta") is not None else choice.get("message")
         events = self._delta(delta) if isinstance(delta, dict) else ()
         finish = choice.get("finish_reason")
         if not finish:
@@ -220,21 +237,12 @@ class ChatAnswer:
             if not isinstance(part, dict):
                 continue
             if part.get("type") == "thinking":
-                inner = part.get("thinking")
-                texts = (
-                    [p.get("text") or "" for p in inner if isinstance(p, dict)]
-                    if isinstance(inner, list)
-                    else [str(inner or "")]
-                )
-                yield from self._thought("".join(texts))
+                yield from self._thought(thinking_part_text(part.get("thinking")))
             elif isinstance(part.get("text"), str):
                 yield from self._text(part["text"])
 
     def _thought(self, text: str) -> Iterable[Event]:
-        if not text:
-            return ()
-        self._told += len(text)
-        return self._write.thinking(text)
+        return self._in_turn(self._write.thinking, text) if text else ()
 
     def _text(self, text: str) -> Iterable[Event]:
         if not text:
@@ -245,24 +253,33 @@ class ChatAnswer:
         return self._plain_text(text)
 
     def _plain_text(self, text: str) -> Iterable[Event]:
-        if not text:
+        return self._in_turn(self._write.text, text) if text else ()
+
+    def _in_turn(self, tell: Callable[[str], Iterable[Event]], text: str) -> Iterable[Event]:
+        """Tell text or thought, behind what waits; amid a call that is not complete it waits."""
+        if not self._calls.any:
+            self._told += len(text)
+            return tell(text)
+        self._held.append((tell, text))
+        return () if self._calls.busy() else self._release()
+
+    def _release(self) -> Iterable[Event]:
+        """What was said amid calls, once they are complete; blank text is dropped there."""
+        held, self._held = self._held, []
+        if not any(text.strip() for _, text in held):
             return ()
-        if self._calls.busy():
-            # Text amid a call that is not complete waits until it is; blank text is dropped there.
-            self._held_text.append(text)
-            return ()
-        self._told += len(text)
-        return (
-            [*self._calls.settle(), *self._write.text(text)]
-            if self._calls.any
-            else self._write.text(text)
-        )
+        self._told += sum(len(text) for _, text in held)
+        runs = itertools.groupby(held, lambda one: one[0])
+        joined = [(tell, "".join(text for _, text in run)) for tell, run in runs]
+        calls = list(self._calls.finish())
+        return [*calls, *(event for tell, text in joined for event in tell(text))]
 
     def _release_text_before(self, call: Dict[str, Any]) -> Iterable[Event]:
         thought, text = self._think.end()
-        return [*self._thought(thought), *self._plain_text(text)]
+        events = [*self._thought(thought), *self._plain_text(text)]
+        return events if self._calls.busy() else [*events, *self._release()]
 
-    def finish(self, input_estimate: Callable[[], int]) -> Iterator[Event]:
+    def finish(self) -> Iterator[Event]:
         """The end: what was held back, the stop reason, the usage."""
         thought, text = self._think.end()
         if not self._finish and not (self.done and (self._write.started or thought or text)):
@@ -270,12 +287,9 @@ class ChatAnswer:
         yield from self._thought(thought)
         yield from self._plain_text(text)
         yield from self._calls.finish()
-        held = "".join(self._held_text)
-        if held.strip():
-            self._told += len(held)
-            yield from self._write.text(held)
+        yield from self._release()
         reason, more = self._stop_reason()
-        yield from self._write.finish(reason, self._final_usage(input_estimate), **more)
+        yield from self._write.finish(reason, self._final_usage(), **more)
 
     def _stop_reason(self) -> Tuple[str, Dict[str, Any]]:
         if self._refusal:
@@ -286,13 +300,18 @@ class ChatAnswer:
             return "refusal", {"stop_details": refusal_details(None)}
         if reason == "end_turn" and self._calls.any:
             return "tool_use", {}
+        if reason == "end_turn" and self._matched_stop in self._asked.stops:
+            return "stop_sequence", {"stop_sequence": self._matched_stop}
         return reason, {}
 
-    def _final_usage(self, input_estimate: Callable[[], int]) -> Dict[str, Any]:
+    def _final_usage(self) -> Dict[str, Any]:
         if not self._usage:
             told = self._told + self._calls.told
-            return {"input_tokens": input_estimate(), "output_tokens": max(1, told // 4)}
-        return chat_usage(self._usage)
+            return {"input_tokens": self._asked.input_estimate(), "output_tokens": max(1, told // 4)}
+        usage = chat_usage(self._usage)
+        if not any(usage[key] for key in usage if key != "output_tokens"):
+            usage["input_tokens"] = self._asked.input_estimate()
+        return usage
 
 
 def refusal_details(explanation: Optional[str]) -> Dict[str, Any]:
@@ -306,7 +325,14 @@ def reasoning_text(delta: Dict[str, Any]) -> str:
             return delta[key]
     details = delta.get("reasoning_details")
     parts = [d for d in details if isinstance(d, dict)] if isinstance(details, list) else []
-    return "".join(str(d.get("text") or d.get("summary") or "") for d in parts)
+    return "".join(thinking_part_text(d.get("text") or d.get("summary")) for d in parts)
+
+
+def thinking_part_text(inner: Any) -> str:
+    """The text of a thinking part: itself, or that of the parts in it."""
+    if isinstance(inner, list):
+        return "".join(thinking_part_text(p.get("text")) for p in inner if isinstance(p, dict))
+    return inner if isinstance(inner, str) else ""
 
 
 def chat_usage(usage: Mapping[str, Any]) -> Dict[str, Any]:

@@ -115,6 +115,12 @@ def chat_tool_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)[: LONGEST_TOOL_NAME - 9] + "_" + digest
 
 
+def only_tool_name(request: Request) -> str:
+    """The tool's name if only one is offered."""
+    tools = as_list(request.get("tools"))
+    return str(tools[0].get("name", "")) if len(tools) == 1 and isinstance(tools[0], dict) else ""
+
+
 def used_call_ids(request: Request) -> Set[str]:
     """The ids of the calls in the conversation so far."""
     messages = [m for m in as_list(request.get("messages")) if isinstance(m, dict)]

@@ -14,11 +14,11 @@ from typing import Any, Dict, List, Tuple
 from urllib.parse import quote, urlsplit
 
 from claude_proxy.config import VERSION, Config
-from claude_proxy.dialects.chat_blocks import ChatOptions
+from claude_proxy.dialects.chat_blocks import ChatOptions, as_list
 from claude_proxy.dialects.chat_repairs import learned_words, repaired_options
 from claude_proxy.dialects.chat_request import messages_to_chat
-from claude_proxy.dialects.chat_stream import chat_chunks, chunks_to_events
-from claude_proxy.dialects.chat_tools import chat_tool_names, used_call_ids
+from claude_proxy.dialects.chat_stream import ChatAsked, chat_chunks, chunks_to_events
+from claude_proxy.dialects.chat_tools import chat_tool_names, only_tool_name, used_call_ids
 from claude_proxy.errors import ProxyError, upstream_error, upstream_error_text
 from claude_proxy.events import Event, EventWriter, Request
 from claude_proxy.exchange import Exchange
@@ -72,9 +72,7 @@ class OpenAIUpstream:
             yield from chunks_to_events(
                 chat_chunks(response.pieces()),
                 EventWriter(exchange.message_id, exchange.model, usage),
-                tool_names=chat_tool_names(request),
-                used_ids=used_call_ids(request),
-                input_estimate=lambda: count_input_tokens(request),
+                chat_asked(request),
             )
 
     def _ask(self, request: Request, exchange: Exchange) -> Tuple[UpstreamResponse, int]:
@@ -112,6 +110,16 @@ class OpenAIUpstream:
             asked, model = self._config.openai_base_url, request.get("model", "")
             error.message += f" (asked {asked} for model {model}, by {exchange.facts.get('route')})"
         return error
+
+
+def chat_asked(request: Request) -> ChatAsked:
+    return ChatAsked(
+        chat_tool_names(request),
+        used_call_ids(request),
+        only_tool_name(request),
+        as_list(request.get("stop_sequences")),
+        lambda: count_input_tokens(request),
+    )
 
 
 def rough_input_tokens(request: Request, body: bytes) -> int:

@@ -49,7 +49,8 @@ class ClaudeRun(NamedTuple):
 
 
 def claude_environ(lab: Lab, url: str, **more: str) -> Dict[str, str]:
-    return lab.environ(ANTHROPIC_BASE_URL=url, ANTHROPIC_AUTH_TOKEN="any-text", **QUIET, **more)
+    own = {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_AUTH_TOKEN": "any-text", **QUIET, **more}
+    return lab.environ(**own)
 
 
 def claude(
