@@ -1711,25 +1711,41 @@ class FrameSplitter:
 
     def __init__(self) -> None:
         self._rest = b""
+        self._more: List[bytes] = []  # behind `_rest`, and without a blank line
+        self._size = 0
         self._at_start = True
 
     def feed(self, piece: bytes) -> List[bytes]:
         """Return the frames that this piece completes, without the blank line behind them."""
-        data = self._rest + piece if self._rest else piece
+        if self._rest and self._goes_on(piece):
+            return []
+        data = b"".join((self._rest, *self._more, piece)) if self._rest else piece
         if self._at_start:
             data = self._without_bom(data)
         if b"\r" in data:
             *frames, self._rest = SSE_BLANK_LINE.split(data)
         else:
             *frames, self._rest = data.split(b"\n\n")
-        if len(self._rest) > LARGEST_FRAME:
-            raise ProxyError(502, f"the upstream sent an event of more than {LARGEST_FRAME} bytes")
+        self._more, self._size = [], len(self._rest)
         # What stands in front of a frame is more blank lines, or an LF whose CR came with the last.
         return [frame for frame in (each.lstrip(b"\r\n") for each in frames) if frame]
 
+    def _goes_on(self, piece: bytes) -> bool:
+        """Whether a frame that has begun goes on beyond this piece: then it is put aside, so that a
+        large frame in small pieces is not copied for each of them."""
+        last = self._more[-1] if self._more else self._rest
+        if self._at_start or len(last) < 4 or SSE_BLANK_LINE.search(last[-4:] + piece):
+            return False
+        self._more.append(piece)
+        self._size += len(piece)
+        if self._size > LARGEST_FRAME:
+            raise ProxyError(502, f"the upstream sent an event of more than {LARGEST_FRAME} bytes")
+        return True
+
     def finish(self) -> List[bytes]:
         """Return what stands after the last blank line: some servers leave the last one out."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest = b"".join((self._rest, *self._more)), b""
+        self._more = []
         return [rest.strip(b"\r\n")] if rest.strip() else []
 
     def _without_bom(self, data: bytes) -> bytes:
@@ -2092,6 +2108,14 @@ class BlockFold:
         return block
 
 
+def input_float(digits: str) -> float:
+    """A number that JSON can be made of again: `1e999` would become Infinity."""
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(digits[:20])
+    return value
+
+
 def parse_tool_input(text: str) -> Any:
     """The input of a tool call from its JSON text.
 
@@ -2102,7 +2126,7 @@ def parse_tool_input(text: str) -> Any:
         return {}
     try:
         # `int` refuses NaN and Infinity, which no client could read again.
-        return json.loads(text, parse_constant=int)
+        return json.loads(text, parse_float=input_float, parse_constant=int)
     except (ValueError, RecursionError):
         return {"__unparsedToolInput": {"raw": text, "len": len(text)}}
 
@@ -2568,12 +2592,15 @@ def document_parts(block: Block, options: ChatOptions, notes: List[str]) -> List
     source = source if isinstance(source, dict) else {}
     title = str(block.get("title") or "document")
     kind, data = source.get("type"), source.get("data")
+    head = f'<document title="{title}">'
+    if isinstance(block.get("context"), str) and block["context"]:
+        head += f"\n[{block['context']}]"
     if kind == "text":
-        return [text_part(f'<document title="{title}">\n{data or ""}\n</document>')]
+        return [text_part(f"{head}\n{data or ''}\n</document>")]
     if kind == "content":
         inner = content_blocks(source.get("content"), "document")
         parts = [p for b in inner for p in user_parts(b, options, notes)]
-        return [text_part(f'<document title="{title}">'), *parts, text_part("</document>")]
+        return [text_part(head), *parts, text_part("</document>")]
     if kind == "base64" and options.files and isinstance(data, str):
         url = f"data:{source.get('media_type') or 'application/pdf'};base64,{data}"
         return [{"type": "file", "file": {"filename": f"{title}.pdf", "file_data": url}}]
@@ -2627,13 +2654,32 @@ def block_text(block: Any) -> str:
     hit = [str(block[k]) for k in ("title", "url") if isinstance(block.get(k), str)]
     if isinstance(block.get("text"), str):
         return block["text"]
-    inner = block_text(block.get("content"))
+    inner = block_text(block.get("content")) or source_text(block.get("source"))
     own = [
         str(block[k])
         for k in ("stdout", "stderr", "error_code", "tool_name")
         if isinstance(block.get(k), str) and block[k]
     ]
     return "\n".join(filter(None, [" ".join(hit), inner, *own]))
+
+
+def source_text(source: Any) -> str:
+    """The text of a document's source, if it is text."""
+    source = source if isinstance(source, dict) else {}
+    if source.get("type") == "text" and isinstance(source.get("data"), str):
+        return source["data"]
+    return block_text(source.get("content"))
+
+
+def answer_texts(blocks: List[Block], notes: List[str]) -> str:
+    """What an assistant's blocks say. Citations cut a sentence into blocks: it becomes whole."""
+    told, cited = "", False
+    for block in blocks:
+        text, had = assistant_text(block, notes), cited
+        cited = bool(block.get("citations"))
+        if text:
+            told += ("" if not told or had or cited else "\n\n") + text
+    return told
 
 
 # What an assistant's block that is neither text nor call says to the next model.
@@ -2824,7 +2870,7 @@ def chat_tool_names(request: Request) -> Dict[str, str]:
 # What a message becomes depends on it and on those before it, so the same history always gives the
 # same bytes, and upstream prompt caches hit.
 
-ATTRIBUTION = "x-anthropic-billing-header:"
+ATTRIBUTION = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
 MOST_STOPS = 4
 INTERRUPTED = "[no result: the call was interrupted]"
 
@@ -2901,21 +2947,40 @@ def chat_messages(request: Request, options: ChatOptions, notes: List[str]) -> L
     system = system_text(request.get("system"))
     if system:
         history.messages.append({"role": "system", "content": system})
-    for index, message in enumerate(request["messages"]):
-        place = f"messages.{index}"
-        if not isinstance(message, dict):
-            raise ProxyError(400, f"{place}: must be an object")
-        blocks = content_blocks(message.get("content"), f"{place}.content")
-        TURNS.get(str(message.get("role")), ChatHistory.user)(history, blocks)
+    for role, blocks in whole_turns(request["messages"]):
+        TURNS.get(role, ChatHistory.user)(history, blocks)
     history.end_calls()
     return history.messages
 
 
+def whole_turns(messages: List[Any]) -> Iterator[Tuple[str, List[Block]]]:
+    """(role, blocks) of each message; results that come in several user messages are one turn."""
+    waiting: List[Block] = []
+    for index, message in enumerate(messages):
+        place = f"messages.{index}"
+        if not isinstance(message, dict):
+            raise ProxyError(400, f"{place}: must be an object")
+        role = str(message.get("role"))
+        blocks = content_blocks(message.get("content"), f"{place}.content")
+        if waiting and not (role == "user" and has_results(blocks)):
+            yield "user", waiting
+            waiting = []
+        if role == "user" and has_results(blocks):
+            waiting = [*waiting, *blocks]
+        else:
+            yield role, blocks
+    if waiting:
+        yield "user", waiting
+
+
+def has_results(blocks: List[Block]) -> bool:
+    return any(block.get("type") == "tool_result" for block in blocks)
+
+
 def system_text(system: Any) -> str:
-    """The system prompt as one text, without the attribution block, which defeats prompt caches."""
-    blocks = content_blocks(system, "system")
-    texts = [str(b.get("text") or "") for b in blocks if b.get("type", "text") == "text"]
-    return "\n\n".join(t for t in texts if t.strip() and not t.startswith(ATTRIBUTION))
+    """The system prompt as one text, without the attribution line, which defeats prompt caches."""
+    texts = [ATTRIBUTION.sub("", block_text(b)) for b in content_blocks(system, "system")]
+    return "\n\n".join(text for text in texts if text.strip())
 
 
 class ChatHistory:
@@ -2925,14 +2990,14 @@ class ChatHistory:
         self.messages: List[ChatMessage] = []
         self._options = options
         self._notes = notes
-        self._open_calls: List[str] = []
+        self._open_calls: List[Tuple[str, str]] = []  # (id here, the client's id)
 
     def user(self, blocks: List[Block]) -> None:
         """Results first, in the order of their calls; then everything else as one message."""
-        results: Dict[str, Block] = {}
+        results: Dict[str, List[Block]] = {}
         for block in blocks:
             if block.get("type") == "tool_result":
-                results[str(block.get("tool_use_id", ""))] = block
+                results.setdefault(str(block.get("tool_use_id", "")), []).append(block)
         parts = self._tool_messages(results)
         for block in blocks:
             if block.get("type") == "tool_result":
@@ -2947,19 +3012,20 @@ class ChatHistory:
 
     def assistant(self, blocks: List[Block]) -> None:
         self.end_calls()
-        texts, calls = [], []
+        calls: List[Dict[str, Any]] = []
         for block in blocks:
             if block.get("type") == "tool_use":
                 calls.append(self._call(block, calls))
-            else:
-                texts += [t for t in [assistant_text(block, self._notes)] if t]
+        others = [block for block in blocks if block.get("type") != "tool_use"]
+        text = answer_texts(others, self._notes)
         message: ChatMessage = {"role": "assistant"}
-        if texts or not calls:
-            message["content"] = "\n\n".join(texts)
+        if text or not calls:
+            message["content"] = text
         if calls:
             message["tool_calls"] = calls
-            self._open_calls = [call["id"] for call in calls]
-        if texts or calls:
+            own = [str(b.get("id", "")) for b in blocks if b.get("type") == "tool_use"]
+            self._open_calls = list(zip((call["id"] for call in calls), own))
+        if text or calls:
             self.messages.append(message)
 
     def system(self, blocks: List[Block]) -> None:
@@ -2982,7 +3048,7 @@ class ChatHistory:
 
     def end_calls(self) -> None:
         """Calls that nobody answered get a result that says so: Chat demands one for each."""
-        for call_id in self._open_calls:
+        for call_id, _ in self._open_calls:
             self._notes.append("tool_result=missing")
             self.messages.append({"role": "tool", "tool_call_id": call_id, "content": INTERRUPTED})
         self._open_calls = []
@@ -2997,14 +3063,15 @@ class ChatHistory:
         }
         return {"id": call_id, "type": "function", "function": function}
 
-    def _tool_messages(self, results: Dict[str, Block]) -> List[Dict[str, Any]]:
+    def _tool_messages(self, results: Dict[str, List[Block]]) -> List[Dict[str, Any]]:
         """Answer the open calls; returns the parts that a tool message cannot hold.
 
         A user message without any result leaves them unanswered for good.
         """
         moved: List[Dict[str, Any]] = []
-        for call_id in self._open_calls:
-            block = results.pop(call_id, None)
+        for call_id, own_id in self._open_calls:
+            found = results.get(own_id)
+            block = found.pop(0) if found else None
             if block is None:
                 self._notes.append("tool_result=missing")
             text, parts = (
@@ -3017,10 +3084,10 @@ class ChatHistory:
         self._open_calls = []
         return moved
 
-    def _orphan(self, block: Block, results: Dict[str, Block]) -> List[Dict[str, Any]]:
+    def _orphan(self, block: Block, results: Dict[str, List[Block]]) -> List[Dict[str, Any]]:
         """A result whose call is not in the history any more: told as text."""
         call_id = str(block.get("tool_use_id", ""))
-        if results.pop(call_id, None) is None:
+        if not any(block is left for left in results[call_id]):
             return []
         self._notes.append("tool_result=orphan")
         text, parts = tool_result_content(block, self._options, self._notes)
@@ -3048,28 +3115,36 @@ TURNS: Dict[str, Callable[[ChatHistory, List[Block]], None]] = {
 
 Members = Mapping[str, Any]
 
-# Members that an answer is still an answer without.
+# Members that an answer is still an answer without. `tool_choice` is none of them: one that
+# forbids calls must not get lost with one that demands them.
 SPARE_MEMBERS = (
-    "temperature", "top_p", "top_k", "stop", "parallel_tool_calls", "stream_options", "tool_choice",
+    "temperature", "top_p", "top_k", "stop", "parallel_tool_calls", "stream_options",
     "response_format", "reasoning_effort",
 )  # fmt: skip
 REFUSED = (
     r"(?:unsupported|not supported|does not support|unrecognized|unknown|unexpected|not permitted"
     r"|not allowed|only the default)"
 )
+LIMIT_KEYS = r"(max_tokens|max_completion_tokens)"
+SPARE = rf"({'|'.join(SPARE_MEMBERS)})"
+# A limit below this is no model's, and one that depends on the prompt is this prompt's.
+LEAST_LIMIT = 256
+
+
+def use_other_key(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
+    """The refused one of the two names of the limit gives way to the other."""
+    refused = next(group for group in match.groups() if group)
+    other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}[refused]
+    return options._replace(max_tokens_key=other) if options.max_tokens_key == refused else options
 
 
 def use_completion_key(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
     return options._replace(max_tokens_key="max_completion_tokens")
 
 
-def use_plain_key(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
-    return options._replace(max_tokens_key="max_tokens")
-
-
 def use_limit(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
     limit, asked = int(match.group(1)), sent.get(options.max_tokens_key) or 0
-    return options._replace(max_output=limit) if 0 < limit < asked else options
+    return options._replace(max_output=limit) if LEAST_LIMIT <= limit < asked else options
 
 
 def drop_member(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
@@ -3079,24 +3154,27 @@ def drop_member(options: ChatOptions, match: re.Match, sent: Members) -> ChatOpt
 
 Repair = Callable[[ChatOptions, re.Match, Members], ChatOptions]
 
-# Words of a refusal -> what to change. The first that match decide, or one refusal could turn the
-# two names of the limit round and round.
+# Words of a refusal -> what to change; the first that match decide.
 CHAT_REPAIRS: Tuple[Tuple[re.Pattern, Repair], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE | re.DOTALL), repair)
     for pattern, repair in (
-        (r"max_tokens.{0,80}use '?\"?max_completion_tokens", use_completion_key),
-        (rf"{REFUSED}.{{0,60}}max_completion_tokens|max_completion_tokens.{{0,60}}{REFUSED}",
-         use_plain_key),
+        (rf"\b{LIMIT_KEYS}\b['\"`:]{{0,3}}[^.,]{{0,30}}?{REFUSED}"
+         rf"|{REFUSED}[^.,]{{0,40}}?\b{LIMIT_KEYS}\b", use_other_key),
+        (r"max_tokens.{0,80}use ['\"`]?max_completion_tokens", use_completion_key),
         (r"at most (\d{1,9}) completion tokens", use_limit),
         (r"max_(?:completion_|output_)?tokens.{0,160}?\[\d+, ?(\d{1,9})\]", use_limit),
         (r"max_(?:completion_|output_)?tokens.{0,160}?(?:less than or equal to|at most|<=|maximum"
          r"(?: value| allowed)?(?: is| of|:)?|limit(?: is| of|:)?) ?`?(\d{1,9})", use_limit),
-        (rf"\b({'|'.join(SPARE_MEMBERS)})\b.{{0,80}}{REFUSED}"
-         rf"|{REFUSED}.{{0,80}}?\b({'|'.join(SPARE_MEMBERS)})\b", drop_member),
+        (rf"\b{SPARE}\b.{{0,80}}{REFUSED}|{REFUSED}.{{0,80}}?\b{SPARE}\b", drop_member),
     )
 )  # fmt: skip
 REPAIRED_STATUSES = (400, 404, 422)
-CONTEXT_WORDS = re.compile(r"context (?:length|window|size)", re.IGNORECASE)
+# Refusals of this one request: a full context, a prompt's own limit, a tool's or answer's schema.
+NOT_LEARNED = re.compile(
+    r"context (?:length|window|size)|\bprompt\b|\binput\b|remaining|\brequests\b|invalid schema"
+    r"|in context=",
+    re.IGNORECASE,
+)
 
 
 def repaired_options(
@@ -3104,9 +3182,9 @@ def repaired_options(
 ) -> Optional[ChatOptions]:
     """Options that this refusal of the body `sent` asks for, or None if there is nothing to change.
 
-    A full context is not repaired here: the client compacts.
+    They are worth remembering once a request has been taken with them.
     """
-    if status not in REPAIRED_STATUSES or CONTEXT_WORDS.search(text):
+    if status not in REPAIRED_STATUSES or NOT_LEARNED.search(text):
         return None
     for pattern, repair in CHAT_REPAIRS:
         match = pattern.search(text[:4096])
@@ -3658,8 +3736,8 @@ class ChatAnswer:
 
     def _final_usage(self) -> Dict[str, Any]:
         if not self._usage:
-            told = self._told + self._calls.told
-            return {"input_tokens": self._asked.input_estimate(), "output_tokens": max(1, told // 4)}
+            told = max(1, (self._told + self._calls.told) // 4)
+            return {"input_tokens": self._asked.input_estimate(), "output_tokens": told}
         usage = chat_usage(self._usage)
         if not any(usage[key] for key in usage if key != "output_tokens"):
             usage["input_tokens"] = self._asked.input_estimate()
@@ -3814,8 +3892,8 @@ def text_tool_request(request: Request) -> Request:
     if not section:
         return plain
     system = request.get("system")
-    blocks = [{"type": "text", "text": system}] if isinstance(system, str) else as_list(system)
-    plain["system"] = [*(b for b in blocks if b), {"type": "text", "text": section}]
+    own = [{"type": "text", "text": system}] if isinstance(system, str) else as_list(system)
+    plain["system"] = [*(own if system else []), {"type": "text", "text": section}]
     stops = as_list(request.get("stop_sequences"))
     if len(stops) < MOST_TEXT_STOPS:
         plain["stop_sequences"] = [*stops, RESULT_STOP]
@@ -3840,7 +3918,16 @@ def choice_of(request: Request) -> Dict[str, Any]:
 
 
 def must_call(request: Request) -> bool:
-    return bool(offered_tools(request)) and choice_of(request).get("type") in CHOICE_SENTENCES
+    return bool(choice_sentence(request))
+
+
+def choice_sentence(request: Request) -> str:
+    """What a forced choice says in words; "" where there is none, or of no tool that is offered."""
+    choice, names = choice_of(request), offered_names(request)
+    name = choice.get("name")
+    sentence = CHOICE_SENTENCES.get(str(choice.get("type")), "")
+    possible = name in names if "{name}" in sentence and isinstance(name, str) else bool(names)
+    return sentence.format(name=name) if possible else ""
 
 
 def may_call_once(request: Request) -> bool:
@@ -3853,9 +3940,7 @@ def tool_section(request: Request) -> str:
     if not tools:
         return ""
     parts = [TOOL_SECTION, *map(tool_text, tools)]
-    choice = choice_of(request)
-    sentence = CHOICE_SENTENCES.get(str(choice.get("type")), "")
-    extra = [sentence.format(name=choice.get("name"))] if sentence else []
+    extra = [choice_sentence(request)] if must_call(request) else []
     extra += [SINGLE_SENTENCE] if may_call_once(request) else []
     return "\n".join([*parts, *extra])
 
@@ -3871,7 +3956,8 @@ def tool_text(tool: Dict[str, Any]) -> str:
     description = tool.get("description")
     lines += [description.strip()] if isinstance(description, str) and description else []
     members = list(member_lines(schema, "  "))
-    return "\n".join([*lines, *(["Input:", *members] if members else ["Input: {}"]), ""])
+    about = f" {schema['description']}" if isinstance(schema.get("description"), str) else ""
+    return "\n".join([*lines, f"Input:{about if members else about or ' {}'}", *members, ""])
 
 
 def member_lines(schema: Dict[str, Any], indent: str) -> Iterator[str]:
@@ -3891,9 +3977,17 @@ def member_lines(schema: Dict[str, Any], indent: str) -> Iterator[str]:
 
 def inner_object(schema: Dict[str, Any]) -> Dict[str, Any]:
     """The schema whose properties stand below a member's line: its own, or its items'."""
-    items = schema.get("items")
-    found = items if isinstance(items, dict) and schema.get("type") == "array" else schema
+    found = schema.get("items") or {} if plain_array(schema) else schema
     return found if isinstance(found.get("properties"), dict) else {}
+
+
+def plain_array(schema: Dict[str, Any]) -> bool:
+    """Whether `object[]` and the lines below say all of an array's items."""
+    items = schema.get("items", {})
+    if schema.get("type") != "array" or not isinstance(items, dict):
+        return False
+    inner_told = not (items.get("type") == "array" and inner_object(items))
+    return "description" not in items and inner_told
 
 
 # Said by a member's line, or of no use to a model.
@@ -3910,11 +4004,16 @@ def type_text(schema: Dict[str, Any]) -> str:
     kind, enum, items = schema.get("type"), schema.get("enum"), schema.get("items")
     if isinstance(enum, list):
         text = "|".join(map(compact_json, enum))
-    elif kind == "array":
-        text = (type_text(items) if isinstance(items, dict) else "any") + "[]"
+    elif plain_array(schema):
+        text = type_text(items or {}) + "[]"
     else:
         text = "|".join(map(str, kind)) if isinstance(kind, list) else str(kind or "any")
     rest = {k: v for k, v in schema.items() if k not in TOLD_KEYWORDS and not plain_default(k, v)}
+    if items is not None and not plain_array(schema):
+        rest["items"] = items
+    unlisted = set(as_list(schema.get("required"))) - set(schema.get("properties") or {})
+    if unlisted:
+        rest["required"] = sorted(map(str, unlisted))
     return f"{text} {compact_json(rest)}" if rest else text
 
 
@@ -3955,9 +4054,7 @@ def call_json(call: Dict[str, Any]) -> str:
 
 def result_blocks(block: Dict[str, Any]) -> List[Any]:
     """A result as text; images and documents in it follow as blocks of their own."""
-    content = block.get("content")
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else as_list(content)
-    parts = [part for part in parts if isinstance(part, dict)]
+    parts = content_blocks(block.get("content"), f"tool_result {block.get('tool_use_id')}.content")
     texts = [str(p.get("text") or "") if p.get("type") == "text" else result_note(p) for p in parts]
     error = ' error="true"' if block.get("is_error") is True else ""
     head = f'{RESULT_OPEN} id="{block.get("tool_use_id")}"{error}>'
@@ -4078,6 +4175,11 @@ class CallSplitter:
         self._step = self._over
         return parts
 
+    def drop_blanks(self) -> None:
+        """Something else follows: blanks that were held back for what comes next go."""
+        if self._step == self._text and not self._rest.strip():
+            self._rest = ""
+
     # --- steps: each takes from `_rest`, and says whether another step can follow -------------
 
     def _text(self, parts: List[TextPart]) -> bool:
@@ -4193,7 +4295,7 @@ class CallSplitter:
 
     def _finish_tail(self, parts: List[TextPart]) -> None:
         rest = self._rest[CALL_TAIL.match(self._rest).end() :]
-        if CALL_CLOSE.startswith(rest):
+        if any(tag.startswith(rest) for tag in (CALL_CLOSE, CALL_OPEN)):
             self._rest = ""
             self._take(parts)
         else:
@@ -4227,7 +4329,9 @@ def refuse_call_constant(name: str) -> NoReturn:
 
 
 # Not strict: a raw line break in a string is what it looks like.
-CALL_DECODER = json.JSONDecoder(strict=False, parse_constant=refuse_call_constant)
+CALL_DECODER = json.JSONDecoder(
+    strict=False, parse_float=input_float, parse_constant=refuse_call_constant
+)
 
 
 class JsonProblem(NamedTuple):
@@ -4244,9 +4348,11 @@ def json_problem(text: str) -> JsonProblem:
         # Half a literal or half an escape is told a few characters before the end.
         near_end = error.pos + len("\\uD83D") + 1 >= len(text.rstrip())
         return JsonProblem(words, near_end or error.msg.startswith("Unterminated string"))
-    except (ValueError, RecursionError):
+    except ValueError as error:
+        return JsonProblem(f"the JSON is not valid: {error}", False)
+    except RecursionError:
         pass
-    return JsonProblem("the JSON is not valid", False)
+    return JsonProblem("the JSON is not valid: it is nested too deeply", False)
 
 
 def read_call(text: str, names: Collection[str]) -> TextCall:
@@ -4258,7 +4364,7 @@ def read_call(text: str, names: Collection[str]) -> TextCall:
     if text[end:].strip():
         raise ValueError("the JSON object ends too early: a brace too many")
     name = call.get("name")
-    if name not in names or not isinstance(name, str):
+    if not isinstance(name, str) or name not in names:
         known = ", ".join(sorted(names)[:MOST_NAMES_TOLD])
         raise ValueError(f"there is no tool {encode_name(name)}; the tools are {known}")
     return TextCall(name, call_input(call))
@@ -4341,9 +4447,10 @@ class TextTurn:
         self._ask = ask
         self._facts = facts
         self._write = EventWriter(message_id, "")
+        self._used_ids = used_call_ids(request)
         self._usage: Dict[str, Any] = {}
+        self._output = 0
         self._end: Dict[str, Any] = {}
-        self._told_output = 0
         self._calls = 0
 
     def events(self) -> Iterator[Event]:
@@ -4354,7 +4461,8 @@ class TextTurn:
         if complaint:
             yield from self._repair(first, "".join(raw), complaint)
         elif first.truncated and not self._calls:
-            yield from self._write.text(CUT_OFF_NOTE)
+            gap = "\n\n" if self._write.open_block == "text" else ""
+            yield from self._write.text(gap + CUT_OFF_NOTE)
         yield from self._finish(first.truncated)
 
     def _splitter(self) -> CallSplitter:
@@ -4367,7 +4475,7 @@ class TextTurn:
     def _repair(self, first: CallSplitter, answer: str, complaint: str) -> Iterator[Event]:
         """Ask once more. Of the new answer only calls count: its text was told, or is no use."""
         self._facts["tool_repairs"] = 1
-        count = self._calls
+        count, end = self._calls, self._end
         accepted = SOME_ACCEPTED.format(count=count) if count else NONE_ACCEPTED
         prompt = REPAIR_PROMPT.format(complaint=complaint, accepted=accepted)
         more = [
@@ -4378,7 +4486,10 @@ class TextTurn:
         yield from self._answer(again, self._splitter(), [], self._tell_call)
         if self._calls == count:
             self._facts["tool_repair_failed"] = True
-            unread = answer[first.begun :] if first.complaint and not count else ""
+            self._end = end
+            told = len(answer[: first.begun].rstrip())
+            unread = answer[told:] if first.complaint and not count else ""
+            unread = unread if self._write.open_block == "text" else unread.lstrip()
             yield from self._write.text(unread) if unread else ()
 
     # --- one answer ---------------------------------------------------------------------------
@@ -4387,6 +4498,7 @@ class TextTurn:
         self, request: Request, splitter: CallSplitter, raw: List[str], tell: Tell
     ) -> Iterator[Event]:
         """Retell an answer: its text by way of the splitter into `tell`, the rest as it is."""
+        usage: Dict[str, Any] = {}
         for event in self._ask(request):
             delta = event.get("delta") or {}
             if delta.get("type") == "text_delta":
@@ -4394,9 +4506,12 @@ class TextTurn:
                 for part in splitter.feed(delta["text"]):
                     yield from tell(part)
             elif event["type"] in BLOCK_EVENTS:
+                if (event.get("content_block") or {}).get("type") == "tool_use":
+                    splitter.drop_blanks()
                 yield from self._block_event(event)
             else:
-                yield from self._note(event)
+                yield from self._note(event, usage)
+        self._add_usage(usage)
         for part in splitter.finish():
             yield from tell(part)
         if splitter.cut:
@@ -4416,7 +4531,10 @@ class TextTurn:
     def _new_id(self) -> str:
         """Short, for the model reads it in every turn; unlike those of other answers."""
         self._calls += 1
-        return f"toolu_{self._write.message_id.rpartition('_')[2][-10:]}_{self._calls}"
+        own = f"toolu_{self._write.message_id.rpartition('_')[2][-10:]}_{self._calls}"
+        while own in self._used_ids:
+            own += "x"
+        return own
 
     def _block_event(self, event: Event) -> Iterable[Event]:
         """Thinking and native calls."""
@@ -4437,17 +4555,15 @@ class TextTurn:
 
     # --- beginning and end --------------------------------------------------------------------
 
-    def _note(self, event: Event) -> Iterable[Event]:
+    def _note(self, event: Event, usage: Dict[str, Any]) -> Iterable[Event]:
         """The events around the blocks: of two answers they become those of one."""
-        if event["type"] == "message_start":
-            if self._write.started:
-                return ()
-            message = event["message"]
-            self._usage = dict(message.get("usage") or {})
-            self._write = EventWriter(message["id"], message["model"], dict(self._usage))
+        message = event.get("message") or {}
+        told = event.get("usage") or message.get("usage") or {}
+        usage.update((key, value) for key, value in told.items() if value is not None)
+        if event["type"] == "message_start" and not self._write.started:
+            self._write = EventWriter(message["id"], message["model"], dict(usage))
             return self._write.start()
         if event["type"] == "message_delta":
-            self._add_usage(event.get("usage") or {})
             self._end = event["delta"]
             if self._end.get("stop_sequence") == RESULT_STOP:
                 self._facts["tool_results_invented"] = True
@@ -4456,9 +4572,8 @@ class TextTurn:
     def _add_usage(self, usage: Dict[str, Any]) -> None:
         """Output adds up. Input is that of the last answer: clients take it for the context's size,
         and would compact too early if it were counted twice."""
-        output = self._told_output + (usage.get("output_tokens") or 0)
-        self._usage.update({k: v for k, v in usage.items() if v is not None})
-        self._usage["output_tokens"] = self._told_output = output
+        self._output += usage.get("output_tokens") or 0
+        self._usage.update({**usage, "output_tokens": self._output})
 
     def _finish(self, truncated: bool) -> Iterator[Event]:
         more = {k: v for k, v in self._end.items() if k not in ("stop_reason", "stop_sequence")}
@@ -4502,7 +4617,9 @@ def choose_route(config: Config, requested: str) -> Route:
     for reason, target in matching_targets(config, upstream, name):
         if target:
             return target_route(config, target, reason)
-    return Route(upstream, name or config.big_model, "as named" if name else "no model named")
+    if not name:
+        return target_route(config, config.big_model, "no model named")
+    return Route(upstream, name, "as named")
 
 
 def matching_targets(
@@ -4538,12 +4655,18 @@ def target_route(config: Config, target: str, reason: str) -> Route:
 def first_match(rules: Iterable[Tuple[str, str]], name: str) -> Optional[str]:
     """The target of the name itself, with or without its date, else of the first glob it fits."""
     names = (name, ROUTE_DATE_SUFFIX.sub("", name))
-    rules = tuple(rules)
+    rules = tuple((plain_rule(pattern), target) for pattern, target in rules)
     exact = dict(reversed(rules))
     return next(
         (exact[n] for n in names if n in exact),
         next((t for pattern, t in rules if any(fnmatchcase(n, pattern) for n in names)), None),
     )
+
+
+def plain_rule(pattern: str) -> str:
+    """A rule's name without a context suffix, as names are looked up; a glob's stays a glob's."""
+    plain = ROUTE_CONTEXT_SUFFIX.sub("", pattern)
+    return pattern if any(mark in plain for mark in "*?[") else plain
 
 
 def family_model(config: Config, name: str) -> Optional[str]:
@@ -5664,23 +5787,26 @@ class OpenAIUpstream:
         """(answer with status 200, rough input tokens); after a refusal that teaches, ask anew."""
         model = request.get("model", "")
         options = self._learned.get(model) or chat_options(self._config.openai_base_url, model)
-        for _ in range(MOST_REPAIRS + 1):
+        tried = [options]
+        while True:
             notes: List[str] = []
             chat = messages_to_chat(request, options, notes)
             body = encode_json(chat).encode("ascii")
             response = self._transport.request(exchange, self._call(model, body))
             if response.status == 200:
+                if len(tried) > 1:
+                    self._learned[model] = options
+                    exchange.facts["learned"] = learned_words(tried[0], options)
                 exchange.warnings += notes
                 return response, rough_input_tokens(request, body)
             with closing(response):
                 refusal = response.read()
             text = upstream_error_text(refusal)
             repaired = repaired_options(options, response.status, text, chat)
-            if repaired is None:
-                break
-            exchange.facts["learned"] = learned_words(options, repaired)
-            options = self._learned[model] = repaired
-        raise self._failure(response, refusal, request, exchange)
+            if repaired is None or repaired in tried or len(tried) > MOST_REPAIRS:
+                raise self._failure(response, refusal, request, exchange)
+            options = repaired
+            tried.append(options)
 
     def _call(self, model: str, body: bytes) -> Call:
         target, path = split_url(chat_url(self._config, model))
@@ -5803,7 +5929,7 @@ def fits_any(patterns: Iterable[str], alias: str) -> bool:
 
 
 def encode_form(fields: Fields) -> bytes:
-    return urlencode(fields).encode("ascii")
+    return urlencode([(name, whole_characters(value)) for name, value in fields]).encode("ascii")
 
 
 def envelope(token: str, action: str) -> Fields:
@@ -5821,7 +5947,7 @@ def envelope(token: str, action: str) -> Fields:
 def messages_fields(request: Request, images: bool, notes: List[str]) -> Fields:
     """The fields of `action=messages`. Nothing is sent blank: PHP would read it as 0."""
     fields = [("model", request["model"])]
-    system = whole_characters(system_text(request.get("system")))
+    system = system_text(request.get("system"))
     fields += [("system", system)] if system else []
     fields.append(("messages", encode_json(plain_messages(request, images, notes))))
     fields += passed_numbers(request)
@@ -5844,7 +5970,7 @@ def prompt_fields(request: Request, notes: List[str]) -> Fields:
 
 def flat_prompt(request: Request, notes: List[str]) -> str:
     """System, turns and whose turn it is, in the form that the module itself once used."""
-    system = whole_characters(system_text(request.get("system")))
+    system = system_text(request.get("system"))
     turns = [f"System: {system}"] if system else []
     for message in plain_messages(request, False, notes):
         turns.append(f"{message['role'].capitalize()}: {message['content']}")
@@ -5892,7 +6018,7 @@ def add_turn(turns: List[Dict[str, Any]], role: str, content: Any) -> None:
 def turn_content(blocks: List[Block], role: Any, alias: str, images: bool, notes: List[str]) -> Any:
     """What a message says: a string, or the parts of one with images; "" for nothing."""
     if role == "assistant":
-        parts = [text_part(assistant_text(block, notes)) for block in blocks]
+        parts = [text_part(answer_texts(blocks, notes))]
     else:
         parts = [part for block in blocks for part in redcap_parts(block, alias, images, notes)]
     kept = [part for part in parts if part["type"] != "text" or part["text"].strip()]
@@ -6216,6 +6342,7 @@ class RedcapUpstream:
         alias = str(request.get("model") or "")
         token = self._token(exchange)
         check_alias(alias, self._config)
+        request = text_tool_request(request)  # what is left of tools and thoughts is not sent
         tokens = count_input_tokens(request)
         check_window(tokens, alias)
         reply = self._ask(request, alias, token, exchange)
@@ -6451,9 +6578,11 @@ class DemoUpstream:
         tokens = count_input_tokens(request)
         write = EventWriter(exchange.message_id, exchange.model, demo_usage(tokens, 1))
         told: List[str] = []
+        calls = False
         for step, argument in demo_script(request):
             for event in step(write, argument, exchange):
                 told.append(delta_text(event))
+                calls = calls or (event.get("content_block") or {}).get("type") == "tool_use"
                 yield event
         spoken = len("".join(told))
         if not write.started or not spoken:
@@ -6461,7 +6590,6 @@ class DemoUpstream:
             spoken = len(text)
             for piece in demo_words(text):
                 yield from write.text(piece)
-        calls = write.open_block == "tool_use"
         yield from write.finish(
             "tool_use" if calls else "end_turn", demo_usage(tokens, spoken // 4 + 1)
         )

@@ -336,6 +336,14 @@ class BlockFold:
         return block
 
 
+def input_float(digits: str) -> float:
+    """A number that JSON can be made of again: `1e999` would become Infinity."""
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(digits[:20])
+    return value
+
+
 def parse_tool_input(text: str) -> Any:
     """The input of a tool call from its JSON text.
 
@@ -346,6 +354,6 @@ def parse_tool_input(text: str) -> Any:
         return {}
     try:
         # `int` refuses NaN and Infinity, which no client could read again.
-        return json.loads(text, parse_constant=int)
+        return json.loads(text, parse_float=input_float, parse_constant=int)
     except (ValueError, RecursionError):
         return {"__unparsedToolInput": {"raw": text, "len": len(text)}}

@@ -42,7 +42,9 @@ def choose_route(config: Config, requested: str) -> Route:
     for reason, target in matching_targets(config, upstream, name):
         if target:
             return target_route(config, target, reason)
-    return Route(upstream, name or config.big_model, "as named" if name else "no model named")
+    if not name:
+        return target_route(config, config.big_model, "no model named")
+    return Route(upstream, name, "as named")
 
 
 def matching_targets(
@@ -78,12 +80,18 @@ def target_route(config: Config, target: str, reason: str) -> Route:
 def first_match(rules: Iterable[Tuple[str, str]], name: str) -> Optional[str]:
     """The target of the name itself, with or without its date, else of the first glob it fits."""
     names = (name, ROUTE_DATE_SUFFIX.sub("", name))
-    rules = tuple(rules)
+    rules = tuple((plain_rule(pattern), target) for pattern, target in rules)
     exact = dict(reversed(rules))
     return next(
         (exact[n] for n in names if n in exact),
         next((t for pattern, t in rules if any(fnmatchcase(n, pattern) for n in names)), None),
     )
+
+
+def plain_rule(pattern: str) -> str:
+    """A rule's name without a context suffix, as names are looked up; a glob's stays a glob's."""
+    plain = ROUTE_CONTEXT_SUFFIX.sub("", pattern)
+    return pattern if any(mark in plain for mark in "*?[") else plain
 
 
 def family_model(config: Config, name: str) -> Optional[str]:

@@ -31,25 +31,41 @@ class FrameSplitter:
 
     def __init__(self) -> None:
         self._rest = b""
+        self._more: List[bytes] = []  # behind `_rest`, and without a blank line
+        self._size = 0
         self._at_start = True
 
     def feed(self, piece: bytes) -> List[bytes]:
         """Return the frames that this piece completes, without the blank line behind them."""
-        data = self._rest + piece if self._rest else piece
+        if self._rest and self._goes_on(piece):
+            return []
+        data = b"".join((self._rest, *self._more, piece)) if self._rest else piece
         if self._at_start:
             data = self._without_bom(data)
         if b"\r" in data:
             *frames, self._rest = SSE_BLANK_LINE.split(data)
         else:
             *frames, self._rest = data.split(b"\n\n")
-        if len(self._rest) > LARGEST_FRAME:
-            raise ProxyError(502, f"the upstream sent an event of more than {LARGEST_FRAME} bytes")
+        self._more, self._size = [], len(self._rest)
         # What stands in front of a frame is more blank lines, or an LF whose CR came with the last.
         return [frame for frame in (each.lstrip(b"\r\n") for each in frames) if frame]
 
+    def _goes_on(self, piece: bytes) -> bool:
+        """Whether a frame that has begun goes on beyond this piece: then it is put aside, so that a
+        large frame in small pieces is not copied for each of them."""
+        last = self._more[-1] if self._more else self._rest
+        if self._at_start or len(last) < 4 or SSE_BLANK_LINE.search(last[-4:] + piece):
+            return False
+        self._more.append(piece)
+        self._size += len(piece)
+        if self._size > LARGEST_FRAME:
+            raise ProxyError(502, f"the upstream sent an event of more than {LARGEST_FRAME} bytes")
+        return True
+
     def finish(self) -> List[bytes]:
         """Return what stands after the last blank line: some servers leave the last one out."""
-        rest, self._rest = self._rest, b""
+        rest, self._rest = b"".join((self._rest, *self._more)), b""
+        self._more = []
         return [rest.strip(b"\r\n")] if rest.strip() else []
 
     def _without_bom(self, data: bytes) -> bytes:

@@ -34,6 +34,16 @@ REFUSALS = [
      ChatOptions(drop=frozenset(["parallel_tool_calls"]))),
     ("stream options", PLAIN, "body -> stream_options: Extra inputs are not permitted",
      ChatOptions(drop=frozenset(["stream_options"]))),
+    ("the new key in backticks", PLAIN, "Unsupported parameter: `max_tokens`. Use `max_completion_tokens` instead.",
+     COMPLETION),
+    ("no word of the new key", PLAIN, "Unsupported parameter: 'max_tokens' is not supported with this model.", COMPLETION),
+    ("back to the old key", COMPLETION, "max_completion_tokens is not supported, use max_tokens", PLAIN),
+    ("a tool's schema", PLAIN, "Invalid schema for function 'thermo': In context=('properties', 'temperature'), 'foo' is"
+     " not permitted.", None),
+    ("an answer's schema", PLAIN, "Invalid schema for response_format 'response': 'minLength' is not permitted.", None),
+    ("a choice of tools", PLAIN, "deepseek-reasoner does not support this tool_choice", None),
+    ("a limit that goes by the prompt", PLAIN, "max_tokens must be at most 500 with this prompt of 130572 tokens", None),
+    ("a limit of requests", PLAIN, "max_tokens too high for your tier, limit: 60 requests", None),
     ("something not sent", PLAIN, "Unknown parameter: 'top_k'.", None),
     ("something that has to stay", PLAIN, "Unknown parameter: 'messages'.", None),
     ("a full context", PLAIN, "This model's maximum context length is 8192 tokens, max_tokens <= 5", None),
@@ -59,7 +69,8 @@ def test_nothing_is_learned_twice():
 
 
 def test_long_refusals_take_no_time():
-    assert repaired_options(PLAIN, 400, "max_tokens unknown " * 100_000, SENT) is None
+    assert repaired_options(PLAIN, 400, "max_tokens unknown " * 100_000, SENT) == COMPLETION
+    assert repaired_options(PLAIN, 400, "max_tokens maximum " * 100_000, SENT) is None
 
 
 @pytest.mark.parametrize("after,words", [

@@ -290,6 +290,23 @@ def test_a_refusal_that_goes_on_is_told(start):
     assert len(upstream.requests) == 2
 
 
+def test_what_did_not_help_is_not_remembered(start):
+    other = {"error": {"message": "'temperature' is not supported"}}
+    proxy, upstream = start(json_answer(400, other), json_answer(400, {"error": {"message": "Bad image"}}),
+                            text_answer("there"))
+    assert ask(proxy.port, message_body(temperature=1)).json["error"]["message"] == "Bad image"
+    assert ask(proxy.port, message_body(temperature=1)).status == 200
+    assert [r.json.get("temperature") for r in upstream.requests] == [1, None, 1]
+
+
+def test_two_refusals_that_contradict_each_other_end(start):
+    swap = {"error": {"message": "max_completion_tokens is not supported, use max_tokens"}}
+    proxy, upstream = start(json_answer(400, OTHER_KEY), json_answer(400, swap))
+    for _ in range(2):
+        assert ask(proxy.port, message_body()).status == 400
+    assert len(upstream.requests) <= 4
+
+
 # --- errors in mid-stream -------------------------------------------------------------------------
 
 LATE_ERRORS = [

@@ -123,3 +123,14 @@ def test_encode_event(name, event, expected):
     [frame] = fed(expected)
     kind, data = frame_data(frame)
     assert (kind, json.loads(data)) == (event["type"], event)
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+def test_a_large_frame_in_small_pieces_is_read_once(end):
+    """Copied for each piece, this would take minutes."""
+    frame = b"data: " + b"x" * 4_000_000
+    splitter = FrameSplitter()
+    frames = [f for start in range(0, len(frame), 200) for f in splitter.feed(frame[start : start + 200])]
+    for byte in end + b"data: y" + end:
+        frames += splitter.feed(bytes([byte]))
+    assert frames == [frame, b"data: y"] and splitter.finish() == []

@@ -87,12 +87,15 @@ def document_parts(block: Block, options: ChatOptions, notes: List[str]) -> List
     source = source if isinstance(source, dict) else {}
     title = str(block.get("title") or "document")
     kind, data = source.get("type"), source.get("data")
+    head = f'<document title="{title}">'
+    if isinstance(block.get("context"), str) and block["context"]:
+        head += f"\n[{block['context']}]"
     if kind == "text":
-        return [text_part(f'<document title="{title}">\n{data or ""}\n</document>')]
+        return [text_part(f"{head}\n{data or ''}\n</document>")]
     if kind == "content":
         inner = content_blocks(source.get("content"), "document")
         parts = [p for b in inner for p in user_parts(b, options, notes)]
-        return [text_part(f'<document title="{title}">'), *parts, text_part("</document>")]
+        return [text_part(head), *parts, text_part("</document>")]
     if kind == "base64" and options.files and isinstance(data, str):
         url = f"data:{source.get('media_type') or 'application/pdf'};base64,{data}"
         return [{"type": "file", "file": {"filename": f"{title}.pdf", "file_data": url}}]
@@ -146,13 +149,32 @@ def block_text(block: Any) -> str:
     hit = [str(block[k]) for k in ("title", "url") if isinstance(block.get(k), str)]
     if isinstance(block.get("text"), str):
         return block["text"]
-    inner = block_text(block.get("content"))
+    inner = block_text(block.get("content")) or source_text(block.get("source"))
     own = [
         str(block[k])
         for k in ("stdout", "stderr", "error_code", "tool_name")
         if isinstance(block.get(k), str) and block[k]
     ]
     return "\n".join(filter(None, [" ".join(hit), inner, *own]))
+
+
+def source_text(source: Any) -> str:
+    """The text of a document's source, if it is text."""
+    source = source if isinstance(source, dict) else {}
+    if source.get("type") == "text" and isinstance(source.get("data"), str):
+        return source["data"]
+    return block_text(source.get("content"))
+
+
+def answer_texts(blocks: List[Block], notes: List[str]) -> str:
+    """What an assistant's blocks say. Citations cut a sentence into blocks: it becomes whole."""
+    told, cited = "", False
+    for block in blocks:
+        text, had = assistant_text(block, notes), cited
+        cited = bool(block.get("citations"))
+        if text:
+            told += ("" if not told or had or cited else "\n\n") + text
+    return told
 
 
 # What an assistant's block that is neither text nor call says to the next model.

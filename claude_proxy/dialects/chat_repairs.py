@@ -16,28 +16,36 @@ from claude_proxy.dialects.chat_blocks import ChatOptions
 
 Members = Mapping[str, Any]
 
-# Members that an answer is still an answer without.
+# Members that an answer is still an answer without. `tool_choice` is none of them: one that
+# forbids calls must not get lost with one that demands them.
 SPARE_MEMBERS = (
-    "temperature", "top_p", "top_k", "stop", "parallel_tool_calls", "stream_options", "tool_choice",
+    "temperature", "top_p", "top_k", "stop", "parallel_tool_calls", "stream_options",
     "response_format", "reasoning_effort",
 )  # fmt: skip
 REFUSED = (
     r"(?:unsupported|not supported|does not support|unrecognized|unknown|unexpected|not permitted"
     r"|not allowed|only the default)"
 )
+LIMIT_KEYS = r"(max_tokens|max_completion_tokens)"
+SPARE = rf"({'|'.join(SPARE_MEMBERS)})"
+# A limit below this is no model's, and one that depends on the prompt is this prompt's.
+LEAST_LIMIT = 256
+
+
+def use_other_key(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
+    """The refused one of the two names of the limit gives way to the other."""
+    refused = next(group for group in match.groups() if group)
+    other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}[refused]
+    return options._replace(max_tokens_key=other) if options.max_tokens_key == refused else options
 
 
 def use_completion_key(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
     return options._replace(max_tokens_key="max_completion_tokens")
 
 
-def use_plain_key(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
-    return options._replace(max_tokens_key="max_tokens")
-
-
 def use_limit(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
     limit, asked = int(match.group(1)), sent.get(options.max_tokens_key) or 0
-    return options._replace(max_output=limit) if 0 < limit < asked else options
+    return options._replace(max_output=limit) if LEAST_LIMIT <= limit < asked else options
 
 
 def drop_member(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
@@ -47,24 +55,27 @@ def drop_member(options: ChatOptions, match: re.Match, sent: Members) -> ChatOpt
 
 Repair = Callable[[ChatOptions, re.Match, Members], ChatOptions]
 
-# Words of a refusal -> what to change. The first that match decide, or one refusal could turn the
-# two names of the limit round and round.
+# Words of a refusal -> what to change; the first that match decide.
 CHAT_REPAIRS: Tuple[Tuple[re.Pattern, Repair], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE | re.DOTALL), repair)
     for pattern, repair in (
-        (r"max_tokens.{0,80}use '?\"?max_completion_tokens", use_completion_key),
-        (rf"{REFUSED}.{{0,60}}max_completion_tokens|max_completion_tokens.{{0,60}}{REFUSED}",
-         use_plain_key),
+        (rf"\b{LIMIT_KEYS}\b['\"`:]{{0,3}}[^.,]{{0,30}}?{REFUSED}"
+         rf"|{REFUSED}[^.,]{{0,40}}?\b{LIMIT_KEYS}\b", use_other_key),
+        (r"max_tokens.{0,80}use ['\"`]?max_completion_tokens", use_completion_key),
         (r"at most (\d{1,9}) completion tokens", use_limit),
         (r"max_(?:completion_|output_)?tokens.{0,160}?\[\d+, ?(\d{1,9})\]", use_limit),
         (r"max_(?:completion_|output_)?tokens.{0,160}?(?:less than or equal to|at most|<=|maximum"
          r"(?: value| allowed)?(?: is| of|:)?|limit(?: is| of|:)?) ?`?(\d{1,9})", use_limit),
-        (rf"\b({'|'.join(SPARE_MEMBERS)})\b.{{0,80}}{REFUSED}"
-         rf"|{REFUSED}.{{0,80}}?\b({'|'.join(SPARE_MEMBERS)})\b", drop_member),
+        (rf"\b{SPARE}\b.{{0,80}}{REFUSED}|{REFUSED}.{{0,80}}?\b{SPARE}\b", drop_member),
     )
 )  # fmt: skip
 REPAIRED_STATUSES = (400, 404, 422)
-CONTEXT_WORDS = re.compile(r"context (?:length|window|size)", re.IGNORECASE)
+# Refusals of this one request: a full context, a prompt's own limit, a tool's or answer's schema.
+NOT_LEARNED = re.compile(
+    r"context (?:length|window|size)|\bprompt\b|\binput\b|remaining|\brequests\b|invalid schema"
+    r"|in context=",
+    re.IGNORECASE,
+)
 
 
 def repaired_options(
@@ -72,9 +83,9 @@ def repaired_options(
 ) -> Optional[ChatOptions]:
     """Options that this refusal of the body `sent` asks for, or None if there is nothing to change.
 
-    A full context is not repaired here: the client compacts.
+    They are worth remembering once a request has been taken with them.
     """
-    if status not in REPAIRED_STATUSES or CONTEXT_WORDS.search(text):
+    if status not in REPAIRED_STATUSES or NOT_LEARNED.search(text):
         return None
     for pattern, repair in CHAT_REPAIRS:
         match = pattern.search(text[:4096])

@@ -12,13 +12,17 @@ same bytes, and upstream prompt caches hit.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, Optional
+import re
+from collections.abc import Iterator
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from claude_proxy.dialects.chat_blocks import (
     Block,
     ChatOptions,
+    answer_texts,
     as_list,
     assistant_text,
+    block_text,
     content_blocks,
     joined_parts,
     text_part,
@@ -30,7 +34,7 @@ from claude_proxy.errors import ProxyError
 from claude_proxy.events import Request
 from claude_proxy.sse import encode_json
 
-ATTRIBUTION = "x-anthropic-billing-header:"
+ATTRIBUTION = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
 MOST_STOPS = 4
 INTERRUPTED = "[no result: the call was interrupted]"
 
@@ -107,21 +111,40 @@ def chat_messages(request: Request, options: ChatOptions, notes: List[str]) -> L
     system = system_text(request.get("system"))
     if system:
         history.messages.append({"role": "system", "content": system})
-    for index, message in enumerate(request["messages"]):
-        place = f"messages.{index}"
-        if not isinstance(message, dict):
-            raise ProxyError(400, f"{place}: must be an object")
-        blocks = content_blocks(message.get("content"), f"{place}.content")
-        TURNS.get(str(message.get("role")), ChatHistory.user)(history, blocks)
+    for role, blocks in whole_turns(request["messages"]):
+        TURNS.get(role, ChatHistory.user)(history, blocks)
     history.end_calls()
     return history.messages
 
 
+def whole_turns(messages: List[Any]) -> Iterator[Tuple[str, List[Block]]]:
+    """(role, blocks) of each message; results that come in several user messages are one turn."""
+    waiting: List[Block] = []
+    for index, message in enumerate(messages):
+        place = f"messages.{index}"
+        if not isinstance(message, dict):
+            raise ProxyError(400, f"{place}: must be an object")
+        role = str(message.get("role"))
+        blocks = content_blocks(message.get("content"), f"{place}.content")
+        if waiting and not (role == "user" and has_results(blocks)):
+            yield "user", waiting
+            waiting = []
+        if role == "user" and has_results(blocks):
+            waiting = [*waiting, *blocks]
+        else:
+            yield role, blocks
+    if waiting:
+        yield "user", waiting
+
+
+def has_results(blocks: List[Block]) -> bool:
+    return any(block.get("type") == "tool_result" for block in blocks)
+
+
 def system_text(system: Any) -> str:
-    """The system prompt as one text, without the attribution block, which defeats prompt caches."""
-    blocks = content_blocks(system, "system")
-    texts = [str(b.get("text") or "") for b in blocks if b.get("type", "text") == "text"]
-    return "\n\n".join(t for t in texts if t.strip() and not t.startswith(ATTRIBUTION))
+    """The system prompt as one text, without the attribution line, which defeats prompt caches."""
+    texts = [ATTRIBUTION.sub("", block_text(b)) for b in content_blocks(system, "system")]
+    return "\n\n".join(text for text in texts if text.strip())
 
 
 class ChatHistory:
@@ -131,14 +154,14 @@ class ChatHistory:
         self.messages: List[ChatMessage] = []
         self._options = options
         self._notes = notes
-        self._open_calls: List[str] = []
+        self._open_calls: List[Tuple[str, str]] = []  # (id here, the client's id)
 
     def user(self, blocks: List[Block]) -> None:
         """Results first, in the order of their calls; then everything else as one message."""
-        results: Dict[str, Block] = {}
+        results: Dict[str, List[Block]] = {}
         for block in blocks:
             if block.get("type") == "tool_result":
-                results[str(block.get("tool_use_id", ""))] = block
+                results.setdefault(str(block.get("tool_use_id", "")), []).append(block)
         parts = self._tool_messages(results)
         for block in blocks:
             if block.get("type") == "tool_result":
@@ -153,19 +176,20 @@ class ChatHistory:
 
     def assistant(self, blocks: List[Block]) -> None:
         self.end_calls()
-        texts, calls = [], []
+        calls: List[Dict[str, Any]] = []
         for block in blocks:
             if block.get("type") == "tool_use":
                 calls.append(self._call(block, calls))
-            else:
-                texts += [t for t in [assistant_text(block, self._notes)] if t]
+        others = [block for block in blocks if block.get("type") != "tool_use"]
+        text = answer_texts(others, self._notes)
         message: ChatMessage = {"role": "assistant"}
-        if texts or not calls:
-            message["content"] = "\n\n".join(texts)
+        if text or not calls:
+            message["content"] = text
         if calls:
             message["tool_calls"] = calls
-            self._open_calls = [call["id"] for call in calls]
-        if texts or calls:
+            own = [str(b.get("id", "")) for b in blocks if b.get("type") == "tool_use"]
+            self._open_calls = list(zip((call["id"] for call in calls), own))
+        if text or calls:
             self.messages.append(message)
 
     def system(self, blocks: List[Block]) -> None:
@@ -188,7 +212,7 @@ class ChatHistory:
 
     def end_calls(self) -> None:
         """Calls that nobody answered get a result that says so: Chat demands one for each."""
-        for call_id in self._open_calls:
+        for call_id, _ in self._open_calls:
             self._notes.append("tool_result=missing")
             self.messages.append({"role": "tool", "tool_call_id": call_id, "content": INTERRUPTED})
         self._open_calls = []
@@ -203,14 +227,15 @@ class ChatHistory:
         }
         return {"id": call_id, "type": "function", "function": function}
 
-    def _tool_messages(self, results: Dict[str, Block]) -> List[Dict[str, Any]]:
+    def _tool_messages(self, results: Dict[str, List[Block]]) -> List[Dict[str, Any]]:
         """Answer the open calls; returns the parts that a tool message cannot hold.
 
         A user message without any result leaves them unanswered for good.
         """
         moved: List[Dict[str, Any]] = []
-        for call_id in self._open_calls:
-            block = results.pop(call_id, None)
+        for call_id, own_id in self._open_calls:
+            found = results.get(own_id)
+            block = found.pop(0) if found else None
             if block is None:
                 self._notes.append("tool_result=missing")
             text, parts = (
@@ -223,10 +248,10 @@ class ChatHistory:
         self._open_calls = []
         return moved
 
-    def _orphan(self, block: Block, results: Dict[str, Block]) -> List[Dict[str, Any]]:
+    def _orphan(self, block: Block, results: Dict[str, List[Block]]) -> List[Dict[str, Any]]:
         """A result whose call is not in the history any more: told as text."""
         call_id = str(block.get("tool_use_id", ""))
-        if results.pop(call_id, None) is None:
+        if not any(block is left for left in results[call_id]):
             return []
         self._notes.append("tool_result=orphan")
         text, parts = tool_result_content(block, self._options, self._notes)

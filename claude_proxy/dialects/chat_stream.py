@@ -306,8 +306,8 @@ class ChatAnswer:
 
     def _final_usage(self) -> Dict[str, Any]:
         if not self._usage:
-            told = self._told + self._calls.told
-            return {"input_tokens": self._asked.input_estimate(), "output_tokens": max(1, told // 4)}
+            told = max(1, (self._told + self._calls.told) // 4)
+            return {"input_tokens": self._asked.input_estimate(), "output_tokens": told}
         usage = chat_usage(self._usage)
         if not any(usage[key] for key in usage if key != "output_tokens"):
             usage["input_tokens"] = self._asked.input_estimate()

@@ -19,6 +19,7 @@ from collections.abc import Collection
 from typing import Any, Dict, List, NamedTuple, NoReturn, Optional, Union
 
 from claude_proxy.dialects.text_tools import CALL_CLOSE, CALL_OPEN, RESULT_OPEN
+from claude_proxy.events import input_float
 
 TEXT_MARK = re.compile(f"{CALL_OPEN}|{RESULT_OPEN}")
 # Between the tag and the object, and behind the object: some models put a fence around it.
@@ -112,6 +113,11 @@ class CallSplitter:
             self._finish_tail(parts)
         self._step = self._over
         return parts
+
+    def drop_blanks(self) -> None:
+        """Something else follows: blanks that were held back for what comes next go."""
+        if self._step == self._text and not self._rest.strip():
+            self._rest = ""
 
     # --- steps: each takes from `_rest`, and says whether another step can follow -------------
 
@@ -228,7 +234,7 @@ class CallSplitter:
 
     def _finish_tail(self, parts: List[TextPart]) -> None:
         rest = self._rest[CALL_TAIL.match(self._rest).end() :]
-        if CALL_CLOSE.startswith(rest):
+        if any(tag.startswith(rest) for tag in (CALL_CLOSE, CALL_OPEN)):
             self._rest = ""
             self._take(parts)
         else:
@@ -262,7 +268,9 @@ def refuse_call_constant(name: str) -> NoReturn:
 
 
 # Not strict: a raw line break in a string is what it looks like.
-CALL_DECODER = json.JSONDecoder(strict=False, parse_constant=refuse_call_constant)
+CALL_DECODER = json.JSONDecoder(
+    strict=False, parse_float=input_float, parse_constant=refuse_call_constant
+)
 
 
 class JsonProblem(NamedTuple):
@@ -279,9 +287,11 @@ def json_problem(text: str) -> JsonProblem:
         # Half a literal or half an escape is told a few characters before the end.
         near_end = error.pos + len("\\uD83D") + 1 >= len(text.rstrip())
         return JsonProblem(words, near_end or error.msg.startswith("Unterminated string"))
-    except (ValueError, RecursionError):
+    except ValueError as error:
+        return JsonProblem(f"the JSON is not valid: {error}", False)
+    except RecursionError:
         pass
-    return JsonProblem("the JSON is not valid", False)
+    return JsonProblem("the JSON is not valid: it is nested too deeply", False)
 
 
 def read_call(text: str, names: Collection[str]) -> TextCall:
@@ -293,7 +303,7 @@ def read_call(text: str, names: Collection[str]) -> TextCall:
     if text[end:].strip():
         raise ValueError("the JSON object ends too early: a brace too many")
     name = call.get("name")
-    if name not in names or not isinstance(name, str):
+    if not isinstance(name, str) or name not in names:
         known = ", ".join(sorted(names)[:MOST_NAMES_TOLD])
         raise ValueError(f"there is no tool {encode_name(name)}; the tools are {known}")
     return TextCall(name, call_input(call))

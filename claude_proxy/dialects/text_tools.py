@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Dict, List, Set
 
-from claude_proxy.dialects.chat_blocks import as_list
+from claude_proxy.dialects.chat_blocks import as_list, content_blocks
 from claude_proxy.dialects.chat_tools import tool_schema
 from claude_proxy.events import Request
 from claude_proxy.sse import encode_json
@@ -91,8 +91,8 @@ def text_tool_request(request: Request) -> Request:
     if not section:
         return plain
     system = request.get("system")
-    blocks = [{"type": "text", "text": system}] if isinstance(system, str) else as_list(system)
-    plain["system"] = [*(b for b in blocks if b), {"type": "text", "text": section}]
+    own = [{"type": "text", "text": system}] if isinstance(system, str) else as_list(system)
+    plain["system"] = [*(own if system else []), {"type": "text", "text": section}]
     stops = as_list(request.get("stop_sequences"))
     if len(stops) < MOST_TEXT_STOPS:
         plain["stop_sequences"] = [*stops, RESULT_STOP]
@@ -117,7 +117,16 @@ def choice_of(request: Request) -> Dict[str, Any]:
 
 
 def must_call(request: Request) -> bool:
-    return bool(offered_tools(request)) and choice_of(request).get("type") in CHOICE_SENTENCES
+    return bool(choice_sentence(request))
+
+
+def choice_sentence(request: Request) -> str:
+    """What a forced choice says in words; "" where there is none, or of no tool that is offered."""
+    choice, names = choice_of(request), offered_names(request)
+    name = choice.get("name")
+    sentence = CHOICE_SENTENCES.get(str(choice.get("type")), "")
+    possible = name in names if "{name}" in sentence and isinstance(name, str) else bool(names)
+    return sentence.format(name=name) if possible else ""
 
 
 def may_call_once(request: Request) -> bool:
@@ -130,9 +139,7 @@ def tool_section(request: Request) -> str:
     if not tools:
         return ""
     parts = [TOOL_SECTION, *map(tool_text, tools)]
-    choice = choice_of(request)
-    sentence = CHOICE_SENTENCES.get(str(choice.get("type")), "")
-    extra = [sentence.format(name=choice.get("name"))] if sentence else []
+    extra = [choice_sentence(request)] if must_call(request) else []
     extra += [SINGLE_SENTENCE] if may_call_once(request) else []
     return "\n".join([*parts, *extra])
 
@@ -148,7 +155,8 @@ def tool_text(tool: Dict[str, Any]) -> str:
     description = tool.get("description")
     lines += [description.strip()] if isinstance(description, str) and description else []
     members = list(member_lines(schema, "  "))
-    return "\n".join([*lines, *(["Input:", *members] if members else ["Input: {}"]), ""])
+    about = f" {schema['description']}" if isinstance(schema.get("description"), str) else ""
+    return "\n".join([*lines, f"Input:{about if members else about or ' {}'}", *members, ""])
 
 
 def member_lines(schema: Dict[str, Any], indent: str) -> Iterator[str]:
@@ -168,9 +176,17 @@ def member_lines(schema: Dict[str, Any], indent: str) -> Iterator[str]:
 
 def inner_object(schema: Dict[str, Any]) -> Dict[str, Any]:
     """The schema whose properties stand below a member's line: its own, or its items'."""
-    items = schema.get("items")
-    found = items if isinstance(items, dict) and schema.get("type") == "array" else schema
+    found = schema.get("items") or {} if plain_array(schema) else schema
     return found if isinstance(found.get("properties"), dict) else {}
+
+
+def plain_array(schema: Dict[str, Any]) -> bool:
+    """Whether `object[]` and the lines below say all of an array's items."""
+    items = schema.get("items", {})
+    if schema.get("type") != "array" or not isinstance(items, dict):
+        return False
+    inner_told = not (items.get("type") == "array" and inner_object(items))
+    return "description" not in items and inner_told
 
 
 # Said by a member's line, or of no use to a model.
@@ -187,11 +203,16 @@ def type_text(schema: Dict[str, Any]) -> str:
     kind, enum, items = schema.get("type"), schema.get("enum"), schema.get("items")
     if isinstance(enum, list):
         text = "|".join(map(compact_json, enum))
-    elif kind == "array":
-        text = (type_text(items) if isinstance(items, dict) else "any") + "[]"
+    elif plain_array(schema):
+        text = type_text(items or {}) + "[]"
     else:
         text = "|".join(map(str, kind)) if isinstance(kind, list) else str(kind or "any")
     rest = {k: v for k, v in schema.items() if k not in TOLD_KEYWORDS and not plain_default(k, v)}
+    if items is not None and not plain_array(schema):
+        rest["items"] = items
+    unlisted = set(as_list(schema.get("required"))) - set(schema.get("properties") or {})
+    if unlisted:
+        rest["required"] = sorted(map(str, unlisted))
     return f"{text} {compact_json(rest)}" if rest else text
 
 
@@ -232,9 +253,7 @@ def call_json(call: Dict[str, Any]) -> str:
 
 def result_blocks(block: Dict[str, Any]) -> List[Any]:
     """A result as text; images and documents in it follow as blocks of their own."""
-    content = block.get("content")
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else as_list(content)
-    parts = [part for part in parts if isinstance(part, dict)]
+    parts = content_blocks(block.get("content"), f"tool_result {block.get('tool_use_id')}.content")
     texts = [str(p.get("text") or "") if p.get("type") == "text" else result_note(p) for p in parts]
     error = ' error="true"' if block.get("is_error") is True else ""
     head = f'{RESULT_OPEN} id="{block.get("tool_use_id")}"{error}>'

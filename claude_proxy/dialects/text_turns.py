@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Callable, Dict, List
 
+from claude_proxy.dialects.chat_tools import used_call_ids
 from claude_proxy.dialects.text_calls import CallSplitter, TextCall, TextPart
 from claude_proxy.dialects.text_tools import (
     RESULT_STOP,
@@ -64,9 +65,10 @@ class TextTurn:
         self._ask = ask
         self._facts = facts
         self._write = EventWriter(message_id, "")
+        self._used_ids = used_call_ids(request)
         self._usage: Dict[str, Any] = {}
+        self._output = 0
         self._end: Dict[str, Any] = {}
-        self._told_output = 0
         self._calls = 0
 
     def events(self) -> Iterator[Event]:
@@ -77,7 +79,8 @@ class TextTurn:
         if complaint:
             yield from self._repair(first, "".join(raw), complaint)
         elif first.truncated and not self._calls:
-            yield from self._write.text(CUT_OFF_NOTE)
+            gap = "\n\n" if self._write.open_block == "text" else ""
+            yield from self._write.text(gap + CUT_OFF_NOTE)
         yield from self._finish(first.truncated)
 
     def _splitter(self) -> CallSplitter:
@@ -90,7 +93,7 @@ class TextTurn:
     def _repair(self, first: CallSplitter, answer: str, complaint: str) -> Iterator[Event]:
         """Ask once more. Of the new answer only calls count: its text was told, or is no use."""
         self._facts["tool_repairs"] = 1
-        count = self._calls
+        count, end = self._calls, self._end
         accepted = SOME_ACCEPTED.format(count=count) if count else NONE_ACCEPTED
         prompt = REPAIR_PROMPT.format(complaint=complaint, accepted=accepted)
         more = [
@@ -101,7 +104,10 @@ class TextTurn:
         yield from self._answer(again, self._splitter(), [], self._tell_call)
         if self._calls == count:
             self._facts["tool_repair_failed"] = True
-            unread = answer[first.begun :] if first.complaint and not count else ""
+            self._end = end
+            told = len(answer[: first.begun].rstrip())
+            unread = answer[told:] if first.complaint and not count else ""
+            unread = unread if self._write.open_block == "text" else unread.lstrip()
             yield from self._write.text(unread) if unread else ()
 
     # --- one answer ---------------------------------------------------------------------------
@@ -110,6 +116,7 @@ class TextTurn:
         self, request: Request, splitter: CallSplitter, raw: List[str], tell: Tell
     ) -> Iterator[Event]:
         """Retell an answer: its text by way of the splitter into `tell`, the rest as it is."""
+        usage: Dict[str, Any] = {}
         for event in self._ask(request):
             delta = event.get("delta") or {}
             if delta.get("type") == "text_delta":
@@ -117,9 +124,12 @@ class TextTurn:
                 for part in splitter.feed(delta["text"]):
                     yield from tell(part)
             elif event["type"] in BLOCK_EVENTS:
+                if (event.get("content_block") or {}).get("type") == "tool_use":
+                    splitter.drop_blanks()
                 yield from self._block_event(event)
             else:
-                yield from self._note(event)
+                yield from self._note(event, usage)
+        self._add_usage(usage)
         for part in splitter.finish():
             yield from tell(part)
         if splitter.cut:
@@ -139,7 +149,10 @@ class TextTurn:
     def _new_id(self) -> str:
         """Short, for the model reads it in every turn; unlike those of other answers."""
         self._calls += 1
-        return f"toolu_{self._write.message_id.rpartition('_')[2][-10:]}_{self._calls}"
+        own = f"toolu_{self._write.message_id.rpartition('_')[2][-10:]}_{self._calls}"
+        while own in self._used_ids:
+            own += "x"
+        return own
 
     def _block_event(self, event: Event) -> Iterable[Event]:
         """Thinking and native calls."""
@@ -160,17 +173,15 @@ class TextTurn:
 
     # --- beginning and end --------------------------------------------------------------------
 
-    def _note(self, event: Event) -> Iterable[Event]:
+    def _note(self, event: Event, usage: Dict[str, Any]) -> Iterable[Event]:
         """The events around the blocks: of two answers they become those of one."""
-        if event["type"] == "message_start":
-            if self._write.started:
-                return ()
-            message = event["message"]
-            self._usage = dict(message.get("usage") or {})
-            self._write = EventWriter(message["id"], message["model"], dict(self._usage))
+        message = event.get("message") or {}
+        told = event.get("usage") or message.get("usage") or {}
+        usage.update((key, value) for key, value in told.items() if value is not None)
+        if event["type"] == "message_start" and not self._write.started:
+            self._write = EventWriter(message["id"], message["model"], dict(usage))
             return self._write.start()
         if event["type"] == "message_delta":
-            self._add_usage(event.get("usage") or {})
             self._end = event["delta"]
             if self._end.get("stop_sequence") == RESULT_STOP:
                 self._facts["tool_results_invented"] = True
@@ -179,9 +190,8 @@ class TextTurn:
     def _add_usage(self, usage: Dict[str, Any]) -> None:
         """Output adds up. Input is that of the last answer: clients take it for the context's size,
         and would compact too early if it were counted twice."""
-        output = self._told_output + (usage.get("output_tokens") or 0)
-        self._usage.update({k: v for k, v in usage.items() if v is not None})
-        self._usage["output_tokens"] = self._told_output = output
+        self._output += usage.get("output_tokens") or 0
+        self._usage.update({**usage, "output_tokens": self._output})
 
     def _finish(self, truncated: bool) -> Iterator[Event]:
         more = {k: v for k, v in self._end.items() if k not in ("stop_reason", "stop_sequence")}

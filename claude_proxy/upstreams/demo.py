@@ -57,9 +57,11 @@ class DemoUpstream:
         tokens = count_input_tokens(request)
         write = EventWriter(exchange.message_id, exchange.model, demo_usage(tokens, 1))
         told: List[str] = []
+        calls = False
         for step, argument in demo_script(request):
             for event in step(write, argument, exchange):
                 told.append(delta_text(event))
+                calls = calls or (event.get("content_block") or {}).get("type") == "tool_use"
                 yield event
         spoken = len("".join(told))
         if not write.started or not spoken:
@@ -67,7 +69,6 @@ class DemoUpstream:
             spoken = len(text)
             for piece in demo_words(text):
                 yield from write.text(piece)
-        calls = write.open_block == "tool_use"
         yield from write.finish(
             "tool_use" if calls else "end_turn", demo_usage(tokens, spoken // 4 + 1)
         )

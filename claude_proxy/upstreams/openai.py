@@ -79,23 +79,26 @@ class OpenAIUpstream:
         """(answer with status 200, rough input tokens); after a refusal that teaches, ask anew."""
         model = request.get("model", "")
         options = self._learned.get(model) or chat_options(self._config.openai_base_url, model)
-        for _ in range(MOST_REPAIRS + 1):
+        tried = [options]
+        while True:
             notes: List[str] = []
             chat = messages_to_chat(request, options, notes)
             body = encode_json(chat).encode("ascii")
             response = self._transport.request(exchange, self._call(model, body))
             if response.status == 200:
+                if len(tried) > 1:
+                    self._learned[model] = options
+                    exchange.facts["learned"] = learned_words(tried[0], options)
                 exchange.warnings += notes
                 return response, rough_input_tokens(request, body)
             with closing(response):
                 refusal = response.read()
             text = upstream_error_text(refusal)
             repaired = repaired_options(options, response.status, text, chat)
-            if repaired is None:
-                break
-            exchange.facts["learned"] = learned_words(options, repaired)
-            options = self._learned[model] = repaired
-        raise self._failure(response, refusal, request, exchange)
+            if repaired is None or repaired in tried or len(tried) > MOST_REPAIRS:
+                raise self._failure(response, refusal, request, exchange)
+            options = repaired
+            tried.append(options)
 
     def _call(self, model: str, body: bytes) -> Call:
         target, path = split_url(chat_url(self._config, model))

@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from claude_proxy.auth import own_redcap_token, same_secret
 from claude_proxy.config import REDCAP_KNOWN_ALIASES, VERSION, Config
-from claude_proxy.dialects.text_tools import RESULT_STOP
+from claude_proxy.dialects.text_tools import RESULT_STOP, text_tool_request
 from claude_proxy.errors import NO_RETRY, ProxyError
 from claude_proxy.events import Event, EventWriter, Request
 from claude_proxy.exchange import Exchange
@@ -79,6 +79,7 @@ class RedcapUpstream:
         alias = str(request.get("model") or "")
         token = self._token(exchange)
         check_alias(alias, self._config)
+        request = text_tool_request(request)  # what is left of tools and thoughts is not sent
         tokens = count_input_tokens(request)
         check_window(tokens, alias)
         reply = self._ask(request, alias, token, exchange)

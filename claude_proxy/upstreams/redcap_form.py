@@ -17,8 +17,8 @@ from claude_proxy.config import REDCAP_OUTPUT_CAPS, REDCAP_WINDOWS
 from claude_proxy.dialects.chat_blocks import (
     Block,
     ChatOptions,
+    answer_texts,
     as_list,
-    assistant_text,
     content_blocks,
     joined_parts,
     text_part,
@@ -56,7 +56,7 @@ def fits_any(patterns: Iterable[str], alias: str) -> bool:
 
 
 def encode_form(fields: Fields) -> bytes:
-    return urlencode(fields).encode("ascii")
+    return urlencode([(name, whole_characters(value)) for name, value in fields]).encode("ascii")
 
 
 def envelope(token: str, action: str) -> Fields:
@@ -74,7 +74,7 @@ def envelope(token: str, action: str) -> Fields:
 def messages_fields(request: Request, images: bool, notes: List[str]) -> Fields:
     """The fields of `action=messages`. Nothing is sent blank: PHP would read it as 0."""
     fields = [("model", request["model"])]
-    system = whole_characters(system_text(request.get("system")))
+    system = system_text(request.get("system"))
     fields += [("system", system)] if system else []
     fields.append(("messages", encode_json(plain_messages(request, images, notes))))
     fields += passed_numbers(request)
@@ -97,7 +97,7 @@ def prompt_fields(request: Request, notes: List[str]) -> Fields:
 
 def flat_prompt(request: Request, notes: List[str]) -> str:
     """System, turns and whose turn it is, in the form that the module itself once used."""
-    system = whole_characters(system_text(request.get("system")))
+    system = system_text(request.get("system"))
     turns = [f"System: {system}"] if system else []
     for message in plain_messages(request, False, notes):
         turns.append(f"{message['role'].capitalize()}: {message['content']}")
@@ -145,7 +145,7 @@ def add_turn(turns: List[Dict[str, Any]], role: str, content: Any) -> None:
 def turn_content(blocks: List[Block], role: Any, alias: str, images: bool, notes: List[str]) -> Any:
     """What a message says: a string, or the parts of one with images; "" for nothing."""
     if role == "assistant":
-        parts = [text_part(assistant_text(block, notes)) for block in blocks]
+        parts = [text_part(answer_texts(blocks, notes))]
     else:
         parts = [part for block in blocks for part in redcap_parts(block, alias, images, notes)]
     kept = [part for part in parts if part["type"] != "text" or part["text"].strip()]
