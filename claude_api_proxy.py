@@ -4411,6 +4411,8 @@ Ask = Callable[[Request], Iterator[Event]]
 Tell = Callable[[TextPart], Iterable[Event]]
 BLOCK_EVENTS = ("content_block_start", "content_block_delta", "content_block_stop")
 
+ENDED_STATUSES = (CLIENT_GONE_STATUS, 504)
+
 # Characters of a call's input in one event.
 INPUT_PIECE = 1024
 NO_CALL = "this answer has to call a tool, and it did not"
@@ -4452,6 +4454,7 @@ class TextTurn:
         self._output = 0
         self._end: Dict[str, Any] = {}
         self._calls = 0
+        self._native = False  # whether the last call is the upstream's own
 
     def events(self) -> Iterator[Event]:
         raw: List[str] = []
@@ -4483,7 +4486,12 @@ class TextTurn:
             {"role": "user", "content": prompt},
         ]
         again = {**self._plain, "messages": [*self._plain["messages"], *more]}
-        yield from self._answer(again, self._splitter(), [], self._tell_call)
+        try:
+            yield from self._answer(again, self._splitter(), [], self._tell_call)
+        except ProxyError as error:
+            # The first answer is still worth telling, unless nobody waits for it any more.
+            if error.status in ENDED_STATUSES or self._write.open_block == "tool_use":
+                raise
         if self._calls == count:
             self._facts["tool_repair_failed"] = True
             self._end = end
@@ -4523,6 +4531,7 @@ class TextTurn:
     def _tell_call(self, part: TextPart) -> Iterator[Event]:
         if not isinstance(part, TextCall):
             return
+        self._native = False
         yield from self._write.tool_use(self._new_id(), part.name)
         text = encode_json(part.input)
         for start in range(0, len(text), INPUT_PIECE):
@@ -4542,6 +4551,7 @@ class TextTurn:
         kind = block.get("type")
         if kind == "tool_use":
             self._calls += 1
+            self._native = True
             return self._write.tool_use(block["id"], block["name"])
         if kind and kind not in ("text", "thinking"):
             return self._write.block(block)
@@ -4578,7 +4588,7 @@ class TextTurn:
     def _finish(self, truncated: bool) -> Iterator[Event]:
         more = {k: v for k, v in self._end.items() if k not in ("stop_reason", "stop_sequence")}
         reason, sequence = self._end.get("stop_reason"), self._end.get("stop_sequence")
-        if self._calls:
+        if self._calls and not (self._native and reason == "max_tokens"):
             reason, sequence = "tool_use", None
         elif truncated:
             reason, sequence = "max_tokens", None

@@ -15,7 +15,16 @@ import pytest
 
 from claude_proxy.cli import main
 from claude_proxy.config import SETTINGS, VERSION
-from tests.support import ROOT, SINGLE_FILE, RawClient, ask, message_body, request_bytes
+from tests.support import (
+    ROOT,
+    SINGLE_FILE,
+    RawClient,
+    ScriptedUpstream,
+    ask,
+    json_answer,
+    message_body,
+    request_bytes,
+)
 
 COMMANDS = {
     "package": [sys.executable, "-m", "claude_proxy"],
@@ -153,6 +162,23 @@ def test_check_config_shows_settings_and_no_secret(command, tmp_path):
 def test_check_upstream(tmp_path, settings, code, words):
     done = run_to_end(COMMANDS["package"], tmp_path, "--check-upstream", **settings)
     assert done.returncode == code and words in done.stdout + done.stderr
+
+
+REDCAP_TOKEN = "0123456789abcdef" * 2
+REDCAP_INFO = {"name": "SecureChatAI", "module-version": "v1", "auth-actions": {"callAI": "a", "messages": "m"}}
+
+
+@pytest.mark.parametrize("settings,code,words", [
+    ({"ANTHROPIC_AUTH_TOKEN": REDCAP_TOKEN}, 0, "'served_by': 'messages'"),
+    ({"REDCAP_API_TOKEN": REDCAP_TOKEN}, 0, "SecureChatAI v1"),
+    ({}, 1, "wants your REDCap API token"),
+])
+def test_check_upstream_asks_redcap_what_it_offers(tmp_path, settings, code, words):
+    with ScriptedUpstream(json_answer(200, REDCAP_INFO)) as redcap:
+        url = f"http://127.0.0.1:{redcap.port}/api/"
+        done = run_to_end(COMMANDS["package"], tmp_path, "--check-upstream", REDCAP_API_URL=url, **settings)
+    assert done.returncode == code and words in done.stdout + done.stderr
+    assert REDCAP_TOKEN not in done.stdout + done.stderr
 
 
 def test_healthcheck(command, tmp_path):
