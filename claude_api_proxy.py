@@ -3887,7 +3887,7 @@ def needs_text_tools(request: Request) -> bool:
 def text_tool_request(request: Request) -> Request:
     """The request without `tools` and tool blocks; what they say is in `system` and in texts."""
     plain = {k: v for k, v in request.items() if k not in ("tools", "tool_choice")}
-    plain["messages"] = [text_message(message) for message in as_list(request.get("messages"))]
+    plain["messages"] = text_messages(as_list(request.get("messages")))
     section = tool_section(request)
     if not section:
         return plain
@@ -4011,9 +4011,11 @@ def type_text(schema: Dict[str, Any]) -> str:
     rest = {k: v for k, v in schema.items() if k not in TOLD_KEYWORDS and not plain_default(k, v)}
     if items is not None and not plain_array(schema):
         rest["items"] = items
-    unlisted = set(as_list(schema.get("required"))) - set(schema.get("properties") or {})
+    properties = schema.get("properties")
+    listed = properties if isinstance(properties, dict) else {}
+    unlisted = [name for name in as_list(schema.get("required")) if str(name) not in listed]
     if unlisted:
-        rest["required"] = sorted(map(str, unlisted))
+        rest["required"] = unlisted
     return f"{text} {compact_json(rest)}" if rest else text
 
 
@@ -4024,12 +4026,33 @@ def compact_json(value: Any) -> str:
 # --- the conversation --------------------------------------------------------------------------
 
 
-def text_message(message: Any) -> Any:
-    """A message whose calls and results are text; everything else stays as it is."""
-    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
-        return message
-    content = [told for block in message["content"] for told in text_blocks(block)]
-    return {**message, "content": content}
+def text_messages(messages: List[Any]) -> List[Any]:
+    """Messages whose calls and results are text; everything else stays as it is. Results are in
+    the order of their calls, whichever ended first."""
+    told, calls = [], {}
+    for message in messages:
+        if isinstance(message, dict) and isinstance(message.get("content"), list):
+            blocks = in_order_of_calls(message["content"], calls)
+            calls = call_order(blocks) or calls
+            content = [text for block in blocks for text in text_blocks(block)]
+            message = {**message, "content": content}
+        told.append(message)
+    return told
+
+
+def call_order(blocks: List[Any]) -> Dict[str, int]:
+    return {str(b.get("id")): n for n, b in enumerate(blocks) if is_block(b, "tool_use")}
+
+
+def in_order_of_calls(blocks: List[Any], calls: Dict[str, int]) -> List[Any]:
+    """The blocks with the results first, in the order of their calls."""
+    results = [block for block in blocks if is_block(block, "tool_result")]
+    results.sort(key=lambda block: calls.get(str(block.get("tool_use_id")), len(calls)))
+    return [*results, *(block for block in blocks if not is_block(block, "tool_result"))]
+
+
+def is_block(block: Any, kind: str) -> bool:
+    return isinstance(block, dict) and block.get("type") == kind
 
 
 def text_blocks(block: Any) -> List[Any]:
@@ -4240,9 +4263,8 @@ class CallSplitter:
         if rest.startswith(CALL_OPEN):  # the closing tag was forgotten
             self._rest = rest
             return self._take(parts)
-        if any(tag.startswith(rest) for tag in (CALL_CLOSE, CALL_OPEN)) or set(rest) == {"`"}:
-            return False
-        return self._refuse(stray_text(rest))
+        self._rest = rest
+        return False if may_be_tail(rest) else self._refuse(stray_text(rest))
 
     def _over(self, parts: List[TextPart]) -> bool:
         self._rest = ""
@@ -4295,7 +4317,7 @@ class CallSplitter:
 
     def _finish_tail(self, parts: List[TextPart]) -> None:
         rest = self._rest[CALL_TAIL.match(self._rest).end() :]
-        if any(tag.startswith(rest) for tag in (CALL_CLOSE, CALL_OPEN)):
+        if may_be_tail(rest):
             self._rest = ""
             self._take(parts)
         else:
@@ -4309,6 +4331,11 @@ def held_back(text: str) -> int:
     begins = bool(tail) and any(mark.startswith(tail) for mark in (CALL_OPEN, RESULT_OPEN))
     before = text[:start] if begins else text
     return len(text) - len(before.rstrip())
+
+
+def may_be_tail(rest: str) -> bool:
+    """Whether a tag, or a fence before it, may be what begins here."""
+    return any(mark.startswith(rest) for mark in (CALL_CLOSE, CALL_OPEN, "```"))
 
 
 def stray_text(rest: str) -> str:

@@ -179,9 +179,8 @@ class CallSplitter:
         if rest.startswith(CALL_OPEN):  # the closing tag was forgotten
             self._rest = rest
             return self._take(parts)
-        if any(tag.startswith(rest) for tag in (CALL_CLOSE, CALL_OPEN)) or set(rest) == {"`"}:
-            return False
-        return self._refuse(stray_text(rest))
+        self._rest = rest
+        return False if may_be_tail(rest) else self._refuse(stray_text(rest))
 
     def _over(self, parts: List[TextPart]) -> bool:
         self._rest = ""
@@ -234,7 +233,7 @@ class CallSplitter:
 
     def _finish_tail(self, parts: List[TextPart]) -> None:
         rest = self._rest[CALL_TAIL.match(self._rest).end() :]
-        if any(tag.startswith(rest) for tag in (CALL_CLOSE, CALL_OPEN)):
+        if may_be_tail(rest):
             self._rest = ""
             self._take(parts)
         else:
@@ -248,6 +247,11 @@ def held_back(text: str) -> int:
     begins = bool(tail) and any(mark.startswith(tail) for mark in (CALL_OPEN, RESULT_OPEN))
     before = text[:start] if begins else text
     return len(text) - len(before.rstrip())
+
+
+def may_be_tail(rest: str) -> bool:
+    """Whether a tag, or a fence before it, may be what begins here."""
+    return any(mark.startswith(rest) for mark in (CALL_CLOSE, CALL_OPEN, "```"))
 
 
 def stray_text(rest: str) -> str:
