@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import binascii
+import errno
 import fnmatch
 import hashlib
 import hmac
@@ -47,7 +48,7 @@ import time
 import zlib
 from collections import ChainMap, OrderedDict, deque, namedtuple
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from email.utils import formatdate, parsedate_to_datetime
 from fnmatch import fnmatchcase
 from functools import partial
@@ -57,8 +58,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from re import Match
 from typing import (
-    Any, BinaryIO, Callable, Deque, Dict, Hashable, List, NamedTuple, NoReturn, Optional, Protocol,
-    Set, TextIO, Tuple, Union,
+    Any, BinaryIO, Callable, ContextManager, Deque, Dict, Hashable, List, NamedTuple, NoReturn,
+    Optional, Protocol, Set, TextIO, Tuple, Union,
 )
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
@@ -998,6 +999,10 @@ class Log:
     def error(self, event: str, **fields: Any) -> None:
         self.write("error", event, fields)
 
+    def redact(self, text: str) -> str:
+        """The text without the secrets that this process knows, and without the shape of any."""
+        return redact(text, self._secrets)
+
     def _clean(self, value: Any) -> Any:
         """Numbers as they are; anything else, an exception for instance, as redacted text."""
         if value is None or isinstance(value, (int, float)):
@@ -1049,6 +1054,7 @@ CLIENT_STATUS = {
 
 CLIENT_GONE_STATUS = 499
 LONGEST_UPSTREAM_MESSAGE = 2048
+LONGEST_PAGE_HEAD = 8192
 NO_RETRY = ("x-should-retry", "false")
 
 
@@ -1070,9 +1076,10 @@ class ProxyError(Exception):
         upstream_status: Optional[int] = None,
     ) -> None:
         super().__init__(message)
-        self.status = status
+        # Whatever an upstream's status was, a failure is told as one.
+        self.status = status if status >= 400 else 502
         self.message = message
-        self.error_type = error_type or error_type_of(status)
+        self.error_type = error_type or error_type_of(self.status)
         # Claude Code repeats a 401 for about three minutes unless told not to.
         never = status in (401, 402)
         kept = (pair for pair in headers if not (never and pair[0] == NO_RETRY[0]))
@@ -1171,7 +1178,7 @@ def upstream_error_text(body: bytes) -> str:
     except (ValueError, RecursionError):
         pass
     if text[:1] == "<":
-        title = re.search(r"(?is)<title[^>]*>([^<]{1,300})", text)
+        title = re.search(r"(?is)<title[^<>]{0,200}>([^<]{1,300})", text[:LONGEST_PAGE_HEAD])
         return "the upstream answered with a web page: " + (
             html.unescape(title.group(1)).strip() if title else "(no title)"
         )
@@ -1373,14 +1380,16 @@ def bad_request(message: str, status: int = 400) -> ProxyError:
 # --- request heads -----------------------------------------------------------------------------
 
 
-def take_head(buffer: bytes) -> Optional[Tuple[bytes, bytes]]:
+def take_head(buffer: bytes, scanned: int = 0) -> Optional[Tuple[bytes, bytes]]:
     """Cut (head, rest) off a buffer, or return None when the head is not whole yet.
 
-    A buffer that can never become a head within the limits raises ProxyError at once.
+    A buffer that can never become a head within the limits raises ProxyError at once. Its first
+    `scanned` bytes were seen before, so that a head that drips in is not read anew for each byte.
     """
-    end = buffer.find(b"\r\n\r\n")
+    begin = max(0, scanned - 3)
+    end = buffer.find(b"\r\n\r\n", begin)
     head = buffer if end < 0 else buffer[: end + 2]
-    if HTTP_BARE_LINE_END.search(head):
+    if HTTP_BARE_LINE_END.search(head, begin):
         raise bad_request("a line does not end in CRLF")
     line_end = head.find(b"\r\n")
     if (len(head) if line_end < 0 else line_end) > LONGEST_REQUEST_LINE:
@@ -2448,6 +2457,8 @@ JSON_DECODER = json.JSONDecoder(
 # ==================================================================================================
 # The Messages dialect: mostly identity, for Messages is what requests and answers are inside.
 
+LONGEST_MODEL_NAME = 256
+
 # An empty delta that fits each block that can be open.
 EMPTY_DELTAS = {
     "text": {"type": "text_delta", "text": ""},
@@ -2467,6 +2478,8 @@ def decode_messages_request(data: Dict[str, Any]) -> Request:
         raise ProxyError(400, "messages: at least one message is required")
     if not isinstance(data.get("model", ""), str):
         raise ProxyError(400, "model: must be a string")
+    if len(data.get("model", "")) > LONGEST_MODEL_NAME:
+        raise ProxyError(400, f"model: must have at most {LONGEST_MODEL_NAME} characters")
     max_tokens = data.get("max_tokens")
     if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
         raise ProxyError(400, "max_tokens: must be a positive integer")
@@ -2519,6 +2532,9 @@ MESSAGES_DIALECT = Dialect(
 Block = Dict[str, Any]
 
 
+NOTE_WORD = re.compile("[a-z0-9_]{1,40}")
+
+
 class ChatOptions(NamedTuple):
     """What one provider and model want otherwise than most."""
 
@@ -2548,6 +2564,11 @@ def content_blocks(content: Any, place: str) -> List[Block]:
         if not isinstance(block, (dict, str)):
             raise ProxyError(400, f"{place}.{index}: must be an object")
     return [b if isinstance(b, dict) else {"type": "text", "text": b} for b in content]
+
+
+def note_word(value: Any) -> str:
+    """A type's name for a note: one that only says what it is, never what somebody wrote."""
+    return value if isinstance(value, str) and NOTE_WORD.fullmatch(value) else "block"
 
 
 def text_part(text: str) -> Dict[str, Any]:
@@ -2627,7 +2648,7 @@ def other_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Di
     """A block that we do not know: the text in it, if there is one; else a note."""
     text = block_text(block)
     if not text:
-        notes.append(f"{str(block.get('type'))[:40]}=dropped")
+        notes.append(f"{note_word(block.get('type'))}=dropped")
     return [text_part(text)] if text else []
 
 
@@ -2695,7 +2716,7 @@ def assistant_text(block: Block, notes: List[str]) -> str:
         return f"[{block.get('name', 'tool')} {encode_json(block.get('input') or {})}]"
     text = block_text(block)
     if not text and kind != "text":
-        notes.append(f"{kind[:40]}=dropped")
+        notes.append(f"{note_word(kind)}=dropped")
     return text if text.strip() else ""
 
 
@@ -2789,7 +2810,7 @@ def chat_tools(request: Request, notes: List[str]) -> List[Dict[str, Any]]:
             raise ProxyError(400, f"tools.{index}: must be an object")
         schema = tool_schema(tool)
         if schema is None:
-            notes.append(f"{str(tool.get('type') or tool.get('name'))[:40]}=dropped")
+            notes.append(f"{note_word(tool.get('type'))}=dropped")
             continue
         function = {"name": chat_tool_name(str(tool.get("name", "")))}
         if isinstance(tool.get("description"), str):
@@ -3486,11 +3507,11 @@ def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
     splitter, whole, kind = FrameSplitter(), bytearray(), ""
     for piece in pieces:
         if not kind:
-            whole += piece
-            start = bytes(whole.lstrip()[:1])
-            if not start:
+            piece = piece.lstrip()
+            if not piece:
                 continue
-            kind, piece = BODY_KINDS.get(start, "events"), bytes(whole)
+            kind = BODY_KINDS.get(piece[:1], "events")
+            whole += piece
         elif kind != "events":
             whole += piece
             if len(whole) > LARGEST_JSON_BODY:
@@ -3507,7 +3528,7 @@ def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
         yield CHAT_DONE
         return
     if kind == "page":
-        raise ProxyError(502, upstream_error_text(bytes(whole)))
+        raise upstream_error(502, {}, bytes(whole))
     for frame in splitter.finish():
         chunk = frame_to_chunk(frame)
         if chunk is not None:
@@ -5310,10 +5331,16 @@ class ConnectError(ProxyError):
     """No connection: nothing has been sent."""
 
 
+Watch = Callable[[socket.socket], ContextManager[None]]
+
+
 def connect_socket(
-    target: Target, timeout: float, context: Optional[ssl.SSLContext]
+    target: Target, timeout: float, context: Optional[ssl.SSLContext], watch: Watch = nullcontext
 ) -> socket.socket:
-    """A connected socket without a timeout of its own; ProxyError says what failed, and where."""
+    """A connected socket without a timeout of its own; ProxyError says what failed, and where.
+
+    `watch` is given a handle of each socket while it connects, by which it can be shut down.
+    """
     options = {"timeout": timeout or None}
     if target.scheme == "https":
         connection: http.client.HTTPConnection = http.client.HTTPSConnection(
@@ -5322,12 +5349,42 @@ def connect_socket(
     else:
         connection = http.client.HTTPConnection(target.host, target.port, **options)
     try:
-        connection.connect()
+        with ExitStack() as watching:
+            connection._create_connection = partial(open_socket, watch, watching)
+            connection.connect()
     except (OSError, http.client.HTTPException, ValueError) as error:
         connection.close()
         raise connect_error(target, error) from error
     connection.sock.settimeout(None)
     return connection.sock
+
+
+def open_socket(
+    watch: Watch, watching: ExitStack, address: Tuple[str, int], timeout: Any, *source: Any
+) -> socket.socket:
+    """As `socket.create_connection`, but watched. TLS takes the descriptor away from the socket
+    that it wraps, so what is watched is a second one of the same connection."""
+    problem = OSError("the name has no address")
+    for family, kind, number, _, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, number)
+        handle = watching.enter_context(sock.dup())
+        watching.enter_context(watch(handle))
+        sock.settimeout(timeout)
+        try:
+            sock.connect(place)
+            return sock
+        except OSError as error:
+            sock.close()
+            problem = error
+    raise problem
+
+
+def shut_down(sock: socket.socket) -> None:
+    """Wake a thread that waits on a socket. For other threads; also below TLS."""
+    try:
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError:
+        pass
 
 
 def connect_error(target: Target, error: Exception) -> ConnectError:
@@ -5362,11 +5419,8 @@ class UpstreamConnection:
         self.idle_since = 0.0
 
     def interrupt(self) -> None:
-        """Wake a thread that reads or writes here. For other threads; also below TLS."""
-        try:
-            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
-        except OSError:
-            pass
+        """Wake a thread that reads or writes here. For other threads."""
+        shut_down(self.sock)
 
     def usable(self) -> bool:
         """Whether an idle connection is still silent and open."""
@@ -5406,9 +5460,12 @@ class Pool:
         with self._lock:
             connections = self._idle.setdefault(connection.target, [])
             connections.append(connection)
-            dropped = connections.pop(0) if len(connections) > IDLE_CONNECTIONS_KEPT else None
-        if dropped:
-            dropped.close()
+            old = connection.idle_since - IDLE_CONNECTION_SECONDS
+            kept = [c for c in connections if c.idle_since > old][-IDLE_CONNECTIONS_KEPT:]
+            dropped = [c for c in connections if c not in kept]
+            self._idle[connection.target] = kept
+        for stale in dropped:
+            stale.close()
 
     def close(self) -> None:
         with self._lock:
@@ -5438,6 +5495,8 @@ LAST_CHUNK_SECONDS = 0.02
 LONGEST_INFLATED_PIECE = 1 << 20
 
 RETRIED_STATUSES = frozenset((408, 429, 500, 502, 503, 504, 529))
+# A kept-alive connection that ends later than this after a request had one that was read.
+STALE_SECONDS = 1.0
 # A client that is told to wait longer than this waits by itself: it sees the status at once.
 LONGEST_RETRY_WAIT = 8.0
 
@@ -5467,6 +5526,21 @@ class Call(NamedTuple):
 
 class ConnectionLost(Exception):
     """The upstream closed the connection before it answered anything."""
+
+
+def lost_connection(target: Target) -> ProxyError:
+    return ProxyError(502, f"the upstream {target} closed the connection without an answer")
+
+
+@contextmanager
+def watched(exchange: Exchange, sock: socket.socket) -> Iterator[None]:
+    """While it connects, cancelling ends it."""
+    interrupt = partial(shut_down, sock)
+    exchange.on_cancel(interrupt)
+    try:
+        yield
+    finally:
+        exchange.off_cancel(interrupt)
 
 
 def should_retry(status: int, headers: Mapping[str, str]) -> bool:
@@ -5542,21 +5616,28 @@ class Transport:
         exchange.raise_if_cancelled()
         connection = None if call.once else self._pool.take(call.target)
         if connection is not None:
+            begun = exchange.clock()
             try:
                 return self._send(exchange, call, connection)
             except ConnectionLost:
-                # A kept-alive connection that the other side had just given up.
                 exchange.raise_if_cancelled()
+                if connection.ahead or exchange.clock() - begun > STALE_SECONDS:
+                    raise lost_connection(call.target) from None
+                # A kept-alive connection that the other side had just given up: nobody has read it.
         connection = self._connect(exchange, call.target)
         try:
             return self._send(exchange, call, connection)
         except ConnectionLost:
             exchange.raise_if_cancelled()
-            message = f"the upstream {call.target} closed the connection without an answer"
-            raise ProxyError(502, message) from None
+            raise lost_connection(call.target) from None
 
     def _connect(self, exchange: Exchange, target: Target) -> UpstreamConnection:
-        sock = connect_socket(target, self._timeouts.connect, self._context)
+        watch = partial(watched, exchange)
+        try:
+            sock = connect_socket(target, self._timeouts.connect, self._context, watch)
+        except ProxyError:
+            exchange.raise_if_cancelled()
+            raise
         return UpstreamConnection(target, sock)
 
     def _send(
@@ -5566,7 +5647,10 @@ class Transport:
         exchange.arm(self._timeouts.first_byte, f"the first byte from {call.target}")
         try:
             head = encode_request_head(call.method, call.target_path, self._fields(call))
-            connection.sock.sendall(head + call.body)
+            try:
+                connection.sock.sendall(head + call.body)
+            except OSError:
+                pass  # it may have answered before it had read all: too large, for instance
             response_head = read_response_head(connection)
         except BaseException as error:
             exchange.off_cancel(connection.interrupt)
@@ -5576,6 +5660,8 @@ class Transport:
                 raise ConnectionLost from error
             raise
         idle = None if call.once else self._timeouts.idle
+        if not call.once:
+            exchange.disarm()
         return UpstreamResponse(exchange, connection, response_head, idle, self._pool)
 
     @staticmethod
@@ -5676,6 +5762,8 @@ class UpstreamResponse:
                 piece = receive(RECEIVE_BYTES)
             except OSError:
                 piece = b""
+            if self._idle_timeout is not None:
+                exchange.disarm()  # the client's time to read is not the upstream's
             if not piece:
                 exchange.raise_if_cancelled()
                 if body.end_of_input():
@@ -5911,8 +5999,10 @@ def chat_url(config: Config, model: str) -> str:
 
 
 def azure_deployment(base: str, model: str) -> str:
+    if model in ("", ".", ".."):
+        raise ProxyError(400, "model: Azure needs the name of a deployment")
     root = base[: -len("/openai")] if base.endswith("/openai") else base
-    return f"{root}/openai/deployments/{quote(model, safe='')}"
+    return f"{root}/openai/deployments/{quote(model, safe='', errors='replace')}"
 
 
 def openai_headers(config: Config) -> Tuple[Tuple[str, str], ...]:
@@ -6752,6 +6842,7 @@ DEMO_STEPS: Dict[str, DemoStep] = {
 
 JSON_HEADERS = (("content-type", "application/json"),)
 READ_BYTES = 65536
+SEND_AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 # A body that comes slower than this, once READ_TIMEOUT is used up, is given up.
@@ -6831,7 +6922,7 @@ class Wire:
         try:
             # Whoever does not read has no use for a ping, and the sweeper must never block.
             if has_room(self._sock):
-                reply.keep_alive(now, self._put)
+                reply.keep_alive(now, self._put_at_once)
         except OSError:
             pass  # the thread that owns the connection will find out
         finally:
@@ -6861,6 +6952,11 @@ class Wire:
             self.deadline = NEVER
             self._writing = False
 
+    def _put_at_once(self, data: bytes) -> None:
+        """Send without waiting; a client that does not even take this is given up."""
+        if self._sock.send(data, SEND_AT_ONCE) < len(data):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
     def _receive(self, seconds: float) -> bytes:
         """The next piece, b"" at the end of input; ProxyError(408) if it takes too long."""
         self.deadline = self.clock() + seconds if seconds else NEVER
@@ -6882,11 +6978,11 @@ class Wire:
                 self._buffer = self._receive(idle_timeout)
             except ProxyError:
                 return None
-        end = self.clock() + head_timeout
+        end, scanned = self.clock() + head_timeout, 0
         while True:
             # An empty line before a request is passed over (RFC 9112, 2.2).
             self._buffer = self._buffer[2:] if self._buffer.startswith(b"\r\n") else self._buffer
-            taken = take_head(self._buffer)
+            taken = take_head(self._buffer, scanned)
             if taken is not None:
                 head, self._buffer = taken
                 return parse_head(head, peer)
@@ -6895,6 +6991,7 @@ class Wire:
                 if self._buffer:
                     raise bad_request("the connection ended within the header")
                 return None
+            scanned = len(self._buffer)
             self._buffer += piece
 
     def read_body(self, request: HttpRequest, body: Body, limit: int, timeout: float) -> bytes:
@@ -7544,6 +7641,7 @@ class Handler(socketserver.StreamRequestHandler):
     def tell(self, reply: Reply, exchange: Exchange, error: ProxyError, whole: bool) -> None:
         # An upstream's own words may quote the prompt: the client reads them, the log does not.
         own = error.upstream_status is None
+        error.message = self.server.app.log.redact(error.message)
         exchange.facts["error"] = error.message if own else error.error_type
         exchange.facts["upstream_status"] = error.upstream_status
         reply.close = reply.close or not whole
@@ -7585,10 +7683,27 @@ class Server(ThreadingHTTPServer):
     def __init__(self, app: App, inflight: Inflight) -> None:
         self.app = app
         self.inflight = inflight
+        self._quiet_until = 0.0
         address = app.config.listen_host, app.config.listen_port
         if ":" in app.config.listen_host:
             self.address_family = socket.AF_INET6
         super().__init__(address, Handler)
+
+    def get_request(self) -> Any:
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self.say_no_files_left()
+            raise
+
+    def say_no_files_left(self) -> None:
+        """Once in a while, and without spinning: the connection still waits to be accepted."""
+        now = time.monotonic()
+        if now > self._quiet_until:
+            self._quiet_until = now + 60
+            self.app.log.error("no_files_left", meaning="lower MAX_CONNECTIONS or raise ulimit -n")
+        time.sleep(0.1)
 
     def server_bind(self) -> None:
         # HTTPServer's own asks DNS for the host's name, which can hang for seconds.

@@ -38,6 +38,7 @@ CLIENT_STATUS = {
 
 CLIENT_GONE_STATUS = 499
 LONGEST_UPSTREAM_MESSAGE = 2048
+LONGEST_PAGE_HEAD = 8192
 NO_RETRY = ("x-should-retry", "false")
 
 
@@ -59,9 +60,10 @@ class ProxyError(Exception):
         upstream_status: Optional[int] = None,
     ) -> None:
         super().__init__(message)
-        self.status = status
+        # Whatever an upstream's status was, a failure is told as one.
+        self.status = status if status >= 400 else 502
         self.message = message
-        self.error_type = error_type or error_type_of(status)
+        self.error_type = error_type or error_type_of(self.status)
         # Claude Code repeats a 401 for about three minutes unless told not to.
         never = status in (401, 402)
         kept = (pair for pair in headers if not (never and pair[0] == NO_RETRY[0]))
@@ -160,7 +162,7 @@ def upstream_error_text(body: bytes) -> str:
     except (ValueError, RecursionError):
         pass
     if text[:1] == "<":
-        title = re.search(r"(?is)<title[^>]*>([^<]{1,300})", text)
+        title = re.search(r"(?is)<title[^<>]{0,200}>([^<]{1,300})", text[:LONGEST_PAGE_HEAD])
         return "the upstream answered with a web page: " + (
             html.unescape(title.group(1)).strip() if title else "(no title)"
         )

@@ -77,14 +77,16 @@ def bad_request(message: str, status: int = 400) -> ProxyError:
 # --- request heads -----------------------------------------------------------------------------
 
 
-def take_head(buffer: bytes) -> Optional[Tuple[bytes, bytes]]:
+def take_head(buffer: bytes, scanned: int = 0) -> Optional[Tuple[bytes, bytes]]:
     """Cut (head, rest) off a buffer, or return None when the head is not whole yet.
 
-    A buffer that can never become a head within the limits raises ProxyError at once.
+    A buffer that can never become a head within the limits raises ProxyError at once. Its first
+    `scanned` bytes were seen before, so that a head that drips in is not read anew for each byte.
     """
-    end = buffer.find(b"\r\n\r\n")
+    begin = max(0, scanned - 3)
+    end = buffer.find(b"\r\n\r\n", begin)
     head = buffer if end < 0 else buffer[: end + 2]
-    if HTTP_BARE_LINE_END.search(head):
+    if HTTP_BARE_LINE_END.search(head, begin):
         raise bad_request("a line does not end in CRLF")
     line_end = head.find(b"\r\n")
     if (len(head) if line_end < 0 else line_end) > LONGEST_REQUEST_LINE:

@@ -98,6 +98,10 @@ class Log:
     def error(self, event: str, **fields: Any) -> None:
         self.write("error", event, fields)
 
+    def redact(self, text: str) -> str:
+        """The text without the secrets that this process knows, and without the shape of any."""
+        return redact(text, self._secrets)
+
     def _clean(self, value: Any) -> Any:
         """Numbers as they are; anything else, an exception for instance, as redacted text."""
         if value is None or isinstance(value, (int, float)):

@@ -13,7 +13,9 @@ import socket
 import ssl
 import threading
 import time
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from contextlib import ExitStack, nullcontext
+from functools import partial
+from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Tuple
 from urllib.parse import urlsplit
 
 from claude_proxy.errors import ProxyError
@@ -57,10 +59,16 @@ class ConnectError(ProxyError):
     """No connection: nothing has been sent."""
 
 
+Watch = Callable[[socket.socket], ContextManager[None]]
+
+
 def connect_socket(
-    target: Target, timeout: float, context: Optional[ssl.SSLContext]
+    target: Target, timeout: float, context: Optional[ssl.SSLContext], watch: Watch = nullcontext
 ) -> socket.socket:
-    """A connected socket without a timeout of its own; ProxyError says what failed, and where."""
+    """A connected socket without a timeout of its own; ProxyError says what failed, and where.
+
+    `watch` is given a handle of each socket while it connects, by which it can be shut down.
+    """
     options = {"timeout": timeout or None}
     if target.scheme == "https":
         connection: http.client.HTTPConnection = http.client.HTTPSConnection(
@@ -69,12 +77,42 @@ def connect_socket(
     else:
         connection = http.client.HTTPConnection(target.host, target.port, **options)
     try:
-        connection.connect()
+        with ExitStack() as watching:
+            connection._create_connection = partial(open_socket, watch, watching)
+            connection.connect()
     except (OSError, http.client.HTTPException, ValueError) as error:
         connection.close()
         raise connect_error(target, error) from error
     connection.sock.settimeout(None)
     return connection.sock
+
+
+def open_socket(
+    watch: Watch, watching: ExitStack, address: Tuple[str, int], timeout: Any, *source: Any
+) -> socket.socket:
+    """As `socket.create_connection`, but watched. TLS takes the descriptor away from the socket
+    that it wraps, so what is watched is a second one of the same connection."""
+    problem = OSError("the name has no address")
+    for family, kind, number, _, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, number)
+        handle = watching.enter_context(sock.dup())
+        watching.enter_context(watch(handle))
+        sock.settimeout(timeout)
+        try:
+            sock.connect(place)
+            return sock
+        except OSError as error:
+            sock.close()
+            problem = error
+    raise problem
+
+
+def shut_down(sock: socket.socket) -> None:
+    """Wake a thread that waits on a socket. For other threads; also below TLS."""
+    try:
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+    except OSError:
+        pass
 
 
 def connect_error(target: Target, error: Exception) -> ConnectError:
@@ -109,11 +147,8 @@ class UpstreamConnection:
         self.idle_since = 0.0
 
     def interrupt(self) -> None:
-        """Wake a thread that reads or writes here. For other threads; also below TLS."""
-        try:
-            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
-        except OSError:
-            pass
+        """Wake a thread that reads or writes here. For other threads."""
+        shut_down(self.sock)
 
     def usable(self) -> bool:
         """Whether an idle connection is still silent and open."""
@@ -153,9 +188,12 @@ class Pool:
         with self._lock:
             connections = self._idle.setdefault(connection.target, [])
             connections.append(connection)
-            dropped = connections.pop(0) if len(connections) > IDLE_CONNECTIONS_KEPT else None
-        if dropped:
-            dropped.close()
+            old = connection.idle_since - IDLE_CONNECTION_SECONDS
+            kept = [c for c in connections if c.idle_since > old][-IDLE_CONNECTIONS_KEPT:]
+            dropped = [c for c in connections if c not in kept]
+            self._idle[connection.target] = kept
+        for stale in dropped:
+            stale.close()
 
     def close(self) -> None:
         with self._lock:

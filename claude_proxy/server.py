@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import socketserver
+import time
 from http.server import ThreadingHTTPServer
 from typing import Any, Optional
 
@@ -101,6 +103,7 @@ class Handler(socketserver.StreamRequestHandler):
     def tell(self, reply: Reply, exchange: Exchange, error: ProxyError, whole: bool) -> None:
         # An upstream's own words may quote the prompt: the client reads them, the log does not.
         own = error.upstream_status is None
+        error.message = self.server.app.log.redact(error.message)
         exchange.facts["error"] = error.message if own else error.error_type
         exchange.facts["upstream_status"] = error.upstream_status
         reply.close = reply.close or not whole
@@ -142,10 +145,27 @@ class Server(ThreadingHTTPServer):
     def __init__(self, app: App, inflight: Inflight) -> None:
         self.app = app
         self.inflight = inflight
+        self._quiet_until = 0.0
         address = app.config.listen_host, app.config.listen_port
         if ":" in app.config.listen_host:
             self.address_family = socket.AF_INET6
         super().__init__(address, Handler)
+
+    def get_request(self) -> Any:
+        try:
+            return super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self.say_no_files_left()
+            raise
+
+    def say_no_files_left(self) -> None:
+        """Once in a while, and without spinning: the connection still waits to be accepted."""
+        now = time.monotonic()
+        if now > self._quiet_until:
+            self._quiet_until = now + 60
+            self.app.log.error("no_files_left", meaning="lower MAX_CONNECTIONS or raise ulimit -n")
+        time.sleep(0.1)
 
     def server_bind(self) -> None:
         # HTTPServer's own asks DNS for the host's name, which can hang for seconds.

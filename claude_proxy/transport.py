@@ -13,10 +13,13 @@ connect, a lost connection, 429, 5xx or 529: see `should_retry` and `backoff`.
 from __future__ import annotations
 
 import secrets
+import socket
 import ssl
 import time
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.errors import ProxyError, retry_after_seconds
@@ -30,7 +33,14 @@ from claude_proxy.http1 import (
     response_body,
     take_response_head,
 )
-from claude_proxy.pool import ConnectError, Pool, Target, UpstreamConnection, connect_socket
+from claude_proxy.pool import (
+    ConnectError,
+    Pool,
+    Target,
+    UpstreamConnection,
+    connect_socket,
+    shut_down,
+)
 
 RECEIVE_BYTES = 65536
 LONGEST_ERROR_BODY = 65536
@@ -38,6 +48,8 @@ LAST_CHUNK_SECONDS = 0.02
 LONGEST_INFLATED_PIECE = 1 << 20
 
 RETRIED_STATUSES = frozenset((408, 429, 500, 502, 503, 504, 529))
+# A kept-alive connection that ends later than this after a request had one that was read.
+STALE_SECONDS = 1.0
 # A client that is told to wait longer than this waits by itself: it sees the status at once.
 LONGEST_RETRY_WAIT = 8.0
 
@@ -67,6 +79,21 @@ class Call(NamedTuple):
 
 class ConnectionLost(Exception):
     """The upstream closed the connection before it answered anything."""
+
+
+def lost_connection(target: Target) -> ProxyError:
+    return ProxyError(502, f"the upstream {target} closed the connection without an answer")
+
+
+@contextmanager
+def watched(exchange: Exchange, sock: socket.socket) -> Iterator[None]:
+    """While it connects, cancelling ends it."""
+    interrupt = partial(shut_down, sock)
+    exchange.on_cancel(interrupt)
+    try:
+        yield
+    finally:
+        exchange.off_cancel(interrupt)
 
 
 def should_retry(status: int, headers: Mapping[str, str]) -> bool:
@@ -142,21 +169,28 @@ class Transport:
         exchange.raise_if_cancelled()
         connection = None if call.once else self._pool.take(call.target)
         if connection is not None:
+            begun = exchange.clock()
             try:
                 return self._send(exchange, call, connection)
             except ConnectionLost:
-                # A kept-alive connection that the other side had just given up.
                 exchange.raise_if_cancelled()
+                if connection.ahead or exchange.clock() - begun > STALE_SECONDS:
+                    raise lost_connection(call.target) from None
+                # A kept-alive connection that the other side had just given up: nobody has read it.
         connection = self._connect(exchange, call.target)
         try:
             return self._send(exchange, call, connection)
         except ConnectionLost:
             exchange.raise_if_cancelled()
-            message = f"the upstream {call.target} closed the connection without an answer"
-            raise ProxyError(502, message) from None
+            raise lost_connection(call.target) from None
 
     def _connect(self, exchange: Exchange, target: Target) -> UpstreamConnection:
-        sock = connect_socket(target, self._timeouts.connect, self._context)
+        watch = partial(watched, exchange)
+        try:
+            sock = connect_socket(target, self._timeouts.connect, self._context, watch)
+        except ProxyError:
+            exchange.raise_if_cancelled()
+            raise
         return UpstreamConnection(target, sock)
 
     def _send(
@@ -166,7 +200,10 @@ class Transport:
         exchange.arm(self._timeouts.first_byte, f"the first byte from {call.target}")
         try:
             head = encode_request_head(call.method, call.target_path, self._fields(call))
-            connection.sock.sendall(head + call.body)
+            try:
+                connection.sock.sendall(head + call.body)
+            except OSError:
+                pass  # it may have answered before it had read all: too large, for instance
             response_head = read_response_head(connection)
         except BaseException as error:
             exchange.off_cancel(connection.interrupt)
@@ -176,6 +213,8 @@ class Transport:
                 raise ConnectionLost from error
             raise
         idle = None if call.once else self._timeouts.idle
+        if not call.once:
+            exchange.disarm()
         return UpstreamResponse(exchange, connection, response_head, idle, self._pool)
 
     @staticmethod
@@ -276,6 +315,8 @@ class UpstreamResponse:
                 piece = receive(RECEIVE_BYTES)
             except OSError:
                 piece = b""
+            if self._idle_timeout is not None:
+                exchange.disarm()  # the client's time to read is not the upstream's
             if not piece:
                 exchange.raise_if_cancelled()
                 if body.end_of_input():

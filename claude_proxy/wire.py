@@ -37,6 +37,7 @@ from claude_proxy.sse import encode_json
 
 JSON_HEADERS = (("content-type", "application/json"),)
 READ_BYTES = 65536
+SEND_AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 # A body that comes slower than this, once READ_TIMEOUT is used up, is given up.
@@ -116,7 +117,7 @@ class Wire:
         try:
             # Whoever does not read has no use for a ping, and the sweeper must never block.
             if has_room(self._sock):
-                reply.keep_alive(now, self._put)
+                reply.keep_alive(now, self._put_at_once)
         except OSError:
             pass  # the thread that owns the connection will find out
         finally:
@@ -146,6 +147,11 @@ class Wire:
             self.deadline = NEVER
             self._writing = False
 
+    def _put_at_once(self, data: bytes) -> None:
+        """Send without waiting; a client that does not even take this is given up."""
+        if self._sock.send(data, SEND_AT_ONCE) < len(data):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
     def _receive(self, seconds: float) -> bytes:
         """The next piece, b"" at the end of input; ProxyError(408) if it takes too long."""
         self.deadline = self.clock() + seconds if seconds else NEVER
@@ -167,11 +173,11 @@ class Wire:
                 self._buffer = self._receive(idle_timeout)
             except ProxyError:
                 return None
-        end = self.clock() + head_timeout
+        end, scanned = self.clock() + head_timeout, 0
         while True:
             # An empty line before a request is passed over (RFC 9112, 2.2).
             self._buffer = self._buffer[2:] if self._buffer.startswith(b"\r\n") else self._buffer
-            taken = take_head(self._buffer)
+            taken = take_head(self._buffer, scanned)
             if taken is not None:
                 head, self._buffer = taken
                 return parse_head(head, peer)
@@ -180,6 +186,7 @@ class Wire:
                 if self._buffer:
                     raise bad_request("the connection ended within the header")
                 return None
+            scanned = len(self._buffer)
             self._buffer += piece
 
     def read_body(self, request: HttpRequest, body: Body, limit: int, timeout: float) -> bytes:

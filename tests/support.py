@@ -221,7 +221,7 @@ class RunningProxy:
     def __init__(self, form: Any, environ: Dict[str, str], **changes: Any) -> None:
         self.log_text = io.StringIO()
         config = form.load_config({"LISTEN_PORT": "0", **environ})._replace(**changes)
-        self.log = form.Log(self.log_text, "debug", True)
+        self.log = form.Log(self.log_text, "debug", True, form.secret_values(config))
         self.inflight = form.Inflight(self.log, interval=0.02)
         self.app = form.build_app(config, self.log, self.inflight)
         self.server = form.Server(self.app, self.inflight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 
@@ -556,3 +557,111 @@ def test_text_before_a_call_leaves_as_it_comes(start):
         assert b'"At once,"' in client.read_until(b'"At once,"')
         go.set()
         assert b'" then."' in client.read_until(b"message_stop")
+
+
+# --- found by looking for trouble ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [201, 202, 204, 206, 302])
+def test_a_failure_is_never_told_with_a_status_of_success(start, status):
+    proxy, _ = start(http_answer(status, b"" if status == 204 else b'{"error": {"message": "no"}}'))
+    answer = ask(proxy.port, message_body())
+    assert answer.status == 502 and answer.json["type"] == "error"
+
+
+def test_words_of_a_request_are_in_no_note(start):
+    proxy, _ = start(text_answer("fine"))
+    blocks = [{"type": "CANARY John Doe", "source": {}}, {"type": "text", "text": "hi"}]
+    tools = [{"name": "CANARY", "type": "CANARY tool"}]
+    messages = [{"role": "user", "content": blocks}, {"role": "assistant", "content": blocks[:1]}]
+    answer = ask(proxy.port, message_body(messages=messages, tools=tools))
+    assert answer.status == 200 and "block=dropped" in answer.headers["x-proxy-warnings"]
+    wait_until(lambda: any(line["event"] == "request" for line in proxy.log_lines()))
+    assert "CANARY" not in proxy.log_text.getvalue() + str(answer.headers)
+
+
+@pytest.mark.parametrize("body", [
+    b'{"error": {"message": "wrong key canarykey1 and header canaryheader1"}}',
+    b"<html><title>wrong key canarykey1, header canaryheader1</title></html>"])
+@pytest.mark.parametrize("status", [200, 401])
+def test_our_own_secrets_do_not_come_back(form, status, body):
+    with ScriptedUpstream(http_answer(status, body)) as upstream:
+        environ = {**upstream_environ(upstream), "OPENAI_API_KEY": "canarykey1", "CUSTOM_HEADER_X_T": "canaryheader1"}
+        with running_proxy(form, environ) as proxy:
+            answer = ask(proxy.port, message_body())
+    assert answer.status in (401, 502) and b"canary" not in answer.body and b"wrong key" in answer.body
+
+
+def test_odd_pages_take_no_time(start):
+    proxy, _ = start(http_answer(200, b"<" + b"<title" * 50_000))
+    assert ask(proxy.port, message_body()).status == 502
+
+
+def test_endless_blanks_are_not_kept(start):
+    blanks = [http_chunk(b" \n" * 50_000)] * 60
+    proxy, _ = start([STREAM_HEAD, *blanks, *text_answer("fine")[1:]])
+    assert ask(proxy.port, message_body()).json["content"][0]["text"] == "fine"
+
+
+def test_an_answer_that_comes_before_the_request_is_sent_is_read(start):
+    """Too large, says the upstream, and reads no more."""
+
+    class Hasty(ScriptedUpstream):
+        def _serve(self, sock):
+            with sock:
+                sock.recv(65536)
+                sock.sendall(json_answer(413, {"error": {"message": "too large"}}, "connection: close")[0])
+                sock.shutdown(socket.SHUT_RD)
+                sock.recv(1)
+
+    with Hasty() as upstream:
+        proxy, _ = start(text_answer(""), environ=upstream_environ(upstream))
+        answer = ask(proxy.port, message_body("x" * 8_000_000))
+    assert answer.status in (413, 502)
+
+
+@pytest.mark.parametrize("second", [
+    [Pause(1.2), HANG_UP], [b"HTTP/1.1 200 OK\r\ncontent-ty", HANG_UP]], ids=["late", "half a head"])
+def test_what_a_kept_connection_has_read_is_not_sent_again(start, second):
+    proxy, upstream = start(text_answer("one"), second)
+    assert ask(proxy.port, message_body()).status == 200
+    assert ask(proxy.port, message_body()).status == 502
+    assert len(upstream.requests) == 2
+
+
+def test_a_client_that_reads_slowly_is_not_the_upstreams_fault(form):
+    words = [http_chunk(sse(delta(content="word " * 4000))) for _ in range(400)]
+    script = [STREAM_HEAD, *words, http_chunk(sse(delta("stop"))), http_chunk(sse("[DONE]")), LAST]
+    with ScriptedUpstream(script) as upstream:
+        environ = {**upstream_environ(upstream), "STREAM_IDLE_TIMEOUT": "0.2"}
+        with running_proxy(form, environ) as proxy, RawClient(proxy.port) as client:
+            client.send(request_bytes(message_body(stream=True)))
+            client.read_until(b"word")
+            threading.Event().wait(0.6)
+            rest = client.read_until(b"0\r\n\r\n")
+    assert b"message_stop" in rest and b"event: error" not in rest
+
+
+def test_leaving_while_it_connects_ends_the_wait(form):
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for sock in waiting:
+            sock.setblocking(False)
+            sock.connect_ex(full.getsockname())
+        environ = {"OPENAI_BASE_URL": f"http://127.0.0.1:{full.getsockname()[1]}/v1", "CONNECT_TIMEOUT": "5"}
+        with running_proxy(form, environ) as proxy:
+            with RawClient(proxy.port) as client:
+                client.send(request_bytes(message_body()))
+                wait_until(lambda: proxy.inflight.exchanges())
+            assert wait_until(lambda: not proxy.inflight.exchanges(), 2)
+            assert wait_until(lambda: any(line.get("status") == 499 for line in proxy.log_lines()))
+        for sock in waiting:
+            sock.close()
+
+
+@pytest.mark.parametrize("model", ["x" * 257, "x" * 1_000_000])
+def test_a_models_name_has_an_end(start, model):
+    proxy, _ = start(text_answer("fine"))
+    assert ask(proxy.port, {**message_body(), "model": model}).status == 400

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from claude_proxy.config_load import load_config
+from claude_proxy.errors import ProxyError
 from claude_proxy.upstreams.openai import (
     PLAIN_OPTIONS,
     REASONING_OPTIONS,
@@ -41,6 +42,17 @@ def test_urls(base, version, url):
 def test_a_deployment_name_cannot_leave_its_place_in_the_url():
     url = chat_url(config(AZURE, AZURE_API_VERSION="v"), "../x?y#z")
     assert "/deployments/..%2Fx%3Fy%23z/chat" in url
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_what_is_no_deployment_is_refused(name):
+    with pytest.raises(ProxyError) as caught:
+        chat_url(config(AZURE, AZURE_API_VERSION="v"), name)
+    assert caught.value.status == 400
+
+
+def test_half_a_surrogate_in_a_deployment_is_no_defect():
+    assert "/deployments/a%3Fb/" in chat_url(config(AZURE, AZURE_API_VERSION="v"), "a\ud800b")
 
 
 @pytest.mark.parametrize("base,model,expected", [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import socket
@@ -23,14 +24,31 @@ class Clock:
         return self.now
 
 
+class Seen:
+    """What has come out at the other end of a socket so far."""
+
+    def __init__(self, sock):
+        self._sock, self._bytes = sock, b""
+        sock.setblocking(False)
+
+    def getvalue(self):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                piece = self._sock.recv(65536)
+                if not piece:
+                    break
+                self._bytes += piece
+        return self._bytes
+
+
 class Rig:
     """A wire over a socket pair, an exchange that is being answered on it, and a clock."""
 
     def __init__(self, streaming=True, version="HTTP/1.1"):
         self.clock = Clock()
         self.ours, self.theirs = socket.socketpair()
-        self.out = io.BytesIO()
-        self.wire = Wire(self.ours, self.out, 0, self.clock)
+        self.out = Seen(self.theirs)
+        self.wire = Wire(self.ours, self.ours.makefile("wb", 0), 0, self.clock)
         self.exchange = Exchange(self.clock)
         self.exchange.model = "claude-x"
         self.exchange.form = answer_form(self.exchange, MESSAGES_DIALECT, streaming, 10.0)
@@ -143,7 +161,10 @@ def test_a_client_that_does_not_read_is_not_pinged(rig):
     with pytest.raises(BlockingIOError):
         while True:
             r.ours.send(b"x" * 65536)
-    assert not has_room(r.ours) and r.wait(30) == b""
+    assert not has_room(r.ours)
+    r.clock.now += 30
+    r.wire.keep_alive(r.clock.now)
+    assert not r.reply.status and set(r.out.getvalue()) == {ord("x")}
 
 
 def test_the_sweeper_never_waits_for_the_lock(rig):
@@ -179,3 +200,14 @@ def test_head_gets_the_head_only(rig):
     reply = Reply(r.wire, Exchange(r.clock), HttpRequest("HEAD", "/", "", {}))
     reply.send(HttpResponse(200, (), b"body"))
     assert b"content-length: 4" in r.out.getvalue() and r.out.getvalue().endswith(b"\r\n\r\n")
+
+
+def test_a_client_that_takes_no_more_never_holds_the_sweeper_up(rig):
+    """One reader that does not read would otherwise end all deadlines and pings."""
+    r = rig()
+    r.ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    r.exchange.model = "x" * 1_000_000
+    r.clock.now += 20
+    r.wire.keep_alive(r.clock.now)
+    with pytest.raises(OSError):
+        r.ours.sendall(b"more")

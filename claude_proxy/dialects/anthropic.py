@@ -9,6 +9,8 @@ from claude_proxy.errors import ProxyError, error_body
 from claude_proxy.events import PING, Message, Request
 from claude_proxy.sse import encode_event
 
+LONGEST_MODEL_NAME = 256
+
 # An empty delta that fits each block that can be open.
 EMPTY_DELTAS = {
     "text": {"type": "text_delta", "text": ""},
@@ -28,6 +30,8 @@ def decode_messages_request(data: Dict[str, Any]) -> Request:
         raise ProxyError(400, "messages: at least one message is required")
     if not isinstance(data.get("model", ""), str):
         raise ProxyError(400, "model: must be a string")
+    if len(data.get("model", "")) > LONGEST_MODEL_NAME:
+        raise ProxyError(400, f"model: must have at most {LONGEST_MODEL_NAME} characters")
     max_tokens = data.get("max_tokens")
     if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
         raise ProxyError(400, "max_tokens: must be a positive integer")

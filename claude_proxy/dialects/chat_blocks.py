@@ -6,12 +6,16 @@ that we do not know becomes the text in it. None is a reason to refuse.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 from claude_proxy.errors import ProxyError
 from claude_proxy.sse import encode_json
 
 Block = Dict[str, Any]
+
+
+NOTE_WORD = re.compile("[a-z0-9_]{1,40}")
 
 
 class ChatOptions(NamedTuple):
@@ -43,6 +47,11 @@ def content_blocks(content: Any, place: str) -> List[Block]:
         if not isinstance(block, (dict, str)):
             raise ProxyError(400, f"{place}.{index}: must be an object")
     return [b if isinstance(b, dict) else {"type": "text", "text": b} for b in content]
+
+
+def note_word(value: Any) -> str:
+    """A type's name for a note: one that only says what it is, never what somebody wrote."""
+    return value if isinstance(value, str) and NOTE_WORD.fullmatch(value) else "block"
 
 
 def text_part(text: str) -> Dict[str, Any]:
@@ -122,7 +131,7 @@ def other_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Di
     """A block that we do not know: the text in it, if there is one; else a note."""
     text = block_text(block)
     if not text:
-        notes.append(f"{str(block.get('type'))[:40]}=dropped")
+        notes.append(f"{note_word(block.get('type'))}=dropped")
     return [text_part(text)] if text else []
 
 
@@ -190,7 +199,7 @@ def assistant_text(block: Block, notes: List[str]) -> str:
         return f"[{block.get('name', 'tool')} {encode_json(block.get('input') or {})}]"
     text = block_text(block)
     if not text and kind != "text":
-        notes.append(f"{kind[:40]}=dropped")
+        notes.append(f"{note_word(kind)}=dropped")
     return text if text.strip() else ""
 
 

@@ -21,7 +21,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.dialects.chat_calls import CallBook
 from claude_proxy.dialects.think_tags import ThinkSplitter
-from claude_proxy.errors import ProxyError, upstream_error_object, upstream_error_text
+from claude_proxy.errors import ProxyError, upstream_error, upstream_error_object
 from claude_proxy.events import CUT_SHORT, Event, EventWriter
 from claude_proxy.sse import FrameSplitter, frame_data
 
@@ -56,11 +56,11 @@ def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
     splitter, whole, kind = FrameSplitter(), bytearray(), ""
     for piece in pieces:
         if not kind:
-            whole += piece
-            start = bytes(whole.lstrip()[:1])
-            if not start:
+            piece = piece.lstrip()
+            if not piece:
                 continue
-            kind, piece = BODY_KINDS.get(start, "events"), bytes(whole)
+            kind = BODY_KINDS.get(piece[:1], "events")
+            whole += piece
         elif kind != "events":
             whole += piece
             if len(whole) > LARGEST_JSON_BODY:
@@ -77,7 +77,7 @@ def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
         yield CHAT_DONE
         return
     if kind == "page":
-        raise ProxyError(502, upstream_error_text(bytes(whole)))
+        raise upstream_error(502, {}, bytes(whole))
     for frame in splitter.finish():
         chunk = frame_to_chunk(frame)
         if chunk is not None:

@@ -6,7 +6,7 @@ import hashlib
 import re
 from typing import Any, Dict, List, Optional, Set, Tuple
 
-from claude_proxy.dialects.chat_blocks import as_list
+from claude_proxy.dialects.chat_blocks import as_list, note_word
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import Request
 
@@ -72,7 +72,7 @@ def chat_tools(request: Request, notes: List[str]) -> List[Dict[str, Any]]:
             raise ProxyError(400, f"tools.{index}: must be an object")
         schema = tool_schema(tool)
         if schema is None:
-            notes.append(f"{str(tool.get('type') or tool.get('name'))[:40]}=dropped")
+            notes.append(f"{note_word(tool.get('type'))}=dropped")
             continue
         function = {"name": chat_tool_name(str(tool.get("name", "")))}
         if isinstance(tool.get("description"), str):

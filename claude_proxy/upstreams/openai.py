@@ -166,8 +166,10 @@ def chat_url(config: Config, model: str) -> str:
 
 
 def azure_deployment(base: str, model: str) -> str:
+    if model in ("", ".", ".."):
+        raise ProxyError(400, "model: Azure needs the name of a deployment")
     root = base[: -len("/openai")] if base.endswith("/openai") else base
-    return f"{root}/openai/deployments/{quote(model, safe='')}"
+    return f"{root}/openai/deployments/{quote(model, safe='', errors='replace')}"
 
 
 def openai_headers(config: Config) -> Tuple[Tuple[str, str], ...]:
