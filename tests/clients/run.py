@@ -2,7 +2,8 @@
 
     python3 tests/clients/run.py [--list] [--cache FOLDER] [WORD ...]
 
-With words, only the checks with one of them in their name are made.
+With words, only the checks with one of them in their name are made; those that take minutes have
+"slow" in it, and are made only for that word.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tests.clients.claude_code import CLAUDE_CODE_CHECKS
 from tests.clients.install import InstallError, default_folder, open_cache
 from tests.clients.lab import Lab, Skipped, Trap, end_leftovers
 from tests.clients.other_server import OTHER_SERVER_CHECKS
+from tests.clients.redcap import REDCAP_CHECKS, SLOW_REDCAP_CHECKS
 from tests.clients.sdks import SDK_CHECKS
 from tests.clients.single_file import SINGLE_FILE_CHECKS
 
@@ -30,6 +32,8 @@ Check = Callable[[Lab], str]
 CHECKS: Dict[str, Check] = {
     **SINGLE_FILE_CHECKS,
     **CLAUDE_CODE_CHECKS,
+    **REDCAP_CHECKS,
+    **SLOW_REDCAP_CHECKS,
     **SDK_CHECKS,
     **OTHER_SERVER_CHECKS,
 }
@@ -78,7 +82,9 @@ def main() -> int:
                         help="where the clients are installed (default: %(default)s)")
     parser.add_argument("words", nargs="*", help="make only checks with this in their name")
     options = parser.parse_args()
-    names = [n for n in CHECKS if not options.words or any(w in n for w in options.words)]
+    words = options.words or [""]
+    slow = any("slow" in word for word in words)
+    names = [n for n in CHECKS if any(w in n for w in words) and (slow or "slow" not in n)]
     if options.list:
         print("\n".join(names))
         return 0
