@@ -7209,7 +7209,10 @@ Endpoint = Callable[[App, HttpRequest, Exchange], HttpResponse]
 
 def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     """Make an App of settings. Reads certificate files; OSError names one that is bad."""
-    context = make_ssl_context(config.ssl_verify, config.ca_file, config.ca_dir)
+    # Reading all of the system's roots takes time and memory: only where somebody needs them.
+    urls = (config.openai_base_url, config.redcap_api_url, config.ca_file, config.ca_dir)
+    secure = any(url for url in urls if not url.startswith("http:"))
+    context = make_ssl_context(config.ssl_verify, *urls[2:]) if secure else None
     timeouts = Timeouts(config.connect_timeout, config.request_timeout, config.stream_idle_timeout)
     transport = Transport(timeouts, config.max_retries, context)
     made = {name: make(config, transport) for name, make in UPSTREAMS.items()}
