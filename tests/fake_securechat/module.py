@@ -1,209 +1,614 @@
-"""The module: form fields -> what its model is asked -> the reply. No I/O; the model is a function."""
+"""The module itself: what an action's fields are sent to the vendor as, and what comes of the reply.
+
+A table says what belongs to which era of the module; a family is a way to a vendor, with a body,
+a vendor's answer and a picking of its own. `run` is the whole of it.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
 import re
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+import time
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
-from tests.fake_securechat.text import PhpFatal, passed_text, php_value
+from tests.fake_securechat.text import (
+    Crash,
+    as_float,
+    as_int,
+    as_string,
+    dig,
+    members_of,
+    php_array,
+    php_decode,
+    php_encode,
+    php_trim,
+    pick_chat,
+    pick_claude,
+    pick_gemini,
+    pick_listed_chat,
+    polished,
+    truthy,
+)
 
-NETWORK = "I apologize, but I'm experiencing network difficulties. Please wait a moment and try again."
-TECHNICAL = "I apologize, but I'm experiencing technical difficulties. Please wait a moment and try again."
+CRASH = "crash"
+ATTEMPTS = 3
+INTEGER = re.compile(r"(?:0|-?[1-9]\d*)\Z", re.ASCII)
+Fields = Mapping[str, Any]
+Json = Dict[str, Any]
+
+
+class Reply(NamedTuple):
+    """What the vendor answers to every attempt of one request; `status` 0 is no answer at all.
+
+    Without text, blocks and tool_calls the model said nothing. `raw` is the body to the letter.
+    """
+
+    text: Optional[str] = None
+    input: int = 10
+    output: int = 5
+    blocks: Optional[List[Json]] = None
+    tool_calls: Optional[List[Json]] = None
+    status: int = 200
+    raw: Optional[str] = None
+    error: Union[None, str, Json] = None
+    delay: float = 0
+
+
+class Outcome(NamedTuple):
+    """`body` is CRASH if PHP died; `upstream` has a body for each attempt."""
+
+    status: int
+    body: Union[bytes, str]
+    upstream: List[Any]
+
+
+class Installed(NamedTuple):
+    """A module with its settings. `aliases` maps a model's alias to the vendor's name for it."""
+
+    era: str
+    aliases: Mapping[str, str]
+    reasoning_effort: Optional[str] = "medium"
+
+
+class Failed(Exception):
+    """A PHP Exception, which the module catches to try again."""
+
+
+# --- eras ---------------------------------------------------------------------------------------
+
+
+class Era(NamedTuple):
+    actions: Tuple[str, ...]
+    aliases: Tuple[str, ...]
+    model_map: Mapping[str, str]
+    schema_aliases: Tuple[str, ...]
+    reasoning_aliases: Tuple[str, ...]
+    version: str
+
+
+CLAUDE_NAMES = ("claude-3-7-sonnet-20250219", "claude-3-5-sonnet-20241022")
+# Only these were thought of when the API was written; other reasoning models came later.
+FIRST_REASONING = ("o1", "o3-mini", "gpt-5")
+NEWEST, EARLY, BEFORE_MESSAGES = "2026-06", "2026-01", "2025"
+EARLY_ERA = Era(
+    actions=("callAI", "messages"),
+    aliases=("gpt-4o", "gpt-4.1", "o1", "o3-mini", "gpt-5", "claude", "gemini20flash",
+             "gemini25pro", "llama3370b", "llama-Maverick", "deepseek"),
+    model_map=dict.fromkeys((*CLAUDE_NAMES, "claude-sonnet-4"), "claude"),
+    schema_aliases=("gpt-4.1", "o1", "o3-mini", "gpt-5", "llama3370b"),
+    reasoning_aliases=FIRST_REASONING,
+    version="v1.1.0",
+)  # fmt: skip
+ERAS = {
+    NEWEST: Era(
+        actions=("callAI", "messages"),
+        aliases=("claude-sonnet-4.6", "claude-opus-4-7", "claude-haiku-4.5", "gpt-4-1",
+                 "gpt-4-1-nano", "gpt-5-4", "gemini-2.5-pro", "gemini-2.5-flash", "deepseek-r1",
+                 "o3", "o4-mini", "o3-mini"),
+        model_map=dict.fromkeys(CLAUDE_NAMES, "claude"),
+        schema_aliases=("gpt-4-1", "gpt-4-1-nano", "gpt-5", "gpt-5-4", "gpt-5-4-nano", "o1", "o3",
+                        "o3-mini", "o4-mini"),
+        reasoning_aliases=("o1", "o3-mini", "o3", "o4-mini", "gpt-5"),
+        version="v1.2.0",
+    ),
+    EARLY: EARLY_ERA,
+    BEFORE_MESSAGES: EARLY_ERA._replace(actions=("callAI",), version="v1.0.0"),
+}  # fmt: skip
+
+
+def installed(
+    era: str, aliases: Any = None, reasoning_effort: Optional[str] = "medium"
+) -> Installed:
+    """`aliases` is a map, or names that are the vendor's too; without, those of the era."""
+    found = ERAS[era].aliases if aliases is None else aliases
+    names = found if isinstance(found, Mapping) else {alias: alias for alias in found}
+    return Installed(era, names, reasoning_effort)
+
+
+# --- parameters ---------------------------------------------------------------------------------
+
+DEFAULT_MAX_TOKENS = 16384
+# alias -> context, output cap, what is kept free of the context
+CLAUDE_CAPS = {
+    "claude": (200000, 8192, 2000),
+    "claude-sonnet-3.5": (200000, 8192, 2000),
+    "claude-sonnet-3.7": (200000, 8192, 2000),
+    "claude-haiku-4.5": (200000, 8192, 2000),
+    "claude-opus-4": (200000, 32000, 2000),
+    "claude-sonnet-4": (200000, 16000, 2000),
+}
+LEAST_OUTPUT = 1024
+CHARACTERS_A_TOKEN = 4
+
+
+def default_params(module: Installed) -> Json:
+    return {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "frequency_penalty": 0.5,
+        "presence_penalty": 0,
+        "max_tokens": DEFAULT_MAX_TOKENS,
+        "reasoning_effort": module.reasoning_effort,
+        "stop": None,
+        "model": "gpt-4o",
+    }
+
+
+def filtered_params(module: Installed, alias: str, params: Json) -> Json:
+    """The parameters with the defaults, without what the alias is not known to take."""
+    era = ERAS[module.era]
+    merged = {**default_params(module), **params}
+    if alias not in FIRST_REASONING:
+        merged.pop("reasoning_effort")
+    if alias not in era.schema_aliases:
+        merged.pop("json_schema", None)
+    if alias in era.reasoning_aliases:
+        return strict_params(alias, merged)
+    merged.pop("max_tokens")
+    return merged
+
+
+def strict_params(alias: str, merged: Json) -> Json:
+    cap = dig(merged, "max_completion_tokens", default=merged["max_tokens"])
+    kept = {"model": alias, "messages": merged["messages"], "max_completion_tokens": cap}
+    optional = ("reasoning_effort", "json_schema")
+    return {**kept, **{key: merged[key] for key in optional if merged.get(key) is not None}}
+
+
+def output_cap(module: Installed, alias: str, messages: Any) -> int:
+    """The cap that Claude gets. The first content must be a string, whatever the model is."""
+    first = as_string(dig(messages, 0, "content", default=""))
+    if module.era != NEWEST:
+        return 8192 if alias == "gemini20flash" else DEFAULT_MAX_TOKENS
+    context, cap, kept = CLAUDE_CAPS.get(alias, (0, 0, 0))
+    free = context - len(first) // CHARACTERS_A_TOKEN - kept
+    return max(LEAST_OUTPUT, min(free, cap)) if cap else DEFAULT_MAX_TOKENS
+
+
+# --- bodies: (module, alias, params as they came) -> what the vendor is sent --------------------
+
+TOOL_BLOCKS = ("tool_use", "tool_result")
+
+
+def claude_body(module: Installed, alias: str, params: Json) -> Json:
+    """Bedrock's body: the system messages joined, of the others role and content, no more."""
+    system, messages = "", []
+    for message in members_of(params["messages"]):
+        if isinstance(message, str):
+            raise Crash("TypeError: Cannot access offset of type string on string")
+        role, content = dig(message, "role"), dig(message, "content")
+        if role == "system":
+            system += ("\n\n" if truthy(system) else "") + php_trim(content)
+        else:
+            messages.append({"role": role, "content": content})
+    body = {
+        "anthropic_version": "bedrock-2023-05-31",
+        "messages": messages,
+        "max_tokens": output_cap(module, alias, params["messages"]),
+        **({"system": system} if truthy(system) else {}),
+    }
+    if "opus" not in module.aliases[alias]:
+        body["temperature"] = params.get("temperature", default_params(module)["temperature"])
+    return body
+
+
+def chat_body(module: Installed, alias: str, params: Json) -> Json:
+    """Chat Completions, with the messages as they came."""
+    body = {**filtered_params(module, alias, params), "model": module.aliases[alias]}
+    return wrapped_schema(body)
+
+
+def deepseek_body(module: Installed, alias: str, params: Json) -> Json:
+    """The older module's way to DeepSeek, which put back the defaults that were taken out."""
+    cap = output_cap(module, alias, params["messages"])
+    merged = {**default_params(module), **filtered_params(module, alias, params)}
+    return wrapped_schema({**merged, "max_tokens": cap, "model": module.aliases[alias]})
+
+
+def gpt_body(module: Installed, alias: str, params: Json) -> Json:
+    """The older module's way to GPT-4o: the default model's name, and a cap."""
+    cap = output_cap(module, alias, params["messages"])
+    return {**filtered_params(module, alias, params), "max_tokens": cap}
+
+
+def prompt_text_body(module: Installed, alias: str, params: Json) -> Json:
+    """The older module's way to Claude: a gateway that takes one text."""
+    turns = [prompt_turn(message) for message in members_of(params["messages"])]
+    cap = output_cap(module, alias, params["messages"])
+    tuning = {**default_params(module), **params, "max_tokens": cap}
+    return {
+        "model_id": module.aliases[alias],
+        "prompt_text": "\n\n".join(turns),
+        "parameters": {key: tuning[key] for key in ("temperature", "top_p", "max_tokens")},
+    }
+
+
+def prompt_turn(message: Any) -> str:
+    if isinstance(message, str):
+        raise Crash("TypeError: Cannot access offset of type string on string")
+    role = as_string(dig(message, "role"))
+    return f"{role[:1].upper()}{role[1:]}: {php_trim(dig(message, 'content'))}"
+
+
+def gemini_body(module: Installed, alias: str, params: Json) -> Json:
+    """The older module's way to Gemini, its native body."""
+    cap = output_cap(module, alias, params["messages"])
+    tuning = {**default_params(module), **params, "max_tokens": cap}
+    return {
+        "contents": gemini_contents(members_of(params["messages"])),
+        "generation_config": {
+            "temperature": tuning["temperature"],
+            "topP": tuning["top_p"],
+            "topK": 40,
+            "maxOutputTokens": cap,
+            "frequencyPenalty": tuning["frequency_penalty"],
+            "presencePenalty": tuning["presence_penalty"],
+        },
+        "safety_settings": [
+            {"category": "HARM_CATEGORY_SEXUALLY_EXPLICIT", "threshold": "BLOCK_LOW_AND_ABOVE"}
+        ],
+    }
+
+
+def gemini_contents(messages: List[Any]) -> List[Json]:
+    """The turns; what the system says stands before the first turn of the user."""
+    system, contents = "", []
+    for message in messages:
+        if isinstance(message, str):
+            raise Crash("TypeError: Cannot access offset of type string on string")
+        role, content = dig(message, "role"), dig(message, "content")
+        if role == "system":
+            system += php_trim(content) + "\n\n"
+        else:
+            text = "Array" if isinstance(content, (list, dict)) else php_trim(content)
+            contents.append({"role": role, "parts": [{"text": text}]})
+    if system and not (contents and contents[0]["role"] == "user"):
+        contents.insert(0, {"role": "user", "parts": [{"text": ""}]})
+    if system:
+        contents[0]["parts"][0]["text"] = system + contents[0]["parts"][0]["text"]
+    return contents
+
+
+def wrapped_schema(body: Json) -> Json:
+    """A bare schema gets the wrapping that vendors want; one that has it is left alone."""
+    schema = body.get("json_schema")
+    if schema is not None:
+        named = dig(schema, "name") is not None and dig(schema, "schema") is not None
+        bare = {"name": "response", "strict": True, "schema": schema}
+        del body["json_schema"]
+        body["response_format"] = {"type": "json_schema", "json_schema": schema if named else bare}
+    return mended(body, "")
+
+
+def mended(value: Any, key: Any) -> Any:
+    """PHP made {} a list; where it is a schema's `properties` it becomes an object again."""
+    if not isinstance(value, (list, dict)) or key in ("required", "enum"):
+        return value
+    if not value:
+        return {} if key == "properties" else []
+    if isinstance(value, list):
+        return [mended(item, None) for item in value]
+    return {name: mended(item, name) for name, item in value.items()}
+
+
+# --- vendors: (reply, the vendor's name of the model) -> the body of the answer -----------------
+
+
+def claude_answer(reply: Reply, model: str) -> Json:
+    if reply.error is not None:
+        return {"type": "error", "error": error_object(reply.error)}
+    text = [] if reply.text is None else [{"type": "text", "text": reply.text}]
+    called = [{"type": "tool_use", **call} for call in reply.tool_calls or []]
+    return {
+        "id": "msg_bdrk_01",
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": [*text, *called] if reply.blocks is None else reply.blocks,
+        "stop_reason": "tool_use" if called else "end_turn",
+        "usage": {"input_tokens": reply.input, "output_tokens": reply.output},
+    }
+
+
+def chat_answer(reply: Reply, model: str) -> Json:
+    if reply.error is not None:
+        return {"error": error_object(reply.error)}
+    message: Json = {"role": "assistant", "content": text_of(reply)}
+    if reply.tool_calls:
+        message["tool_calls"] = reply.tool_calls
+    total = reply.input + reply.output
+    finish = "tool_calls" if reply.tool_calls else "stop"
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "model": model,
+        "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+        "usage": {
+            "prompt_tokens": reply.input,
+            "completion_tokens": reply.output,
+            "total_tokens": total,
+        },
+    }
+
+
+def gemini_answer(reply: Reply, model: str) -> Any:
+    if reply.error is not None:
+        return [{"error": error_object(reply.error)}]
+    usage = {
+        "promptTokenCount": reply.input,
+        "candidatesTokenCount": reply.output,
+        "totalTokenCount": reply.input + reply.output,
+    }
+    parts = reply.blocks or [{"text": reply.text or ""}]
+    content = {"role": "model", "parts": parts}
+    return [{"candidates": [{"content": content}], "usageMetadata": usage, "modelVersion": model}]
+
+
+def text_of(reply: Reply) -> Optional[str]:
+    """A chat completion has one text; of blocks, those that are text."""
+    texts = [block["text"] for block in reply.blocks or [] if block.get("type") == "text"]
+    return "".join(texts) if texts else reply.text
+
+
+def error_object(error: Union[str, Json]) -> Json:
+    return {"type": "server_error", "message": error} if isinstance(error, str) else error
+
+
+# --- families -----------------------------------------------------------------------------------
+
+
+class Family(NamedTuple):
+    """A way to a vendor. `not_json` is what the PHP does about an answer that is no JSON."""
+
+    body: Callable[[Installed, str, Json], Json]
+    answer: Callable[[Reply, str], Any]
+    pick: Callable[[Any, str], Json]
+    not_json: Exception
+
+
+NO_ARRAY = Crash("TypeError: Return value must be of type array, null returned")
+NOT_JSON = Failed("JSON decode error")
+CLAUDE = Family(claude_body, claude_answer, pick_claude, NO_ARRAY)
+CHAT = Family(chat_body, chat_answer, pick_chat, NO_ARRAY)
+EARLY_CHAT = Family(chat_body, chat_answer, pick_listed_chat, NO_ARRAY)
+EARLY_GEMINI = Family(gemini_body, gemini_answer, pick_gemini, NOT_JSON)
+EARLY_FAMILIES = {
+    "gpt-4o": Family(gpt_body, chat_answer, pick_listed_chat, NOT_JSON),
+    "deepseek": EARLY_CHAT._replace(body=deepseek_body),
+    "claude": CLAUDE._replace(body=prompt_text_body),
+    "gemini20flash": EARLY_GEMINI,
+    "gemini25pro": EARLY_GEMINI,
+    **dict.fromkeys(("gpt-4.1", *FIRST_REASONING, "llama3370b", "llama-Maverick"), EARLY_CHAT),
+}
+
+
+def family_of(module: Installed, alias: str) -> Family:
+    """By the alias's name; the older module has a fixed list."""
+    if module.era == NEWEST:
+        return CLAUDE if alias.startswith("claude") or "anthropic" in alias else CHAT
+    if alias not in EARLY_FAMILIES:
+        raise Failed(f"Unsupported model configuration for: {alias}")
+    return EARLY_FAMILIES[alias]
+
+
+# --- the call -----------------------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """One request on its way. `ask` is the vendor: a body in, a reply out, after a while."""
+
+    module: Installed
+    ask: Callable[[Any], Reply]
+    upstream: List[Any]
+
+
+def call_model(call: Call, alias: Any, params: Json) -> Json:
+    """Three times without a pause, then words of regret; a polite sentence is no exception."""
+    for _ in range(ATTEMPTS):
+        try:
+            return polished(call_once(call, as_string(alias), params))
+        except Failed:
+            pass
+    return polished({"error": True, "type": "NETWORK_ERROR"})
+
+
+def call_once(call: Call, alias: str, params: Json) -> Json:
+    module = call.module
+    if alias not in module.aliases:
+        raise Failed(f"Unsupported model: {alias}")
+    output_cap(module, alias, params["messages"])
+    family = family_of(module, alias)
+    text = php_encode(family.body(module, alias, params))
+    body = None if text is None else json.loads(text)
+    call.upstream.append(body)
+    reply = call.ask(body)
+    if not 200 <= reply.status < 300 or refused(family, body):
+        raise Failed(f"HTTP error: {reply.status}")
+    return family.pick(vendor_answer(family, reply, module.aliases[alias]), alias)
+
+
+def refused(family: Family, body: Any) -> bool:
+    """A vendor refuses a body that could not be encoded, and tool blocks without tools."""
+    if body is None or family is not CLAUDE:
+        return body is None
+    contents = [message["content"] for message in body["messages"]]
+    blocks = [block for content in contents if isinstance(content, list) for block in content]
+    return any(dig(block, "type") in TOOL_BLOCKS for block in blocks)
+
+
+def vendor_answer(family: Family, reply: Reply, model: str) -> Any:
+    raw = json.dumps(family.answer(reply, model)) if reply.raw is None else reply.raw
+    try:
+        answer = php_decode(raw)
+    except ValueError:
+        raise family.not_json from None
+    if not isinstance(answer, (list, dict)):
+        raise NO_ARRAY
+    return answer
+
+
+# --- actions ------------------------------------------------------------------------------------
+
 NO_MESSAGES = {
     "type": "error",
     "error": {"type": "invalid_request_error", "message": "Missing or invalid 'messages' field"},
 }
-NO_PROMPT = {"error": "Missing prompt"}
-ATTEMPTS = 3
-ALIASES = {
-    "2026-06": (
-        "claude-sonnet-4.6", "claude-opus-4-7", "claude-haiku-4.5", "gpt-4-1", "gpt-4-1-nano", "gpt-5-4",
-        "gemini-2.5-pro", "gemini-2.5-flash", "deepseek-r1", "o3", "o4-mini", "o3-mini",
-    ),
-    "2026-01": (
-        "gpt-4o", "gpt-4.1", "o1", "o3-mini", "gpt-5", "claude", "gemini20flash", "gemini25pro", "llama3370b",
-        "llama-Maverick", "deepseek",
-    ),
-}
-RENAMED = {"claude-3-7-sonnet-20250219": "claude", "claude-3-5-sonnet-20241022": "claude"}
-RENAMED_OLD = {**RENAMED, "claude-sonnet-4": "claude"}
-REASONING = ("o1", "o3", "o3-mini", "o4-mini", "gpt-5")
-WITH_EFFORT = ("o1", "o3-mini", "gpt-5")
-WITH_SCHEMA = (*REASONING, "gpt-4-1", "gpt-4-1-nano", "gpt-5-4", "gpt-5-4-nano", "gpt-4.1", "llama3370b")
-CAPS = {"claude": 8192, "claude-haiku-4.5": 8192, "claude-sonnet-4": 16000, "claude-opus-4": 32000}
-USUAL_CAP = 16384
-NUMBERS = itertools.count(1)
+NO_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
 
-class VendorAnswer(NamedTuple):
-    """What the model's provider answers; `blocks` and `tool_calls` are what it says beside text."""
-
-    text: Optional[str] = "A canned answer."
-    input: int = 10
-    output: int = 5
-    blocks: Optional[List[Dict[str, Any]]] = None
-    tool_calls: Optional[List[Dict[str, Any]]] = None
-    status: int = 200
-    raw: Optional[str] = None
-    error: Optional[str] = None
-    delay: float = 0
-
-
-Vendor = Callable[[Dict[str, Any]], VendorAnswer]
-
-
-class ModuleReply(NamedTuple):
-    status: int
-    body: str
-
-
-class Module:
-    """SecureChatAI of one era; `vendor` is asked once an attempt."""
-
-    def __init__(self, era: str, vendor: Vendor) -> None:
-        self._era = era
-        self._vendor = vendor
-
-    def answer(self, action: str, fields: Dict[str, Any]) -> ModuleReply:
-        """The reply to one call; PhpFatal if the module dies of it."""
-        return self._messages(fields) if action == "messages" else self._call_ai(fields)
-
-    def _messages(self, fields: Dict[str, Any]) -> ModuleReply:
-        messages = php_array(fields.get("messages"))
-        if not messages:
-            return php_reply(400, NO_MESSAGES)
-        if not is_falsy(fields.get("system")):
-            messages = [{"role": "system", "content": fields["system"]}, *messages]
-        wanted = fields.get("model", "o3-mini")
-        renamed = RENAMED if self._era == "2026-06" else RENAMED_OLD
-        cap = php_int(fields.get("max_tokens", "4096"))
-        temperature = php_float(fields.get("temperature", "0.7"))
-        asked = {"max_tokens": cap, "temperature": temperature, "stop": fields.get("stop")}
-        text, given, told = self._ask(renamed.get(wanted, wanted), messages, asked)
-        full = told >= cap > 0 and wanted not in REASONING
-        return php_reply(200, {
-            "id": f"msg_{next(NUMBERS):013x}", "type": "message", "role": "assistant",
-            "content": [{"type": "text", "text": text}], "model": wanted,
-            "stop_reason": "max_tokens" if full else "end_turn", "stop_sequence": None,
-            "usage": {"input_tokens": given, "output_tokens": told},
-        })  # fmt: skip
-
-    def _call_ai(self, fields: Dict[str, Any]) -> ModuleReply:
-        if is_falsy(fields.get("prompt")):
-            return php_reply(400, NO_PROMPT)
-        alias = fields.get("model", "deepseek")
-        temperature = php_float(fields.get("temperature", "0.2"))
-        asked = {"max_tokens": php_int(fields.get("max_tokens", "8000")), "stop": None, "temperature": temperature}
-        schema = php_array(fields.get("json_schema"))
-        if schema and alias in WITH_SCHEMA:
-            named = isinstance(schema, dict) and {"name", "schema"} <= set(schema)
-            asked["json_schema"] = schema if named else {"name": "response", "strict": True, "schema": schema}
-        text, given, told = self._ask(alias, [{"role": "user", "content": fields["prompt"]}], asked)
-        object_ = php_array(text) if not is_claude(alias) and str(text).startswith(("{", "[]")) else None
-        usage = {"prompt_tokens": given, "completion_tokens": told, "total_tokens": given + told}
-        content = text if object_ is None else php_value(object_)
-        return php_reply(200, {"status": "success", "model": alias, "content": content, "usage": usage})
-
-    # --- asking the model -------------------------------------------------------------------------
-
-    def _ask(self, alias: str, messages: List[Dict[str, Any]], asked: Dict[str, Any]) -> Tuple[Any, int, int]:
-        """(text, input tokens, output tokens); an apology and 0, 0 for most failures."""
-        if alias not in ALIASES[self._era]:
-            return NETWORK, 0, 0
-        if not isinstance(messages[0].get("content"), str):
-            raise PhpFatal("the first message is no string")
-        body = self._body(alias, messages, asked)
-        for _ in range(ATTEMPTS):
-            answer = self._vendor(body)
-            if 200 <= answer.status < 300 and not has_tool_blocks(alias, messages):
-                return said_text(alias, answer)
-        return NETWORK, 0, 0
-
-    def _body(self, alias: str, messages: List[Dict[str, Any]], asked: Dict[str, Any]) -> Dict[str, Any]:
-        if is_claude(alias):
-            return claude_body(alias, messages, asked) if self._era == "2026-06" else old_body(messages)
-        if alias in REASONING:
-            body = {"model": alias, "messages": messages, "max_completion_tokens": asked["max_tokens"]}
-            body.update({"reasoning_effort": "medium"} if alias in WITH_EFFORT else {})
-        else:
-            body = {"temperature": asked["temperature"], "top_p": 0.9, "frequency_penalty": 0.5, "presence_penalty": 0,
-                    "stop": asked["stop"], "model": alias, "messages": messages}
-        if asked.get("json_schema"):
-            body["response_format"] = {"type": "json_schema", "json_schema": asked["json_schema"]}
-        return body
-
-
-def said_text(alias: str, answer: VendorAnswer) -> Tuple[Any, int, int]:
-    if answer.raw is not None:
-        raise PhpFatal("the provider's answer is no JSON")
-    if answer.error is not None:
-        return ("" if is_claude(alias) else TECHNICAL), 0, 0
-    text = answer.text or ""
-    if answer.blocks is not None:  # only the first block counts, and only its text
-        text = answer.blocks[0].get("text", "") if answer.blocks else ""
-    return passed_text("" if answer.tool_calls else text, is_claude(alias)), answer.input, answer.output
-
-
-def is_claude(alias: str) -> bool:
-    return alias.startswith("claude") or "anthropic" in alias
-
-
-def has_tool_blocks(alias: str, messages: List[Dict[str, Any]]) -> bool:
-    """Claude's provider refuses tool blocks where there are no tools."""
-    lists = [message["content"] for message in messages if isinstance(message.get("content"), list)]
-    kinds = {block.get("type") for content in lists for block in content}
-    return is_claude(alias) and bool(kinds & {"tool_use", "tool_result"})
-
-
-def claude_body(alias: str, messages: List[Dict[str, Any]], asked: Dict[str, Any]) -> Dict[str, Any]:
-    systems = [message["content"] for message in messages if message.get("role") == "system"]
-    if not all(isinstance(system, str) for system in systems):
-        raise PhpFatal("a system message that is no string")
-    rest = [{"role": m.get("role"), "content": m.get("content")} for m in messages if m.get("role") != "system"]
-    body = {"anthropic_version": "bedrock-2023-05-31", "messages": rest, "max_tokens": CAPS.get(alias, USUAL_CAP)}
-    body.update({"system": "\n\n".join(systems)} if systems else {})
-    body.update({} if "opus" in alias else {"temperature": asked["temperature"]})
-    return body
-
-
-def old_body(messages: List[Dict[str, Any]]) -> Dict[str, Any]:
-    """The older module has one flattened prompt for Claude."""
-    if not all(isinstance(message.get("content"), str) for message in messages):
-        raise PhpFatal("content that is no string")
-    return {"prompt_text": "\n\n".join(f"{m['role'].capitalize()}: {m['content']}" for m in messages)}
-
-
-# --- PHP's ways -----------------------------------------------------------------------------------
-
-
-def php_reply(status: int, data: Dict[str, Any]) -> ModuleReply:
-    return ModuleReply(status, json.dumps(data).replace("/", "\\/"))
-
-
-def php_array(value: Any) -> Any:
-    """A field that holds a JSON array or object, or one made of nested names."""
-    if isinstance(value, (list, dict)):
-        return value
+def run(
+    module: Installed,
+    action: str,
+    fields: Fields,
+    ask: Callable[[Any], Reply],
+    upstream: Optional[List[Any]] = None,
+) -> Outcome:
+    """One request as the module's hook gets it: the fields that REDCap does not keep."""
+    call = Call(module, ask, [] if upstream is None else upstream)
     try:
-        decoded = json.loads(value) if isinstance(value, str) else None
-        json.dumps(decoded, ensure_ascii=False).encode()  # PHP refuses half surrogates
-    except (ValueError, RecursionError):
-        return None
-    return decoded if isinstance(decoded, (list, dict)) else None
+        status, body = ACTIONS[action](call, php_array(dict(fields)))
+    except Crash:
+        return Outcome(500, CRASH, call.upstream)
+    return Outcome(status, (php_encode(body) or "").encode("ascii"), call.upstream)
 
 
-def is_falsy(value: Any) -> bool:
-    return value is None or value in ("", "0", [], {})
+def run_messages(call: Call, fields: Any) -> Tuple[int, Json]:
+    model = dig(fields, "model", default="o3-mini")
+    messages = decoded_messages(dig(fields, "messages"))
+    if not messages:
+        return 400, NO_MESSAGES
+    alias = ERAS[call.module.era].model_map.get(as_string(model), model)
+    cap = as_int(dig(fields, "max_tokens", default="4096"))
+    params = {
+        "messages": with_system(messages, dig(fields, "system")),
+        **passed_params(fields),
+        "max_completion_tokens" if alias in FIRST_REASONING else "max_tokens": cap,
+    }
+    result = call_model(call, alias, params)
+    if truthy(result.get("error")):
+        return 500, hook_error(result)
+    return 200, message_object(model, result, params.get("max_tokens"))
 
 
-def php_int(text: Any) -> int:
-    match = re.match(r"\s*[+-]?\d+", str(text))
-    return int(match.group()) if match else 0
+def decoded_messages(messages: Any) -> Any:
+    """A list of messages, or nothing. An object is let through, as the PHP does."""
+    if isinstance(messages, str):
+        try:
+            messages = php_decode(messages)
+        except ValueError:
+            return []
+    return messages if isinstance(messages, (list, dict)) else []
 
 
-def php_float(text: Any) -> Any:
-    match = re.match(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", str(text))
-    number = float(match.group()) if match else 0.0
-    return int(number) if number.is_integer() else number
+def with_system(messages: Any, system: Any) -> Any:
+    first = {"role": "system", "content": system}
+    return unshifted(first, messages) if truthy(system) else messages
+
+
+def unshifted(first: Any, members: Any) -> Any:
+    """`array_unshift`: numbers are counted anew, names stay; so an object is still one."""
+    if isinstance(members, list):
+        return [first, *members]
+    numbers = itertools.count(1)
+    named = {str(next(numbers)) if INTEGER.match(key) else key: members[key] for key in members}
+    return php_array({"0": first, **named})
+
+
+def passed_params(fields: Any) -> Json:
+    casts = (("temperature", as_float), ("top_p", as_float), ("stop", lambda value: value))
+    found = ((key, cast, dig(fields, key)) for key, cast in casts)
+    return {key: cast(value) for key, cast, value in found if value is not None}
+
+
+def message_object(model: Any, result: Json, cap: Optional[int]) -> Json:
+    """The reply, in Claude's form. `cap` is unknown where it was given as another parameter."""
+    content, usage = response_text(result), dig(result, "usage", default=NO_USAGE)
+    completion = dig(result, "usage", "completion_tokens")
+    capped = completion is not None and cap is not None and completion >= cap
+    text = content if isinstance(content, str) else php_encode(content)
+    return {
+        "id": unique_id(),
+        "type": "message",
+        "role": "assistant",
+        # What cannot be written as JSON is false to PHP.
+        "content": [{"type": "text", "text": False if text is None else text}],
+        "model": model,
+        "stop_reason": "max_tokens" if capped else "end_turn",
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": dig(usage, "prompt_tokens", default=0),
+            "output_tokens": dig(usage, "completion_tokens", default=0),
+        },
+    }
+
+
+def hook_error(result: Json) -> Json:
+    kind, message = dig(result, "type", default="api_error"), dig(result, "message")
+    return {"type": "error", "error": {"type": kind, "message": message or "Internal error"}}
+
+
+def unique_id() -> str:
+    """PHP's `uniqid()`: the clock, in microseconds."""
+    seconds, micro = divmod(time.time_ns() // 1000, 1000000)
+    return f"msg_{seconds:08x}{micro:05x}"
+
+
+def response_text(result: Json) -> Any:
+    """Not always a text: a structure is given as it is."""
+    found = dig(result, "structured_output", default=result.get("content"))
+    return php_encode(result) if found is None else found
+
+
+def run_call_ai(call: Call, fields: Any) -> Tuple[int, Json]:
+    prompt = dig(fields, "prompt")
+    if not truthy(prompt):
+        return 400, {"error": "Missing prompt"}
+    params = {
+        "messages": [{"role": "user", "content": prompt}],
+        "temperature": as_float(dig(fields, "temperature", default="0.2")),
+        "max_tokens": as_int(dig(fields, "max_tokens", default="8000")),
+        **schema_param(dig(fields, "json_schema")),
+    }
+    model = dig(fields, "model", default="deepseek")
+    result = call_model(call, model, params)
+    return 200, {
+        "status": "success",
+        "model": model,
+        "content": response_text(result),
+        "usage": dig(result, "usage", default=NO_USAGE),
+    }
+
+
+def schema_param(schema: Any) -> Json:
+    """A schema that cannot be read is none, and nobody is told."""
+    try:
+        return {} if schema is None else {"json_schema": php_decode(as_string(schema))}
+    except ValueError:
+        return {}
+
+
+ACTIONS: Dict[str, Callable[[Call, Any], Tuple[int, Json]]] = {
+    "messages": run_messages,
+    "callAI": run_call_ai,
+}
