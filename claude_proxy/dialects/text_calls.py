@@ -30,6 +30,9 @@ OBJECT_MARK = re.compile(r'["{}\[\]]')
 # Members under which models write the input; Qwen's and Hermes' own call syntax says "arguments".
 INPUT_MEMBERS = ("input", "arguments", "parameters")
 MOST_NAMES_TOLD = 60
+# No tool wants more, and how deep a JSON decoder goes depends on the Python that runs it.
+DEEPEST_CALL = 400
+TOO_DEEP = "the JSON is not valid: it is nested too deeply"
 
 
 class TextCall(NamedTuple):
@@ -44,6 +47,7 @@ class ObjectEnd:
     """Finds where a JSON object ends. Every character is looked at once."""
 
     def __init__(self) -> None:
+        self.deepest = 0
         self._depth = 0
         self._in_string = False
         self._skip = 0
@@ -64,6 +68,7 @@ class ObjectEnd:
                 self._in_string = not self._in_string
             else:
                 self._depth += 1 if mark in "{[" else -1
+                self.deepest = max(self.deepest, self._depth)
                 if self._depth <= 0:
                     return at
 
@@ -201,6 +206,8 @@ class CallSplitter:
         """A whole object between the tags: a call, or a complaint."""
         self._step = self._text
         self._line_blank = True
+        if self._end.deepest > DEEPEST_CALL:
+            return self._refuse(TOO_DEEP)
         try:
             call = read_call("".join(self._call[1:]), self._names)
         except ValueError as error:
@@ -295,7 +302,7 @@ def json_problem(text: str) -> JsonProblem:
         return JsonProblem(f"the JSON is not valid: {error}", False)
     except RecursionError:
         pass
-    return JsonProblem("the JSON is not valid: it is nested too deeply", False)
+    return JsonProblem(TOO_DEEP, False)
 
 
 def read_call(text: str, names: Collection[str]) -> TextCall:
