@@ -11,7 +11,7 @@ it in place; the model maps are at the top of its first section. Sections, each 
   dialects/dialect, dialects/anthropic, dialects/chat_blocks, dialects/chat_tools,
   dialects/chat_request, dialects/chat_repairs, dialects/chat_calls, dialects/think_tags,
   dialects/chat_stream, dialects/text_tools, dialects/text_calls, dialects/text_turns, routing,
-  auth, exchange, inflight, slots, pool, transport, upstreams/upstream, upstreams/openai,
+  auth, exchange, inflight, slots, late, pool, transport, upstreams/upstream, upstreams/openai,
   upstreams/redcap_form, upstreams/redcap_reply, upstreams/redcap, upstreams/demo, wire, app,
   server, cli, __main__
 """
@@ -5291,6 +5291,39 @@ class FairSlots:
 
 
 # ==================================================================================================
+# late
+# ==================================================================================================
+# Failures that could not be told by status, because the answer had already begun.
+#
+# Claude Code (2.1.197) repeats a stream that failed late, once, without `stream`. Where a call takes
+# minutes and has been tried three times already, the repeat is answered with the failure itself.
+
+MOST_LATE_FAILURES = 256
+LATE_SECONDS = 60.0
+
+
+class LateFailures:
+    """What the repeats of failed streams are told; each once, and not for long."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._failures: OrderedDict[bytes, Tuple[float, ProxyError]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def remember(self, key: bytes, error: ProxyError) -> None:
+        with self._lock:
+            self._failures[key] = (self._clock() + LATE_SECONDS, error)
+            while len(self._failures) > MOST_LATE_FAILURES:
+                self._failures.popitem(last=False)
+
+    def take(self, key: bytes) -> Optional[ProxyError]:
+        """The failure that the same request has just had, the first time it is asked for."""
+        with self._lock:
+            until, error = self._failures.pop(key, (0.0, None))
+        return error if self._clock() < until else None
+
+
+# ==================================================================================================
 # pool
 # ==================================================================================================
 # Connections to upstreams: how they are made, and the pool of idle ones.
@@ -6465,6 +6498,7 @@ class RedcapUpstream:
         self._transport = transport
         self._clock = clock
         self._slots = FairSlots(config.redcap_max_calls)
+        self._late = LateFailures(clock)
         self._banned_until = 0.0
         self._only_call_ai = False
 
@@ -6479,7 +6513,7 @@ class RedcapUpstream:
         request = text_tool_request(request)  # what is left of tools and thoughts is not sent
         tokens = count_input_tokens(request)
         check_window(tokens, alias)
-        reply = self._ask(request, alias, token, exchange)
+        reply = self._ask_once(request, alias, token, exchange)
         yield from reply_events(reply, request, alias, exchange, tokens)
 
     def _token(self, exchange: Exchange) -> str:
@@ -6490,6 +6524,23 @@ class RedcapUpstream:
         return own_redcap_token(k for k in exchange.keys if not (key and same_secret(k, key)))
 
     # --- asking -------------------------------------------------------------------------------
+
+    def _ask_once(
+        self, request: Request, alias: str, token: str, exchange: Exchange
+    ) -> RedcapReply:
+        """The answer; a client's repeat of a stream that failed late is told of that failure."""
+        key, streaming = conversation_key(token, request), request.get("stream") is True
+        told = None if streaming else self._late.take(key)
+        if told is not None:
+            exchange.facts["repeat_of_failure"] = True
+            raise ProxyError(told.status, told.message, headers=[NO_RETRY], upstream_status=200)
+        try:
+            return self._ask(request, alias, token, exchange)
+        except ProxyError as error:
+            begun = exchange.clock() - exchange.started >= self._config.ping_interval
+            if streaming and begun and error.status != CLIENT_GONE_STATUS:
+                self._late.remember(key, error)
+            raise
 
     def _ask(self, request: Request, alias: str, token: str, exchange: Exchange) -> RedcapReply:
         """One call; a second one only if the module turns out not to know `messages`."""
@@ -6567,6 +6618,12 @@ class RedcapUpstream:
             return found
         read_redcap_reply(status, answer, "")
         raise ProxyError(502, "REDCap did not describe the module", headers=[NO_RETRY])
+
+
+def conversation_key(token: str, request: Request) -> bytes:
+    """Equal for a request and its repeat, which may differ in limits."""
+    said = [token, request.get("model"), request.get("system"), request.get("messages")]
+    return hashlib.sha256(encode_json(said).encode("ascii")).digest()
 
 
 def redcap_headers(config: Config) -> Tuple[Tuple[str, str], ...]:

@@ -25,7 +25,7 @@ MODULES = (
     "dialects/chat_request", "dialects/chat_repairs",
     "dialects/chat_calls", "dialects/think_tags", "dialects/chat_stream",
     "dialects/text_tools", "dialects/text_calls", "dialects/text_turns",
-    "routing", "auth", "exchange", "inflight", "slots", "pool", "transport",
+    "routing", "auth", "exchange", "inflight", "slots", "late", "pool", "transport",
     "upstreams/upstream", "upstreams/openai", "upstreams/redcap_form", "upstreams/redcap_reply",
     "upstreams/redcap", "upstreams/demo",
     "wire", "app", "server", "cli", "__main__",

@@ -392,3 +392,18 @@ def test_stop_reasons_are_made_here(start, model, tokens, more, expected):
     proxy, _ = start(reply("hello", tokens), **SHARED)
     message = ask(proxy.port, {**message_body(**more), "model": model}, fields=bearer(TOKEN)).json
     assert (message["stop_reason"], message["stop_sequence"], message["content"][0]["text"]) == expected
+
+
+def test_the_repeat_of_a_stream_that_failed_late_is_told_and_not_asked_again(form):
+    """Claude Code asks once more without `stream`, which would cost minutes and three calls."""
+    with ScriptedUpstream([Pause(0.3), *reply("I apologize", (0, 0))]) as redcap:
+        environ = {"REDCAP_API_URL": f"http://127.0.0.1:{redcap.port}/api/", **SHARED}
+        with running_proxy(form, environ, ping_interval=0.05) as proxy:
+            late = ask(proxy.port, message_body(stream=True), fields=bearer(TOKEN))
+            other = ask(proxy.port, message_body("another"), fields=bearer(TOKEN))
+            repeat = ask(proxy.port, message_body(max_tokens=7), fields=bearer(TOKEN))
+            anew = ask(proxy.port, message_body(), fields=bearer(TOKEN))
+    assert (late.status, late.events[-1]["type"]) == (200, "error")
+    assert (other.status, repeat.status, anew.status) == (502, 502, 502)
+    assert repeat.json["error"] == late.events[-1]["error"] and repeat.headers["x-should-retry"] == "false"
+    assert len(redcap.requests) == 3

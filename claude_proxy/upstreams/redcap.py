@@ -20,12 +20,14 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 from claude_proxy.auth import own_redcap_token, same_secret
 from claude_proxy.config import REDCAP_KNOWN_ALIASES, VERSION, Config
 from claude_proxy.dialects.text_tools import RESULT_STOP, text_tool_request
-from claude_proxy.errors import NO_RETRY, ProxyError
+from claude_proxy.errors import CLIENT_GONE_STATUS, NO_RETRY, ProxyError
 from claude_proxy.events import Event, EventWriter, Request
 from claude_proxy.exchange import Exchange
+from claude_proxy.late import LateFailures
 from claude_proxy.pool import split_url
 from claude_proxy.routing import split_upstream
 from claude_proxy.slots import FairSlots
+from claude_proxy.sse import encode_json
 from claude_proxy.tokens import count_input_tokens
 from claude_proxy.transport import Call, Transport
 from claude_proxy.upstreams.redcap_form import (
@@ -68,6 +70,7 @@ class RedcapUpstream:
         self._transport = transport
         self._clock = clock
         self._slots = FairSlots(config.redcap_max_calls)
+        self._late = LateFailures(clock)
         self._banned_until = 0.0
         self._only_call_ai = False
 
@@ -82,7 +85,7 @@ class RedcapUpstream:
         request = text_tool_request(request)  # what is left of tools and thoughts is not sent
         tokens = count_input_tokens(request)
         check_window(tokens, alias)
-        reply = self._ask(request, alias, token, exchange)
+        reply = self._ask_once(request, alias, token, exchange)
         yield from reply_events(reply, request, alias, exchange, tokens)
 
     def _token(self, exchange: Exchange) -> str:
@@ -93,6 +96,23 @@ class RedcapUpstream:
         return own_redcap_token(k for k in exchange.keys if not (key and same_secret(k, key)))
 
     # --- asking -------------------------------------------------------------------------------
+
+    def _ask_once(
+        self, request: Request, alias: str, token: str, exchange: Exchange
+    ) -> RedcapReply:
+        """The answer; a client's repeat of a stream that failed late is told of that failure."""
+        key, streaming = conversation_key(token, request), request.get("stream") is True
+        told = None if streaming else self._late.take(key)
+        if told is not None:
+            exchange.facts["repeat_of_failure"] = True
+            raise ProxyError(told.status, told.message, headers=[NO_RETRY], upstream_status=200)
+        try:
+            return self._ask(request, alias, token, exchange)
+        except ProxyError as error:
+            begun = exchange.clock() - exchange.started >= self._config.ping_interval
+            if streaming and begun and error.status != CLIENT_GONE_STATUS:
+                self._late.remember(key, error)
+            raise
 
     def _ask(self, request: Request, alias: str, token: str, exchange: Exchange) -> RedcapReply:
         """One call; a second one only if the module turns out not to know `messages`."""
@@ -170,6 +190,12 @@ class RedcapUpstream:
             return found
         read_redcap_reply(status, answer, "")
         raise ProxyError(502, "REDCap did not describe the module", headers=[NO_RETRY])
+
+
+def conversation_key(token: str, request: Request) -> bytes:
+    """Equal for a request and its repeat, which may differ in limits."""
+    said = [token, request.get("model"), request.get("system"), request.get("messages")]
+    return hashlib.sha256(encode_json(said).encode("ascii")).digest()
 
 
 def redcap_headers(config: Config) -> Tuple[Tuple[str, str], ...]:

@@ -211,6 +211,15 @@ def failure(lab: Lab) -> str:
     return f"told in {run.seconds:.1f} s, asked once"
 
 
+def late_failure(lab: Lab) -> str:
+    """After the stream has begun Claude Code asks again without one; SecureChatAI must not be."""
+    with playing(lab, lambda asked: {"status": 500, "delay": 4}) as (fake, proxy):
+        run = ask(lab, proxy, "Hello")
+    expect("SecureChatAI could not get an answer" in run.text, f"it said {run.text!r}")
+    expect_equal(len(fake.requests), 1, "calls of SecureChatAI")
+    return f"told after {run.seconds:.0f} s, asked once"
+
+
 def wrong_token(lab: Lab) -> str:
     with playing(lab, lambda asked: "no") as (fake, proxy):
         run = claude(lab, proxy.url, "Hello", ANTHROPIC_AUTH_TOKEN="F" * 32)
@@ -259,6 +268,7 @@ REDCAP_CHECKS: Dict[str, Callable[[Lab], str]] = {
     "redcap-subagent": subagent,
     "redcap-repair": repair,
     "redcap-failure": failure,
+    "redcap-late-failure": late_failure,
     "redcap-wrong-token": wrong_token,
 }
 # Made only if asked for by name.
