@@ -5871,6 +5871,13 @@ def inflate(pieces: Iterator[bytes]) -> Iterator[bytes]:
 # ==================================================================================================
 # What every upstream can do. A new one is a class with these members and a row in `UPSTREAMS`.
 
+def call_headers(config: Config, own: Iterable[Tuple[str, str]]) -> Tuple[Tuple[str, str], ...]:
+    """The headers of every call; CUSTOM_HEADER_ ones replace ours of the same name."""
+    usual = (*own, ("user-agent", f"claude_proxy/{VERSION}"))
+    custom = {name for name, _ in config.custom_headers}
+    return (*((n, v) for n, v in usual if n not in custom), *config.custom_headers)
+
+
 class Upstream(Protocol):
     """Answers Messages requests.
 
@@ -6046,18 +6053,13 @@ def azure_deployment(base: str, model: str) -> str:
 
 
 def openai_headers(config: Config) -> Tuple[Tuple[str, str], ...]:
-    """The headers of every call; CUSTOM_HEADER_ ones replace ours of the same name."""
-    own: List[Tuple[str, str]] = [
-        ("content-type", "application/json"),
-        ("accept", "text/event-stream"),
-        ("user-agent", f"claude_proxy/{VERSION}"),
-    ]
+    """The headers of every call, with the key as this provider wants it."""
+    own = [("content-type", "application/json"), ("accept", "text/event-stream")]
     if config.openai_api_key and config.azure_api_version:
         own.append(("api-key", config.openai_api_key))
     elif config.openai_api_key:
         own.append(("authorization", f"Bearer {config.openai_api_key}"))
-    custom = {name for name, _ in config.custom_headers}
-    return (*((n, v) for n, v in own if n not in custom), *config.custom_headers)
+    return call_headers(config, own)
 
 
 # ==================================================================================================
@@ -6627,13 +6629,8 @@ def conversation_key(token: str, request: Request) -> bytes:
 
 
 def redcap_headers(config: Config) -> Tuple[Tuple[str, str], ...]:
-    own = [
-        ("content-type", "application/x-www-form-urlencoded"),
-        ("accept", "application/json"),
-        ("user-agent", f"claude_proxy/{VERSION}"),
-    ]
-    custom = {name for name, _ in config.custom_headers}
-    return (*((n, v) for n, v in own if n not in custom), *config.custom_headers)
+    kind = ("content-type", "application/x-www-form-urlencoded")
+    return call_headers(config, (kind, ("accept", "application/json")))
 
 
 def join_pieces(pieces: Iterator[bytes]) -> bytes:

@@ -13,7 +13,7 @@ from contextlib import closing
 from typing import Any, Dict, List, Tuple
 from urllib.parse import quote, urlsplit
 
-from claude_proxy.config import VERSION, Config
+from claude_proxy.config import Config
 from claude_proxy.dialects.chat_blocks import ChatOptions, as_list
 from claude_proxy.dialects.chat_repairs import learned_words, repaired_options
 from claude_proxy.dialects.chat_request import messages_to_chat
@@ -26,6 +26,7 @@ from claude_proxy.pool import split_url
 from claude_proxy.sse import encode_json
 from claude_proxy.tokens import count_input_tokens
 from claude_proxy.transport import Call, Transport, UpstreamResponse
+from claude_proxy.upstreams.upstream import call_headers
 
 # OpenAI's reasoning models take `max_completion_tokens`, and neither sampling parameters nor stop.
 OPENAI_HOSTS = ("api.openai.com", ".openai.azure.com", ".cognitiveservices.azure.com")
@@ -173,15 +174,10 @@ def azure_deployment(base: str, model: str) -> str:
 
 
 def openai_headers(config: Config) -> Tuple[Tuple[str, str], ...]:
-    """The headers of every call; CUSTOM_HEADER_ ones replace ours of the same name."""
-    own: List[Tuple[str, str]] = [
-        ("content-type", "application/json"),
-        ("accept", "text/event-stream"),
-        ("user-agent", f"claude_proxy/{VERSION}"),
-    ]
+    """The headers of every call, with the key as this provider wants it."""
+    own = [("content-type", "application/json"), ("accept", "text/event-stream")]
     if config.openai_api_key and config.azure_api_version:
         own.append(("api-key", config.openai_api_key))
     elif config.openai_api_key:
         own.append(("authorization", f"Bearer {config.openai_api_key}"))
-    custom = {name for name, _ in config.custom_headers}
-    return (*((n, v) for n, v in own if n not in custom), *config.custom_headers)
+    return call_headers(config, own)

@@ -18,7 +18,7 @@ from contextlib import closing
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from claude_proxy.auth import own_redcap_token, same_secret
-from claude_proxy.config import REDCAP_KNOWN_ALIASES, VERSION, Config
+from claude_proxy.config import REDCAP_KNOWN_ALIASES, Config
 from claude_proxy.dialects.text_tools import RESULT_STOP, text_tool_request
 from claude_proxy.errors import CLIENT_GONE_STATUS, NO_RETRY, ProxyError
 from claude_proxy.events import Event, EventWriter, Request
@@ -50,6 +50,7 @@ from claude_proxy.upstreams.redcap_reply import (
     json_in,
     read_redcap_reply,
 )
+from claude_proxy.upstreams.upstream import call_headers
 
 BAN_SECONDS = 300
 # Characters of text in one event.
@@ -199,13 +200,8 @@ def conversation_key(token: str, request: Request) -> bytes:
 
 
 def redcap_headers(config: Config) -> Tuple[Tuple[str, str], ...]:
-    own = [
-        ("content-type", "application/x-www-form-urlencoded"),
-        ("accept", "application/json"),
-        ("user-agent", f"claude_proxy/{VERSION}"),
-    ]
-    custom = {name for name, _ in config.custom_headers}
-    return (*((n, v) for n, v in own if n not in custom), *config.custom_headers)
+    kind = ("content-type", "application/x-www-form-urlencoded")
+    return call_headers(config, (kind, ("accept", "application/json")))
 
 
 def join_pieces(pieces: Iterator[bytes]) -> bytes:

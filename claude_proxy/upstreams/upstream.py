@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Dict, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, Dict, Protocol, Tuple
 
+from claude_proxy.config import VERSION, Config
 from claude_proxy.events import Event, Request
 from claude_proxy.exchange import Exchange
+
+
+def call_headers(config: Config, own: Iterable[Tuple[str, str]]) -> Tuple[Tuple[str, str], ...]:
+    """The headers of every call; CUSTOM_HEADER_ ones replace ours of the same name."""
+    usual = (*own, ("user-agent", f"claude_proxy/{VERSION}"))
+    custom = {name for name, _ in config.custom_headers}
+    return (*((n, v) for n, v in usual if n not in custom), *config.custom_headers)
 
 
 class Upstream(Protocol):
