@@ -2983,19 +2983,16 @@ def whole_turns(messages: List[Any]) -> Iterator[Tuple[str, List[Block]]]:
             raise ProxyError(400, f"{place}: must be an object")
         role = str(message.get("role"))
         blocks = content_blocks(message.get("content"), f"{place}.content")
-        if waiting and not (role == "user" and has_results(blocks)):
+        results = role == "user" and any(block.get("type") == "tool_result" for block in blocks)
+        if waiting and not results:
             yield "user", waiting
             waiting = []
-        if role == "user" and has_results(blocks):
+        if results:
             waiting = [*waiting, *blocks]
         else:
             yield role, blocks
     if waiting:
         yield "user", waiting
-
-
-def has_results(blocks: List[Block]) -> bool:
-    return any(block.get("type") == "tool_result" for block in blocks)
 
 
 def system_text(system: Any) -> str:
@@ -4490,16 +4487,20 @@ def text_tool_events(
     """
     if not needs_text_tools(request):
         return ask(request)
-    if not offered_names(request):
+    names = offered_names(request)
+    if not names:
         return ask(text_tool_request(request))
-    return TextTurn(request, ask, message_id, facts).events()
+    return TextTurn(request, names, ask, message_id, facts).events()
 
 
 class TextTurn:
     """One turn: an answer, and a second one where the first has a call that cannot be used."""
 
-    def __init__(self, request: Request, ask: Ask, message_id: str, facts: Dict[str, Any]) -> None:
+    def __init__(
+        self, request: Request, names: Set[str], ask: Ask, message_id: str, facts: Dict[str, Any]
+    ) -> None:
         self._request = request
+        self._names = names
         self._plain = text_tool_request(request)
         self._ask = ask
         self._facts = facts
@@ -4524,7 +4525,7 @@ class TextTurn:
         yield from self._finish(first.truncated)
 
     def _splitter(self) -> CallSplitter:
-        return CallSplitter(offered_names(self._request), may_call_once(self._request))
+        return CallSplitter(self._names, may_call_once(self._request))
 
     def _missing_call(self, splitter: CallSplitter) -> str:
         missing = must_call(self._request) and not (self._calls or splitter.truncated)
@@ -6546,29 +6547,24 @@ class RedcapUpstream:
 
     def _ask(self, request: Request, alias: str, token: str, exchange: Exchange) -> RedcapReply:
         """One call; a second one only if the module turns out not to know `messages`."""
-        schema = fits_any(self._config.redcap_schema_aliases, alias)
-        try:
-            action, fields = self._action(request, alias, exchange)
-            reply = self._call(action, fields, alias, token, exchange)
-        except ProxyError as error:
-            if not self._is_old_module(error, token, exchange):
-                raise
-            action, fields = self._action(request, alias, exchange)
-            reply = self._call(action, fields, alias, token, exchange)
-        return reply._replace(text=schema_text(reply.text)) if schema else reply
-
-    def _action(self, request: Request, alias: str, exchange: Exchange) -> Tuple[str, Fields]:
         notes = exchange.warnings
         if fits_any(self._config.redcap_schema_aliases, alias):
-            return "callAI", schema_fields(request, notes)
-        if self._only_call_ai:
-            return "callAI", prompt_fields(request, notes)
-        images = fits_any(self._config.redcap_image_aliases, alias)
-        return "messages", messages_fields(request, images, notes)
+            fields = schema_fields(request, notes)
+            reply = self._call("callAI", fields, alias, token, exchange)
+            return reply._replace(text=schema_text(reply.text))
+        if not self._only_call_ai:
+            images = fits_any(self._config.redcap_image_aliases, alias)
+            fields = messages_fields(request, images, notes)
+            try:
+                return self._call("messages", fields, alias, token, exchange)
+            except ProxyError as error:
+                if not self._is_old_module(error, token, exchange):
+                    raise
+        return self._call("callAI", prompt_fields(request, notes), alias, token, exchange)
 
     def _is_old_module(self, error: ProxyError, token: str, exchange: Exchange) -> bool:
         """Whether a refusal comes from a module without `messages`; remembered if so."""
-        if self._only_call_ai or error.upstream_status != 400 or NO_MESSAGES in error.message:
+        if error.upstream_status != 400 or NO_MESSAGES in error.message:
             return False
         actions = module_actions(self._info(token, exchange))
         self._only_call_ai = "callAI" in actions and "messages" not in actions
@@ -6745,6 +6741,8 @@ To connect a real model, set these where the proxy starts (or in .env beside it)
   OPENAI_API_KEY=...        any OpenAI-compatible provider
   OPENAI_BASE_URL=...       for example https://api.openai.com/v1 or http://localhost:11434/v1
   BIG_MODEL=... SMALL_MODEL=...
+or, for REDCap SecureChatAI:
+  REDCAP_API_URL=...        for example https://redcap.example.edu/api/
 
 To try tools now, send a line like:  demo: tool Bash {{"command": "date"}}
 Others: demo: think, demo: slow 20, demo: error 429, demo: cut"""

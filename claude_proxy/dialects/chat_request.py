@@ -126,19 +126,16 @@ def whole_turns(messages: List[Any]) -> Iterator[Tuple[str, List[Block]]]:
             raise ProxyError(400, f"{place}: must be an object")
         role = str(message.get("role"))
         blocks = content_blocks(message.get("content"), f"{place}.content")
-        if waiting and not (role == "user" and has_results(blocks)):
+        results = role == "user" and any(block.get("type") == "tool_result" for block in blocks)
+        if waiting and not results:
             yield "user", waiting
             waiting = []
-        if role == "user" and has_results(blocks):
+        if results:
             waiting = [*waiting, *blocks]
         else:
             yield role, blocks
     if waiting:
         yield "user", waiting
-
-
-def has_results(blocks: List[Block]) -> bool:
-    return any(block.get("type") == "tool_result" for block in blocks)
 
 
 def system_text(system: Any) -> str:

@@ -10,7 +10,7 @@ client gets the first answer's own words as text. Calls that the upstream makes 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict, List, Set
 
 from claude_proxy.dialects.chat_tools import used_call_ids
 from claude_proxy.dialects.text_calls import CallSplitter, TextCall, TextPart
@@ -54,16 +54,20 @@ def text_tool_events(
     """
     if not needs_text_tools(request):
         return ask(request)
-    if not offered_names(request):
+    names = offered_names(request)
+    if not names:
         return ask(text_tool_request(request))
-    return TextTurn(request, ask, message_id, facts).events()
+    return TextTurn(request, names, ask, message_id, facts).events()
 
 
 class TextTurn:
     """One turn: an answer, and a second one where the first has a call that cannot be used."""
 
-    def __init__(self, request: Request, ask: Ask, message_id: str, facts: Dict[str, Any]) -> None:
+    def __init__(
+        self, request: Request, names: Set[str], ask: Ask, message_id: str, facts: Dict[str, Any]
+    ) -> None:
         self._request = request
+        self._names = names
         self._plain = text_tool_request(request)
         self._ask = ask
         self._facts = facts
@@ -88,7 +92,7 @@ class TextTurn:
         yield from self._finish(first.truncated)
 
     def _splitter(self) -> CallSplitter:
-        return CallSplitter(offered_names(self._request), may_call_once(self._request))
+        return CallSplitter(self._names, may_call_once(self._request))
 
     def _missing_call(self, splitter: CallSplitter) -> str:
         missing = must_call(self._request) and not (self._calls or splitter.truncated)

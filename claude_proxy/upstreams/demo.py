@@ -36,6 +36,8 @@ To connect a real model, set these where the proxy starts (or in .env beside it)
   OPENAI_API_KEY=...        any OpenAI-compatible provider
   OPENAI_BASE_URL=...       for example https://api.openai.com/v1 or http://localhost:11434/v1
   BIG_MODEL=... SMALL_MODEL=...
+or, for REDCap SecureChatAI:
+  REDCAP_API_URL=...        for example https://redcap.example.edu/api/
 
 To try tools now, send a line like:  demo: tool Bash {{"command": "date"}}
 Others: demo: think, demo: slow 20, demo: error 429, demo: cut"""

@@ -117,29 +117,24 @@ class RedcapUpstream:
 
     def _ask(self, request: Request, alias: str, token: str, exchange: Exchange) -> RedcapReply:
         """One call; a second one only if the module turns out not to know `messages`."""
-        schema = fits_any(self._config.redcap_schema_aliases, alias)
-        try:
-            action, fields = self._action(request, alias, exchange)
-            reply = self._call(action, fields, alias, token, exchange)
-        except ProxyError as error:
-            if not self._is_old_module(error, token, exchange):
-                raise
-            action, fields = self._action(request, alias, exchange)
-            reply = self._call(action, fields, alias, token, exchange)
-        return reply._replace(text=schema_text(reply.text)) if schema else reply
-
-    def _action(self, request: Request, alias: str, exchange: Exchange) -> Tuple[str, Fields]:
         notes = exchange.warnings
         if fits_any(self._config.redcap_schema_aliases, alias):
-            return "callAI", schema_fields(request, notes)
-        if self._only_call_ai:
-            return "callAI", prompt_fields(request, notes)
-        images = fits_any(self._config.redcap_image_aliases, alias)
-        return "messages", messages_fields(request, images, notes)
+            fields = schema_fields(request, notes)
+            reply = self._call("callAI", fields, alias, token, exchange)
+            return reply._replace(text=schema_text(reply.text))
+        if not self._only_call_ai:
+            images = fits_any(self._config.redcap_image_aliases, alias)
+            fields = messages_fields(request, images, notes)
+            try:
+                return self._call("messages", fields, alias, token, exchange)
+            except ProxyError as error:
+                if not self._is_old_module(error, token, exchange):
+                    raise
+        return self._call("callAI", prompt_fields(request, notes), alias, token, exchange)
 
     def _is_old_module(self, error: ProxyError, token: str, exchange: Exchange) -> bool:
         """Whether a refusal comes from a module without `messages`; remembered if so."""
-        if self._only_call_ai or error.upstream_status != 400 or NO_MESSAGES in error.message:
+        if error.upstream_status != 400 or NO_MESSAGES in error.message:
             return False
         actions = module_actions(self._info(token, exchange))
         self._only_call_ai = "callAI" in actions and "messages" not in actions
