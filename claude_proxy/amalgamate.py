@@ -21,7 +21,8 @@ from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 MODULES = (
     "config", "config_load", "settings_text", "dotenv", "log", "errors", "http1", "sse", "events",
     "tokens",
-    "dialects/dialect", "dialects/anthropic", "dialects/chat_blocks", "dialects/chat_tools",
+    "dialects/dialect", "dialects/anthropic", "dialects/carriers", "dialects/chat_options",
+    "dialects/chat_blocks", "dialects/chat_tools",
     "dialects/chat_request", "dialects/chat_repairs",
     "dialects/chat_calls", "dialects/think_tags", "dialects/chat_stream",
     "dialects/text_tools", "dialects/text_calls", "dialects/text_turns",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from claude_proxy.dialects.chat_blocks import ChatOptions
+from claude_proxy.dialects.chat_options import ChatOptions
 from claude_proxy.dialects.chat_repairs import learned_words, repaired_options
 
 PLAIN = ChatOptions()

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from claude_proxy.dialects.chat_blocks import ChatOptions
+from claude_proxy.dialects.chat_options import ChatOptions
 from claude_proxy.dialects.chat_request import INTERRUPTED, messages_to_chat
 from claude_proxy.dialects.chat_tools import chat_tool_name, chat_tool_names
 from claude_proxy.errors import ProxyError

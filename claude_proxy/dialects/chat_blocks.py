@@ -7,8 +7,9 @@ that we do not know becomes the text in it. None is a reason to refuse.
 from __future__ import annotations
 
 import re
-from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
+from claude_proxy.dialects.chat_options import ChatOptions
 from claude_proxy.errors import ProxyError
 from claude_proxy.sse import encode_json
 
@@ -16,17 +17,6 @@ Block = Dict[str, Any]
 
 
 NOTE_WORD = re.compile("[a-z0-9_]{1,40}")
-
-
-class ChatOptions(NamedTuple):
-    """What one provider and model want otherwise than most."""
-
-    max_tokens_key: str = "max_tokens"
-    max_output: int = 0  # more max_tokens than this are refused; 0: not known
-    drop: frozenset = frozenset()  # top-level keys that are refused
-    top_k: bool = False  # top_k is understood
-    files: bool = False  # PDF documents are taken as file parts
-    reasoning_effort: bool = False  # output_config.effort is passed on
 
 
 def as_list(value: Any) -> List[Any]:

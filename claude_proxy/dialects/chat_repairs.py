@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Callable, Optional, Tuple
 
-from claude_proxy.dialects.chat_blocks import ChatOptions
+from claude_proxy.dialects.chat_options import ChatOptions
 
 Members = Mapping[str, Any]
 

@@ -18,7 +18,6 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from claude_proxy.dialects.chat_blocks import (
     Block,
-    ChatOptions,
     answer_texts,
     as_list,
     assistant_text,
@@ -29,6 +28,7 @@ from claude_proxy.dialects.chat_blocks import (
     tool_result_content,
     user_parts,
 )
+from claude_proxy.dialects.chat_options import ChatOptions
 from claude_proxy.dialects.chat_tools import chat_tool_choice, chat_tool_name, chat_tools
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import Request

@@ -14,7 +14,8 @@ from typing import Any, Dict, List, Tuple
 from urllib.parse import quote, urlsplit
 
 from claude_proxy.config import Config
-from claude_proxy.dialects.chat_blocks import ChatOptions, as_list
+from claude_proxy.dialects.chat_blocks import as_list
+from claude_proxy.dialects.chat_options import ChatOptions
 from claude_proxy.dialects.chat_repairs import learned_words, repaired_options
 from claude_proxy.dialects.chat_request import messages_to_chat
 from claude_proxy.dialects.chat_stream import ChatAsked, chat_chunks, chunks_to_events

@@ -16,7 +16,6 @@ from urllib.parse import urlencode
 from claude_proxy.config import REDCAP_OUTPUT_CAPS, REDCAP_WINDOWS
 from claude_proxy.dialects.chat_blocks import (
     Block,
-    ChatOptions,
     answer_texts,
     as_list,
     content_blocks,
@@ -24,6 +23,7 @@ from claude_proxy.dialects.chat_blocks import (
     text_part,
     user_parts,
 )
+from claude_proxy.dialects.chat_options import ChatOptions
 from claude_proxy.dialects.chat_request import system_text
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import Request
