@@ -9,11 +9,13 @@ it in place; the model maps are at the top of its first section. Sections, each 
 
   config, config_load, settings_text, dotenv, log, errors, http1, sse, events, tokens,
   dialects/dialect, dialects/anthropic, dialects/carriers, dialects/chat_options,
-  dialects/chat_blocks, dialects/chat_tools, dialects/chat_request, dialects/chat_repairs,
-  dialects/chat_calls, dialects/think_tags, dialects/chat_stream, dialects/text_tools,
-  dialects/text_calls, dialects/text_turns, routing, auth, exchange, inflight, slots, late, pool,
-  transport, upstreams/upstream, upstreams/openai, upstreams/redcap_form, upstreams/redcap_reply,
-  upstreams/redcap, upstreams/demo, wire, app, server, cli, __main__
+  dialects/chat_blocks, dialects/chat_schemas, dialects/chat_tools, dialects/chat_thinking,
+  dialects/chat_members, dialects/chat_shapes, dialects/chat_request, dialects/chat_profiles,
+  dialects/chat_repairs, dialects/chat_calls, dialects/think_tags, dialects/chat_stream,
+  dialects/stop_watch, dialects/text_tools, dialects/text_calls, dialects/text_turns, routing, auth,
+  exchange, inflight, slots, late, pool, transport, limits, reasoning_memory, upstreams/upstream,
+  upstreams/openai, upstreams/redcap_form, upstreams/redcap_reply, upstreams/redcap, upstreams/demo,
+  wire, app, server, cli, __main__
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import base64
 import binascii
 import errno
 import fnmatch
+import functools
 import hashlib
 import hmac
 import html
@@ -158,6 +161,12 @@ LISTED_MODELS: Tuple[str, ...] = ("claude-opus-4-8", "claude-sonnet-5", "claude-
 # --- end of the model maps ---------------------------------------------------------------------
 
 UPSTREAM_NAMES = ("redcap", "openai", "demo")
+# What `chat_profiles` knows of.
+PROFILE_NAMES = (
+    "openai", "azure", "openrouter", "deepseek", "xai", "gemini", "mistral", "groq", "together",
+    "fireworks", "cerebras", "moonshot", "zai", "dashscope", "vllm", "llamacpp", "ollama",
+    "lmstudio", "openwebui", "other",
+)
 
 # Keys with these prefixes are OpenAI's own: without a base URL they must not travel to anyone else.
 OPENAI_KEY_PREFIXES = ("sk-proj-", "sk-svcacct-", "sk-admin-")
@@ -344,6 +353,11 @@ SETTINGS: Tuple[Setting, ...] = (
             "OpenAI-compatible API; unset, OpenAI for sk-proj- keys, else OpenRouter", "Upstream"),
     Setting("AZURE_API_VERSION", "", parse_api_version,
             "the upstream is Azure OpenAI, with this api-version", "Upstream"),
+    Setting("OPENAI_PROFILE", "", choice_parser(*PROFILE_NAMES),
+            "the kind of server, where its address does not tell: vllm, llamacpp, ollama, ...",
+            "Upstream"),
+    Setting("MODEL_LIMITS", "true", parse_bool,
+            "false never asks the upstream which models it has, and their limits", "Upstream"),
     Setting("CONNECT_TIMEOUT", "10", seconds_parser(),
             "longest wait for a connection, in seconds", "Upstream"),
     Setting("REQUEST_TIMEOUT", "600", seconds_parser(),
@@ -2611,14 +2625,50 @@ def unpack_details(block: Dict[str, Any]) -> List[Dict[str, Any]]:
 # What one provider and model want otherwise than most, in a Chat Completions request.
 
 class ChatOptions(NamedTuple):
-    """What one provider and model want otherwise than most."""
+    """The form of a request. The defaults are the plain form that most providers take.
 
+    A profile says what is known of a provider and its models, a refusal teaches the rest.
+    """
+
+    # Limits, sampling, and members that are refused.
     max_tokens_key: str = "max_tokens"
     max_output: int = 0  # more max_tokens than this are refused; 0: not known
-    drop: frozenset = frozenset()  # top-level keys that are refused
-    top_k: bool = False  # top_k is understood
+    window: int = 0  # tokens of prompt and answer together; 0: not known
+    room: int = 0  # max_tokens that are left beside this one prompt
+    cuts_silently: bool = False  # a prompt over the window loses its beginning without a word
+    drop: frozenset = frozenset()  # top-level members
+    top_k: bool = False  # is understood
+    most_stops: int = 4
+    extra: Tuple[Tuple[str, Any], ...] = ()  # members that every request has
+    identity: str = ""  # who asks, as a hash: "openai" or "user" says under which names
+    # Messages and what they hold.
+    system_role: str = "system"  # "": the system prompt stands before the first user text
+    alternate: bool = False  # no two messages of one role in a row
+    bridge: bool = False  # no user message behind a tool's
+    flat: bool = False  # content is a string, never a list
+    null_content: str = "omit"  # calls without text: no content, or "empty" text
+    empty_result: str = ""  # the content of a result without any
+    cache_control: bool = False  # stays on text parts
+    images: bool = True
+    image_urls: bool = True  # images by http(s) URL
     files: bool = False  # PDF documents are taken as file parts
-    reasoning_effort: bool = False  # output_config.effort is passed on
+    prefill: str = ""  # how an answer that has begun is told: "prefix", "continue", or not
+    # Tools.
+    tools: bool = True  # can be called
+    schema_level: int = 0  # how much of JSON schema is understood (chat_schemas)
+    strict: bool = False  # a tool's `strict` may be passed on
+    tool_name: str = ""  # "letter": has to begin with one
+    tool_ids: str = ""  # the form of call ids: "mistral", "short", or any
+    any_word: str = "required"  # tool_choice for "some tool"; "": cannot be demanded
+    named_choice: bool = True  # one tool can be demanded
+    obeys_none: bool = True  # tool_choice "none" is heeded
+    # Reasoning.
+    thinking: str = ""  # how the effort is told (chat_thinking); "": not at all
+    efforts: Tuple[str, ...] = ("low", "medium", "high")  # the levels there are, weakest first
+    effort_with_tools: str = "any"  # "omit", or the one word that goes with tools
+    replay: str = ""  # the member in which earlier reasoning comes back
+    replay_blank: bool = False  # a call whose reasoning is not known gets a filler
+    answer_format: str = "json_schema"  # or "json_object", or "text": the prompt says it
 
 
 # ==================================================================================================
@@ -2667,7 +2717,7 @@ def text_part(text: str) -> Dict[str, Any]:
 def joined_parts(parts: List[Dict[str, Any]]) -> Any:
     """A string if there is only text: many models and servers take nothing else."""
     full = [p for p in parts if p["type"] != "text" or p["text"].strip()] or parts[:1]
-    if all(part["type"] == "text" for part in full):
+    if all(part["type"] == "text" and len(part) == 2 for part in full):
         return "\n\n".join(part["text"] for part in full)
     return full
 
@@ -2679,21 +2729,42 @@ def user_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dic
 
 
 def text_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
-    return [text_part(str(block.get("text") or ""))] if block.get("text") else []
+    part = text_part(str(block.get("text") or ""))
+    if options.cache_control and isinstance(block.get("cache_control"), dict):
+        part["cache_control"] = block["cache_control"]
+    return [part] if block.get("text") else []
 
 
 def image_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    """An image as a part where the model sees it, else as a note. No URL is ever fetched here."""
     source = block.get("source")
     source = source if isinstance(source, dict) else {}
+    if not options.images:
+        notes.append("image=dropped")
+        return [text_part("[an image, which this model cannot see]")]
     if isinstance(source.get("data"), str):
-        kind = str(source.get("media_type") or "image/png").replace("image/jpg", "image/jpeg")
-        url = f"data:{kind};base64,{source['data']}"
-    elif isinstance(source.get("url"), str):
-        url = source["url"]
-    else:
-        notes.append("image=unavailable")
-        return [text_part(f"[image {source.get('file_id', '')} is not available here]")]
-    return [{"type": "image_url", "image_url": {"url": url}}]
+        url = f"data:{image_type(source)};base64,{source['data']}"
+        return [{"type": "image_url", "image_url": {"url": url}}]
+    if isinstance(source.get("url"), str) and options.image_urls:
+        return [{"type": "image_url", "image_url": {"url": source["url"]}}]
+    notes.append("image=unavailable")
+    name = source.get("url") or source.get("file_id") or ""
+    return [text_part(f"[image {name} is not available here]")]
+
+
+# What the first bytes of an image look like in base64.
+IMAGE_BEGINNINGS = (
+    ("iVBORw0KGgo", "image/png"), ("/9j/", "image/jpeg"), ("R0lGOD", "image/gif"),
+    ("UklGR", "image/webp"),
+)  # fmt: skip
+
+
+def image_type(source: Dict[str, Any]) -> str:
+    """What an image is by its first bytes, for clients name it wrongly; else as it is named."""
+    begins = source["data"][:16]
+    found = next((kind for mark, kind in IMAGE_BEGINNINGS if begins.startswith(mark)), "")
+    named = str(source.get("media_type") or "image/png")
+    return found or named.replace("image/jpg", "image/jpeg")
 
 
 def document_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
@@ -2715,6 +2786,7 @@ def document_parts(block: Block, options: ChatOptions, notes: List[str]) -> List
         url = f"data:{source.get('media_type') or 'application/pdf'};base64,{data}"
         return [{"type": "file", "file": {"filename": f"{title}.pdf", "file_data": url}}]
     notes.append("document=unreadable")
+    title = str(block.get("title") or source.get("file_id") or "document")
     size = f", {len(data) * 3 // 4} bytes" if isinstance(data, str) else ""
     where = f" at {source['url']}" if isinstance(source.get("url"), str) else ""
     return [text_part(f'[document "{title}"{where}{size}: this model cannot read it]')]
@@ -2727,6 +2799,19 @@ def search_result_parts(
     text = "\n".join(str(b.get("text") or "") for b in inner)
     head = f'<search_result source="{block.get("source", "")}" title="{block.get("title", "")}">'
     return [text_part(f"{head}\n{text}\n</search_result>")]
+
+
+def compaction_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    """The summary that stands for what was said before."""
+    text = block_text(block)
+    if not text:
+        notes.append("compaction=dropped")
+    return [text_part(f"[summary of the earlier conversation]\n{text}")] if text else []
+
+
+def upload_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    notes.append("container_upload=dropped")
+    return [text_part(f"[file {block.get('file_id', '')} is not available here]")]
 
 
 def silent_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
@@ -2750,6 +2835,11 @@ PART_MAKERS: Dict[str, PartMaker] = {
     "search_result": search_result_parts,
     "thinking": silent_parts,
     "redacted_thinking": silent_parts,
+    "fallback": silent_parts,
+    "tool_addition": silent_parts,
+    "tool_removal": silent_parts,
+    "compaction": compaction_parts,
+    "container_upload": upload_parts,
 }
 
 
@@ -2770,6 +2860,8 @@ def block_text(block: Any) -> str:
         for k in ("stdout", "stderr", "error_code", "tool_name")
         if isinstance(block.get(k), str) and block[k]
     ]
+    if block.get("return_code"):
+        own.append(f"[return code {block['return_code']}]")
     return "\n".join(filter(None, [" ".join(hit), inner, *own]))
 
 
@@ -2793,7 +2885,10 @@ def answer_texts(blocks: List[Block], notes: List[str]) -> str:
 
 
 # What an assistant's block that is neither text nor call says to the next model.
-SILENT_IN_ANSWERS = ("thinking", "redacted_thinking", "fallback")
+SILENT_IN_ANSWERS = (
+    "thinking", "redacted_thinking", "fallback", "tool_addition", "tool_removal",
+)  # fmt: skip
+LONGEST_FETCHED_TEXT = 20_000
 
 
 def assistant_text(block: Block, notes: List[str]) -> str:
@@ -2802,8 +2897,13 @@ def assistant_text(block: Block, notes: List[str]) -> str:
     if kind in SILENT_IN_ANSWERS:
         return ""
     if kind in ("server_tool_use", "mcp_tool_use"):
-        return f"[{block.get('name', 'tool')} {encode_json(block.get('input') or {})}]"
+        server = f"mcp {block['server_name']}." if block.get("server_name") else ""
+        return f"[{server}{block.get('name', 'tool')} {encode_json(block.get('input') or {})}]"
+    if kind == "compaction":
+        return "".join(p["text"] for p in compaction_parts(block, ChatOptions(), notes))
     text = block_text(block)
+    if kind == "web_fetch_tool_result":
+        text = text[:LONGEST_FETCHED_TEXT]
     if not text and kind != "text":
         notes.append(f"{note_word(kind)}=dropped")
     return text if text.strip() else ""
@@ -2823,6 +2923,8 @@ def tool_result_content(
         parts = user_parts(inner, options, notes)
         texts += [p["text"] for p in parts if p["type"] == "text"]
         moved += [p for p in parts if p["type"] != "text"]
+    if not moved and not any(texts) and options.empty_result:
+        texts = [options.empty_result]
     if moved:
         texts.append(f"[{len(moved)} attachment(s): see the next user message]")
         moved.insert(0, text_part(f"[from tool result {call_id}]"))
@@ -2833,13 +2935,297 @@ def tool_result_content(
 
 
 # ==================================================================================================
+# dialects/chat_schemas
+# ==================================================================================================
+# Tool schemas as each provider understands them. Pure, and the same for the same schema always.
+#
+#     level 0  everybody: an object with properties at the top, patterns that can be compiled
+#     level 1  without what validators of grammars refuse; $ref resolved in place
+#     level 2  Gemini: a small part of OpenAPI's schema
+#     level 3  names and types only
+#
+# Only schema positions are changed: a property that is named `pattern`, or a value inside `enum`,
+# `const` or `default`, stays as it is.
+
+Schema = Dict[str, Any]
+
+HIGHEST_SCHEMA_LEVEL = 3
+EMPTY_SCHEMA: Schema = {"type": "object", "properties": {}}
+DEEPEST_SCHEMA = 60
+# Nested references may grow without end; what is left of such a schema is an object.
+LARGEST_SCHEMA_NODES = 20_000
+
+# Keyword -> what it holds: one schema, a list of them, or names with a schema each.
+ONE_SCHEMA = (
+    "items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames",
+    "additionalItems", "unevaluatedItems", "unevaluatedProperties",
+)  # fmt: skip
+SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+
+DROPPED_AT_LEVEL_1 = (
+    "$schema", "$id", "$comment", "strict", "propertyNames", "examples", "$defs", "definitions",
+    "$anchor", "$vocabulary",
+)  # fmt: skip
+KEPT_AT_LEVEL_2 = (
+    "type", "properties", "required", "items", "enum", "description", "nullable", "anyOf", "format",
+    "minimum", "maximum", "minItems", "maxItems", "minLength", "maxLength", "pattern",
+    "minProperties", "maxProperties",
+)  # fmt: skip
+FORMATS_AT_LEVEL_2 = ("enum", "date-time")
+KEPT_AT_LEVEL_3 = ("type", "items")
+
+
+def fit_schema(schema: Schema, level: int) -> Schema:
+    """The schema of a tool's input at a level; the input stays as it is."""
+    if level >= 1:
+        schema = SchemaInliner(schema).inline()
+    schema = fit_node(flat_top({**EMPTY_SCHEMA, **schema}), level, 0)
+    if level >= HIGHEST_SCHEMA_LEVEL:
+        schema["properties"] = {
+            name: {k: v for k, v in as_schema(one).items() if k in KEPT_AT_LEVEL_3}
+            for name, one in schema["properties"].items()
+        }
+        schema = {"type": "object", "properties": schema["properties"]}
+    return schema
+
+
+def as_schema(value: Any) -> Schema:
+    return value if isinstance(value, dict) else {}
+
+
+def schemas_in(value: Any) -> List[Schema]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+
+def flat_top(schema: Schema) -> Schema:
+    """A top level that is an object with properties: alternatives there become one object.
+
+    `required` is what all alternatives demand, or for allOf what any part does.
+    """
+    properties = dict(as_schema(schema["properties"]))
+    required = {name for name in as_names(schema.get("required"))}
+    for keyword in ("anyOf", "oneOf", "allOf"):
+        parts = schemas_in(schema.get(keyword))
+        for part in parts:
+            properties = {**as_schema(part.get("properties")), **properties}
+        demanded = [set(as_names(part.get("required"))) for part in parts]
+        if demanded:
+            join = set.union if keyword == "allOf" else set.intersection
+            required |= join(*demanded)
+    left = ("anyOf", "oneOf", "allOf", "not", "enum", "const", "required")
+    flat = {key: value for key, value in schema.items() if key not in left}
+    flat.update(type="object", properties=properties)
+    if required:
+        flat["required"] = [name for name in ordered_names(schema, properties) if name in required]
+    return flat
+
+
+def as_names(value: Any) -> List[str]:
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+
+def ordered_names(schema: Schema, properties: Schema) -> List[str]:
+    """Names in the order they were given, so that the same schema gives the same bytes."""
+    return list(dict.fromkeys([*as_names(schema.get("required")), *properties]))
+
+
+def fit_node(schema: Any, level: int, depth: int) -> Any:
+    """One schema and all inside it."""
+    if not isinstance(schema, dict) or depth > DEEPEST_SCHEMA:
+        return schema if isinstance(schema, bool) and level < 2 else dict(EMPTY_SCHEMA)
+    fitted = {key: fit_keyword(key, value, level, depth) for key, value in schema.items()}
+    for rule in SCHEMA_RULES[: level + 1]:
+        fitted = rule(fitted)
+    return fitted
+
+
+def fit_keyword(key: str, value: Any, level: int, depth: int) -> Any:
+    inner = depth + 1
+    if key in NAMED_SCHEMAS and isinstance(value, dict):
+        return {name: fit_node(one, level, inner) for name, one in value.items()}
+    if key in SCHEMA_LISTS and isinstance(value, list):
+        return [fit_node(one, level, inner) for one in value]
+    if key in ONE_SCHEMA and isinstance(value, dict):
+        return fit_node(value, level, inner)
+    return value
+
+
+# --- the rules ---------------------------------------------------------------------------------
+
+
+def without_bad_patterns(schema: Schema) -> Schema:
+    """OpenAI refuses the whole request for a pattern that Python's `re` cannot compile."""
+    kept = dict(schema)
+    if "pattern" in kept and not is_pattern(kept["pattern"]):
+        del kept["pattern"]
+    if isinstance(kept.get("patternProperties"), dict):
+        named = kept["patternProperties"]
+        kept["patternProperties"] = {p: one for p, one in named.items() if is_pattern(p)}
+    return kept
+
+
+def is_pattern(text: Any) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, TypeError, ValueError, OverflowError, RecursionError):
+        return False
+    return True
+
+
+def without_meta_keywords(schema: Schema) -> Schema:
+    return {key: value for key, value in schema.items() if key not in DROPPED_AT_LEVEL_1}
+
+
+def as_openapi(schema: Schema) -> Schema:
+    """The part of a schema that Gemini takes; it checks that names and items fit together."""
+    schema = with_one_type(with_enum(with_any_of(schema)))
+    kept = {key: value for key, value in schema.items() if key in KEPT_AT_LEVEL_2}
+    if kept.get("format") not in FORMATS_AT_LEVEL_2:
+        kept.pop("format", None)
+    if kept.get("type") == "array" and not isinstance(kept.get("items"), dict):
+        kept["items"] = {"type": "string"}
+    if kept.get("type") == "object" or "properties" in kept:
+        properties = as_schema(kept.get("properties"))
+        kept["required"] = [n for n in as_names(kept.get("required")) if n in properties]
+    if not kept.get("required"):
+        kept.pop("required", None)
+    return kept
+
+
+def with_any_of(schema: Schema) -> Schema:
+    """oneOf is told as anyOf; the parts of allOf are told as one."""
+    merged = dict(schema)
+    for part in schemas_in(schema.get("allOf")):
+        merged = {**part, **merged}
+    if isinstance(merged.get("oneOf"), list):
+        merged.setdefault("anyOf", merged["oneOf"])
+    return merged
+
+
+def with_enum(schema: Schema) -> Schema:
+    """const is an enum of one; and all values are text."""
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    if not isinstance(values, list):
+        return schema
+    texts = [v if isinstance(v, str) else str(v) for v in values if v not in (None, "")]
+    rest = {key: value for key, value in schema.items() if key not in ("enum", "const")}
+    return {**rest, "type": "string", "enum": texts} if texts else rest
+
+
+def with_one_type(schema: Schema) -> Schema:
+    types = schema.get("type")
+    if not isinstance(types, list):
+        return schema
+    named = [t for t in types if isinstance(t, str) and t != "null"]
+    one = {**schema, "type": named[0] if named else "string"}
+    return {**one, "nullable": True} if "null" in types else one
+
+
+def as_it_is(schema: Schema) -> Schema:
+    return schema
+
+
+# What each level adds to the levels before it.
+SCHEMA_RULES: Tuple[Callable[[Schema], Schema], ...] = (
+    without_bad_patterns, without_meta_keywords, as_openapi, as_it_is,
+)  # fmt: skip
+
+
+# --- references --------------------------------------------------------------------------------
+
+
+class SchemaInliner:
+    """Puts what `$ref` points to in its place; a cycle becomes an object."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._nodes = 0
+
+    def inline(self) -> Schema:
+        return self._node(self._schema, (), 0)
+
+    def _node(self, value: Any, open_refs: Tuple[str, ...], depth: int) -> Any:
+        self._nodes += 1
+        if isinstance(value, list):
+            return [self._node(one, open_refs, depth + 1) for one in value]
+        if not isinstance(value, dict):
+            return value
+        if depth > 2 * DEEPEST_SCHEMA:
+            return {"type": "object"}
+        ref = value.get("$ref")
+        if isinstance(ref, str):
+            return self._referred(ref, value, open_refs, depth)
+        return {
+            key: one if key in ("$defs", "definitions") else self._node(one, open_refs, depth + 1)
+            for key, one in value.items()
+        }
+
+    def _referred(
+        self, ref: str, value: Schema, open_refs: Tuple[str, ...], depth: int
+    ) -> Schema:
+        target = self._target(ref)
+        if target is None or ref in open_refs or self._nodes > LARGEST_SCHEMA_NODES:
+            return {"type": "object"}
+        beside = {key: one for key, one in value.items() if key != "$ref"}
+        return {**self._node(target, (*open_refs, ref), depth + 1), **beside}
+
+    def _target(self, ref: str) -> Optional[Schema]:
+        """What a reference within the schema points to."""
+        found: Any = self._schema if ref.startswith("#") else None
+        for step in ref[1:].strip("/").split("/") if ref != "#" else ():
+            name = step.replace("~1", "/").replace("~0", "~")
+            found = found.get(name) if isinstance(found, dict) else None
+        return found if isinstance(found, dict) else None
+
+
+# --- strict ------------------------------------------------------------------------------------
+
+
+def meets_strict_rules(schema: Any) -> bool:
+    """Whether `strict` may be asked for: every object is closed and demands all its properties."""
+    return all(
+        node.get("additionalProperties") is False
+        and set(as_names(node.get("required"))) == set(as_schema(node.get("properties")))
+        for node in schema_nodes(schema)
+        if node.get("type") == "object" or "properties" in node
+    )
+
+
+def schema_nodes(schema: Any) -> Iterator[Schema]:
+    """Every schema inside a schema, itself first."""
+    pending = [schema]
+    while pending:
+        node = pending.pop()
+        if not isinstance(node, dict):
+            continue
+        yield node
+        for key, value in node.items():
+            if key in NAMED_SCHEMAS and isinstance(value, dict):
+                pending += value.values()
+            elif key in SCHEMA_LISTS and isinstance(value, list):
+                pending += value
+            elif key in ONE_SCHEMA:
+                pending.append(value)
+
+
+# ==================================================================================================
 # dialects/chat_tools
 # ==================================================================================================
 # Tools and tool choice of a Messages request as Chat Completions has them. Pure, deterministic.
 
 LONGEST_TOOL_NAME = 64
 GOOD_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-EMPTY_SCHEMA = {"type": "object", "properties": {}}
+LETTER_FIRST = re.compile(r"[A-Za-z_]")
+MOST_INPUT_EXAMPLES = 3
+
+MISTRAL_ID = re.compile(r"[A-Za-z0-9]{9}")
+BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+LONGEST_SHORT_ID = 40
+
+NO_SEARCH = "There is no live web search in this session: answer from what you know, and say so."
+MUST_CALL = "Answer with a tool call."
+MUST_CALL_ONE = "Answer with a call of the tool {name}."
 
 # Tools that Anthropic defines and the client runs: the wire has no schema for them.
 CLIENT_TOOL_SCHEMAS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
@@ -2888,24 +3274,86 @@ CLIENT_TOOL_SCHEMAS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
             },
         },
     ),
-)
+    (
+        "computer_",
+        {
+            "type": "object",
+            "required": ["action"],
+            "properties": {
+                "action": {
+                    "type": "string",
+                    "enum": [
+                        "key", "type", "mouse_move", "left_click", "left_click_drag",
+                        "right_click", "middle_click", "double_click", "triple_click",
+                        "left_mouse_down", "left_mouse_up", "scroll", "hold_key", "wait",
+                        "screenshot", "cursor_position", "zoom",
+                    ],
+                },
+                "coordinate": {"type": "array", "items": {"type": "integer"}},
+                "start_coordinate": {"type": "array", "items": {"type": "integer"}},
+                "text": {"type": "string"},
+                "duration": {"type": "number"},
+                "scroll_direction": {"type": "string", "enum": ["up", "down", "left", "right"]},
+                "scroll_amount": {"type": "integer"},
+                "region": {"type": "array", "items": {"type": "integer"}},
+            },
+        },
+    ),
+)  # fmt: skip
+# These begin like client tools and are sets of tools without any schema.
+TOOLSETS = ("computer_toolset_", "browser_toolset_")
 
 
-def chat_tools(request: Request, notes: List[str]) -> List[Dict[str, Any]]:
+
+
+def chat_tools(
+    request: Request, notes: List[str], options: ChatOptions = ChatOptions()
+) -> List[Dict[str, Any]]:
     """The tools as functions; those that only Anthropic's servers could run are left out."""
     tools = []
-    for index, tool in enumerate(as_list(request.get("tools"))):
+    for index, tool in enumerate(available_tools(request)):
         if not isinstance(tool, dict):
             raise ProxyError(400, f"tools.{index}: must be an object")
         schema = tool_schema(tool)
         if schema is None:
             notes.append(f"{note_word(tool.get('type'))}=dropped")
             continue
-        function = {"name": chat_tool_name(str(tool.get("name", "")))}
-        if isinstance(tool.get("description"), str):
-            function["description"] = tool["description"]
-        tools.append({"type": "function", "function": {**function, "parameters": schema}})
+        tools.append({"type": "function", "function": chat_function(tool, schema, options)})
     return tools
+
+
+def chat_function(
+    tool: Dict[str, Any], schema: Dict[str, Any], options: ChatOptions
+) -> Dict[str, Any]:
+    function: Dict[str, Any] = {"name": chat_tool_name(str(tool.get("name", "")), options)}
+    description = tool_description(tool)
+    if description:
+        function["description"] = description
+    function["parameters"] = fitted_schema(encode_json(schema), options.schema_level)
+    if options.strict and tool.get("strict") is True and meets_strict_rules(schema):
+        function["strict"] = True
+    return function
+
+
+# The same tools come with every request of a conversation. The values are only ever read.
+@functools.lru_cache(maxsize=512)
+def fitted_schema(schema_json: str, level: int) -> Dict[str, Any]:
+    """`fit_schema` of a schema's JSON text."""
+    return fit_schema(json.loads(schema_json), level)
+
+
+def tool_description(tool: Dict[str, Any]) -> str:
+    """The description with the examples of input, for which Chat has no place; "" for none."""
+    own = tool["description"] if isinstance(tool.get("description"), str) else ""
+    shown = as_list(tool.get("input_examples"))[:MOST_INPUT_EXAMPLES]
+    examples = (f"Example input: {encode_json(example)}" for example in shown)
+    return "\n".join(filter(None, [own, display_size(tool), *examples]))
+
+
+def display_size(tool: Dict[str, Any]) -> str:
+    """What a computer tool says of its display."""
+    width, height = tool.get("display_width_px"), tool.get("display_height_px")
+    return f"The display has {width} x {height} pixels." if width and height else ""
 
 
 def tool_schema(tool: Dict[str, Any]) -> Optional[Dict[str, Any]]:
@@ -2916,30 +3364,142 @@ def tool_schema(tool: Dict[str, Any]) -> Optional[Dict[str, Any]]:
     kind = tool.get("type")
     if kind in (None, "custom"):
         return EMPTY_SCHEMA
+    if str(kind).startswith(TOOLSETS):
+        return None
     return next((s for prefix, s in CLIENT_TOOL_SCHEMAS if str(kind).startswith(prefix)), None)
 
 
-def chat_tool_choice(request: Request) -> Dict[str, Any]:
+# --- which tools -------------------------------------------------------------------------------
+
+
+def available_tools(request: Request) -> List[Any]:
+    """The tools that the model may know of at the end of the conversation.
+
+    System messages may add tools and take them away. A deferred one counts at once: nobody here
+    could search for it.
+    """
+    tools = as_list(request.get("tools"))
+    hidden: Set[str] = set()
+    for kind, name, definition in tool_changes(request):
+        hidden.discard(name) if kind == "tool_addition" else hidden.add(name)
+        tools = [*tools, definition] if definition else tools
+    if not hidden:
+        return tools
+    return [t for t in tools if not isinstance(t, dict) or str(t.get("name")) not in hidden]
+
+
+def tool_kind(tool: Any) -> Any:
+    return tool.get("type") if isinstance(tool, dict) else None
+
+
+def history_blocks(request: Request, *roles: str) -> Iterator[Dict[str, Any]]:
+    """The blocks of the messages of these roles."""
+    for message in as_list(request.get("messages")):
+        if isinstance(message, dict) and message.get("role") in roles:
+            yield from (b for b in as_list(message.get("content")) if isinstance(b, dict))
+
+
+def tool_changes(request: Request) -> Iterator[Tuple[str, str, Optional[Dict[str, Any]]]]:
+    """(kind, name, the definition of a new tool) of each change in the system messages."""
+    for block in history_blocks(request, "system"):
+        if block.get("type") in ("tool_addition", "tool_removal"):
+            tool = block.get("tool")
+            tool = tool if isinstance(tool, dict) else {}
+            defined = tool.get("definition")
+            defined = defined if isinstance(defined, dict) else None
+            name = (defined or {}).get("name") or tool.get("name") or tool.get("tool_name")
+            yield block["type"], str(name), defined
+
+
+# --- choice ------------------------------------------------------------------------------------
+
+
+def apply_tool_choice(
+    request: Request, chat: Dict[str, Any], options: ChatOptions, notes: List[str]
+) -> str:
+    """Put the choice into a body that has tools; returns what the prompt has to say of it."""
     choice = request.get("tool_choice")
     choice = choice if isinstance(choice, dict) else {}
-    found: Dict[str, Any] = {}
-    if choice.get("type") == "tool":
-        name = chat_tool_name(str(choice.get("name", "")))
-        if name in {t["function"]["name"] for t in chat_tools(request, [])}:
-            found["tool_choice"] = {"type": "function", "function": {"name": name}}
-    elif choice.get("type") in ("any", "none"):
-        found["tool_choice"] = {"any": "required", "none": "none"}[choice["type"]]
     if choice.get("disable_parallel_tool_use") is True:
-        found["parallel_tool_calls"] = False
-    return found
+        chat["parallel_tool_calls"] = False
+    kind, name = choice.get("type"), chat_tool_name(str(choice.get("name", "")), options)
+    if kind == "none" and not options.obeys_none:
+        chat.pop("tools")
+        chat.pop("parallel_tool_calls", None)
+    elif kind == "none":
+        chat["tool_choice"] = "none"
+    elif kind == "any":
+        return demand_call(chat, MUST_CALL, options, notes)
+    elif kind == "tool":
+        return demand_tool(chat, name, options, notes)
+    return ""
 
 
-def chat_tool_name(name: str) -> str:
+def demand_tool(chat: Dict[str, Any], name: str, options: ChatOptions, notes: List[str]) -> str:
+    """Demand one tool; where that cannot be said, offer it alone and demand some call."""
+    only = [tool for tool in chat["tools"] if tool["function"]["name"] == name]
+    if only and options.named_choice and options.any_word:
+        chat["tool_choice"] = {"type": "function", "function": {"name": name}}
+    elif only:
+        chat["tools"] = only
+        return demand_call(chat, MUST_CALL_ONE.format(name=name), options, notes)
+    return ""
+
+
+def demand_call(chat: Dict[str, Any], words: str, options: ChatOptions, notes: List[str]) -> str:
+    if options.any_word:
+        chat["tool_choice"] = options.any_word
+        return ""
+    notes.append("tool_choice=told")
+    return words
+
+
+def search_note(request: Request, chat: Dict[str, Any]) -> str:
+    """What the model is told where the client asked for a web search and nothing else."""
+    choice = request.get("tool_choice")
+    wanted = choice.get("name") if isinstance(choice, dict) else None
+    kinds = [str(tool_kind(tool)) for tool in as_list(request.get("tools"))]
+    only = bool(kinds) and all(kind.startswith("web_search_") for kind in kinds)
+    return NO_SEARCH if only and not chat.get("tools") and wanted in (None, "web_search") else ""
+
+
+# --- names and ids -----------------------------------------------------------------------------
+
+
+def chat_tool_name(name: str, options: ChatOptions = ChatOptions()) -> str:
     """The name within Chat's rules (64 of [A-Za-z0-9_-]); the same one for the same name always."""
-    if GOOD_TOOL_NAME.fullmatch(name):
+    letter = options.tool_name != "letter" or LETTER_FIRST.match(name)
+    if letter and GOOD_TOOL_NAME.fullmatch(name):
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[: LONGEST_TOOL_NAME - 9] + "_" + digest
+    clean = ("" if letter else "_") + re.sub(r"[^A-Za-z0-9_-]", "_", name)
+    return clean[: LONGEST_TOOL_NAME - 9] + "_" + digest
+
+
+def chat_tool_names(request: Request, options: ChatOptions = ChatOptions()) -> Dict[str, str]:
+    """Upstream's name -> client's own, for the tools whose name had to change."""
+    tools = [t for t in available_tools(request) if isinstance(t, dict)]
+    names = ((chat_tool_name(own, options), own) for own in (str(t.get("name", "")) for t in tools))
+    return {name: own for name, own in names if name != own}
+
+
+def chat_call_id(call_id: str, options: ChatOptions) -> str:
+    """A call's id in the form that this provider takes; calls and results are named alike."""
+    if options.tool_ids == "mistral" and not MISTRAL_ID.fullmatch(call_id):
+        return hashed_id(call_id, 9)
+    if options.tool_ids == "short" and len(call_id) > LONGEST_SHORT_ID:
+        return hashed_id(call_id, LONGEST_SHORT_ID)
+    return call_id
+
+
+def hashed_id(call_id: str, length: int) -> str:
+    """Letters and digits from a hash of the id."""
+    digest = hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).digest()
+    number, letters = int.from_bytes(digest, "big"), []
+    for _ in range(length):
+        number, digit = divmod(number, len(BASE62))
+        letters.append(BASE62[digit])
+    return "".join(letters)
 
 
 def only_tool_name(request: Request) -> str:
@@ -2950,20 +3510,482 @@ def only_tool_name(request: Request) -> str:
 
 def used_call_ids(request: Request) -> Set[str]:
     """The ids of the calls in the conversation so far."""
-    messages = [m for m in as_list(request.get("messages")) if isinstance(m, dict)]
-    blocks = (block for message in messages for block in as_list(message.get("content")))
-    calls = (b for b in blocks if isinstance(b, dict) and b.get("type") == "tool_use")
-    return {str(call.get("id")) for call in calls}
+    blocks = history_blocks(request, "assistant")
+    return {str(block.get("id")) for block in blocks if block.get("type") == "tool_use"}
 
 
-def chat_tool_names(request: Request) -> Dict[str, str]:
-    """Upstream's name -> client's own, for the tools whose name had to change."""
-    names: Set[str] = {
-        str(t.get("name", "")) for t in as_list(request.get("tools")) if isinstance(t, dict)
-    }
-    return {
-        chat_tool_name(name): name for name in sorted(names) if not GOOD_TOOL_NAME.fullmatch(name)
-    }
+# ==================================================================================================
+# dialects/chat_thinking
+# ==================================================================================================
+# Thinking, both ways of a request: how much is wanted, in each provider's words; and what was
+# thought before, for the providers that want it back. Pure.
+#
+#     thinking, output_config.effort --wanted_effort--> level --THINKING_MEMBERS--> members
+#
+# The level is one of `EFFORT_LEVELS`, or None where the client leaves it open: then nothing is sent,
+# for "no word" and "off" are different things to most models.
+
+EFFORT_LEVELS = ("off", "minimal", "low", "medium", "high", "xhigh", "max")
+# budget_tokens below this -> level.
+BUDGET_LEVELS = ((2048, "low"), (8192, "medium"), (24_576, "high"), (float("inf"), "xhigh"))
+# Words for "off" and for "whatever is usual" among a provider's levels.
+OFF_WORDS = ("none", "minimal")
+USUAL_WORD = "default"
+
+Members = Dict[str, Any]
+
+
+def as_dict(value: Any) -> Dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def wanted_effort(request: Request) -> Optional[str]:
+    """The level that a request asks for; None if it leaves that open.
+
+    `thinking.type: disabled` goes before an effort, and an effort before a budget.
+    """
+    thinking, output = as_dict(request.get("thinking")), as_dict(request.get("output_config"))
+    if thinking.get("type") == "disabled":
+        return "off"
+    effort = output.get("effort")
+    if effort in EFFORT_LEVELS:
+        return effort
+    budget = thinking_budget(request)
+    return next((level for most, level in BUDGET_LEVELS if budget < most), None) if budget else None
+
+
+def thinking_budget(request: Request) -> int:
+    """`budget_tokens` where thinking is enabled by a budget; else 0."""
+    thinking = as_dict(request.get("thinking"))
+    budget = thinking.get("budget_tokens")
+    enabled = thinking.get("type") == "enabled" and type(budget) is int
+    return max(budget, 0) if enabled else 0
+
+
+def hides_thinking(request: Request) -> bool:
+    """Whether the client wants no text in its thinking blocks."""
+    return as_dict(request.get("thinking")).get("display") == "omitted"
+
+
+def effort_word(level: str, words: Any) -> Optional[str]:
+    """The provider's word for a level: the same one, else the nearest; None if it has none.
+
+    Off is only off: no weak level stands for it but `minimal`.
+    """
+    if level == "off":
+        return next((word for word in OFF_WORDS if word in words), None)
+    known = [word for word in words if word in EFFORT_LEVELS]
+    if not known:
+        return USUAL_WORD if USUAL_WORD in words else next(iter(words[-1:]), None)
+    wanted = EFFORT_LEVELS.index(level)
+    below = [word for word in known if EFFORT_LEVELS.index(word) <= wanted]
+    return below[-1] if below else known[0]
+
+
+# --- what is sent ------------------------------------------------------------------------------
+
+
+def reasoning_effort(level: str, request: Request, options: ChatOptions) -> Members:
+    word = effort_word(level, options.efforts)
+    return {"reasoning_effort": word} if word else {}
+
+
+def openrouter_reasoning(level: str, request: Request, options: ChatOptions) -> Members:
+    """A budget where the client gave one; OpenRouter turns it into an effort where it has to."""
+    if level == "off":
+        return {"reasoning": {"enabled": False}}
+    budget = thinking_budget(request)
+    stated = as_dict(request.get("output_config")).get("effort")
+    if budget and not stated:
+        return {"reasoning": {"max_tokens": budget}}
+    return {"reasoning": {"effort": effort_word(level, options.efforts)}}
+
+
+def thinking_type(level: str, request: Request, options: ChatOptions) -> Members:
+    return {"thinking": {"type": "disabled" if level == "off" else "enabled"}}
+
+
+def deepseek_thinking(level: str, request: Request, options: ChatOptions) -> Members:
+    members = thinking_type(level, request, options)
+    return members if level == "off" else {**members, **reasoning_effort(level, request, options)}
+
+
+def template_switch(level: str, request: Request, options: ChatOptions) -> Members:
+    return {"chat_template_kwargs": {"enable_thinking": level != "off"}}
+
+
+def template_thinking_switch(level: str, request: Request, options: ChatOptions) -> Members:
+    """The same for the templates of DeepSeek and Kimi."""
+    return {"chat_template_kwargs": {"thinking": level != "off"}}
+
+
+def enable_thinking(level: str, request: Request, options: ChatOptions) -> Members:
+    budget = thinking_budget(request)
+    members: Members = {"enable_thinking": level != "off"}
+    return {**members, "thinking_budget": budget} if budget else members
+
+
+def gemini_thinking(level: str, request: Request, options: ChatOptions) -> Members:
+    """Gemini keeps its thoughts to itself unless asked for them."""
+    members = reasoning_effort(level, request, options)
+    if level == "off" or hides_thinking(request):
+        return members
+    return {**members, "extra_body": {"google": {"thinking_config": {"include_thoughts": True}}}}
+
+
+ThinkingMembers = Callable[[str, Request, ChatOptions], Members]
+
+# ChatOptions.thinking -> the members that say a level.
+THINKING_MEMBERS: Dict[str, ThinkingMembers] = {
+    "reasoning_effort": reasoning_effort,
+    "openrouter": openrouter_reasoning,
+    "thinking_type": thinking_type,
+    "deepseek": deepseek_thinking,
+    "template": template_switch,
+    "template_thinking": template_thinking_switch,
+    "enable_thinking": enable_thinking,
+    "gemini": gemini_thinking,
+}
+
+
+def thinking_members(
+    request: Request, options: ChatOptions, with_tools: bool, notes: List[str]
+) -> Members:
+    """The members that tell this provider how much to think; {} if the client leaves it open."""
+    level = wanted_effort(request)
+    if with_tools and options.effort_with_tools != "any" and options.thinking:
+        return tools_effort(level, options, notes)
+    if level is None:
+        return {}
+    tell = THINKING_MEMBERS.get(options.thinking)
+    members = tell(level, request, options) if tell else {}
+    word = members.get("reasoning_effort", level if members else None)
+    if word is None and level != "off":
+        notes.append("effort=dropped")
+    elif word not in (None, level) and level != "off":
+        notes.append(f"effort={level}>{word}")
+    return members
+
+
+def tools_effort(level: Optional[str], options: ChatOptions, notes: List[str]) -> Members:
+    """Models that cannot think and call tools in one request call tools."""
+    if level not in (None, "off"):
+        notes.append("effort=dropped")
+    word = options.effort_with_tools
+    return {} if word == "omit" else {"reasoning_effort": word}
+
+
+# --- what comes back ---------------------------------------------------------------------------
+
+# What stands for reasoning that is not known, where its provider insists on some.
+REASONING_FILLER = " "
+SKIP_SIGNATURE = {"google": {"thought_signature": "skip_thought_signature_validator"}}
+
+
+def replayed_reasoning(
+    blocks: List[Dict[str, Any]], has_calls: bool, options: ChatOptions
+) -> Members:
+    """The member of an assistant message that brings its reasoning back to its provider.
+
+    Plain reasoning belongs to the message that held the calls; a signature of another vendor says
+    that the text is none of this provider's.
+    """
+    thoughts = [b for b in blocks if b.get("type") == "thinking"]
+    if options.replay == "reasoning_details":
+        details = [part for block in thoughts for part in unpack_details(block)]
+        return {"reasoning_details": details} if details else {}
+    if options.replay not in ("reasoning", "reasoning_content") or not has_calls:
+        return {}
+    own = (b for b in thoughts if not b.get("signature") or is_carrier(b["signature"]))
+    text = "".join(b["thinking"] for b in own if isinstance(b.get("thinking"), str))
+    text = text or (REASONING_FILLER if options.replay_blank else "")
+    return {options.replay: text} if text else {}
+
+
+def carried_by_call(
+    blocks: List[Dict[str, Any]], index: int, first: bool, options: ChatOptions
+) -> Members:
+    """The member of the call in `blocks[index]` that the thinking block before it carries."""
+    if options.replay != "extra_content":
+        return {}
+    before = blocks[index - 1] if index else {}
+    thinking = before.get("type") == "thinking"
+    carried = unpack_carrier(before.get("signature"), "extra_content") if thinking else None
+    if carried is None and first and options.replay_blank:
+        carried = SKIP_SIGNATURE
+    return {"extra_content": carried} if carried else {}
+
+
+# ==================================================================================================
+# dialects/chat_members
+# ==================================================================================================
+# The top-level members of a Messages request as Chat Completions has them. Pure.
+#
+# Only what the client sent is sent: a made-up `temperature: 1` breaks models and caches. Members that
+# have no counterpart and change no answer (metadata, cache_control, context_management, betas, ...)
+# are left out quietly; of the others `NOTED_MEMBERS` says who may miss them.
+
+FORMAT_WORDS = (
+    "Answer with one JSON object that fits this JSON schema, and with nothing else:\n{schema}"
+)
+
+# Member -> whether this value of it is one whose loss a user may notice.
+NOTED_MEMBERS: Dict[str, Callable[[Any], bool]] = {
+    "mcp_servers": bool,
+    "container": lambda value: not isinstance(value, dict) or bool(value.get("skills")),
+    "inference_geo": bool,
+    "speed": lambda value: value == "fast",
+}
+
+
+def chat_members(
+    request: Request, options: ChatOptions, with_tools: bool, notes: List[str]
+) -> Dict[str, Any]:
+    """Limits, sampling, stops, thinking, format, and what this provider wants of everybody."""
+    thread = as_dict(request.get("thread"))
+    if thread.get("type") == "continue" or thread.get("continue"):
+        raise ProxyError(400, "thread: this proxy keeps no conversations to continue")
+    found = {**limit_members(request, options, notes), **sampling_members(request, options, notes)}
+    found.update(stop_members(request, options))
+    found.update(thinking_members(request, options, with_tools, notes))
+    found.update(format_members(request, options, notes))
+    found.update(identity_members(request, options))
+    found.update({key: list(v) if v == () else v for key, v in options.extra})
+    noted = (name for name, counts in NOTED_MEMBERS.items() if name in request)
+    notes += [f"{name}=dropped" for name in noted if lost(name, request[name])]
+    if as_dict(request.get("output_config")).get("task_budget"):
+        notes.append("task_budget=dropped")
+    return found
+
+
+def lost(name: str, value: Any) -> bool:
+    return bool(value) and NOTED_MEMBERS[name](value)
+
+
+def limit_members(request: Request, options: ChatOptions, notes: List[str]) -> Dict[str, Any]:
+    """`max_tokens` as this provider names it, within what the model can write."""
+    wanted = request.get("max_tokens")
+    if not wanted:
+        return {}
+    limits = [limit for limit in (options.max_output, options.room) if limit]
+    allowed = min([wanted, *limits])
+    if allowed < wanted:
+        notes.append(f"max_tokens={wanted}>{allowed}")
+    return {options.max_tokens_key: allowed}
+
+
+def sampling_members(request: Request, options: ChatOptions, notes: List[str]) -> Dict[str, Any]:
+    names = ("temperature", "top_p", "top_k") if options.top_k else ("temperature", "top_p")
+    if request.get("top_k") is not None and not options.top_k:
+        notes.append("top_k=dropped")
+    return {name: request[name] for name in names if request.get(name) is not None}
+
+
+def stop_sequences(request: Request) -> List[str]:
+    """The sequences that count: texts that are not empty."""
+    return [s for s in as_list(request.get("stop_sequences")) if isinstance(s, str) and s]
+
+
+def stop_members(request: Request, options: ChatOptions) -> Dict[str, Any]:
+    """As many stop sequences as are taken; the proxy watches for all of them."""
+    stops = stop_sequences(request)[: options.most_stops]
+    return {"stop": stops} if stops else {}
+
+
+# --- the answer's format -----------------------------------------------------------------------
+
+
+def wanted_schema(request: Request) -> Any:
+    """The JSON schema that the answer has to fit; None for any answer."""
+    output = as_dict(request.get("output_config"))
+    wanted = as_dict(output.get("format") or request.get("output_format"))
+    return (wanted.get("schema") or {}) if wanted.get("type") == "json_schema" else None
+
+
+def format_members(request: Request, options: ChatOptions, notes: List[str]) -> Dict[str, Any]:
+    schema = wanted_schema(request)
+    if schema is None:
+        return {}
+    if options.answer_format != "json_schema":
+        notes.append("format=told")
+    if options.answer_format == "text":
+        return {}
+    if options.answer_format == "json_object":
+        return {"response_format": {"type": "json_object"}}
+    named: Dict[str, Any] = {"name": "response", "schema": schema}
+    if options.strict and meets_strict_rules(schema):
+        named["strict"] = True
+    return {"response_format": {"type": "json_schema", "json_schema": named}}
+
+
+def format_words(request: Request, options: ChatOptions) -> str:
+    """The schema in words, where it cannot be said otherwise."""
+    schema = wanted_schema(request)
+    if schema is None or options.answer_format == "json_schema":
+        return ""
+    return FORMAT_WORDS.format(schema=encode_json(schema))
+
+
+# --- who asks ----------------------------------------------------------------------------------
+
+
+def identity_members(request: Request, options: ChatOptions) -> Dict[str, Any]:
+    """Who asks, as hashes: providers keep caches, and find misuse, by it.
+
+    Claude Code (2.1.197) puts JSON with a device and a session into `metadata.user_id`.
+    """
+    user = as_dict(request.get("metadata")).get("user_id")
+    if not options.identity or not isinstance(user, str) or not user:
+        return {}
+    device, session = user_parts_of(user)
+    names = IDENTITY_NAMES[options.identity]
+    values = {"device": device, "session": session or device}
+    found = {name: text_hash(values[part]) for name, part in names}
+    standard = options.identity == "openai" and request.get("service_tier") == "standard_only"
+    return {**found, "service_tier": "default"} if standard else found
+
+
+# ChatOptions.identity -> (member, what is hashed for it).
+IDENTITY_NAMES: Dict[str, Tuple[Tuple[str, str], ...]] = {
+    "openai": (("safety_identifier", "device"), ("prompt_cache_key", "session")),
+    "user": (("user", "session"),),
+}
+
+
+def user_parts_of(user: str) -> Tuple[str, str]:
+    """(who, which session) of a user id; both the whole of it where it is no JSON."""
+    try:
+        found = as_dict(json.loads(user))
+    except (ValueError, RecursionError):
+        found = {}
+    return str(found.get("device_id") or user), str(found.get("session_id") or user)
+
+
+def text_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+# ==================================================================================================
+# dialects/chat_shapes
+# ==================================================================================================
+# Message lists as the stricter chat templates want them. Pure; most providers need none of it.
+#
+# Each shape is a function of messages and options that changes nothing unless an option asks for it.
+
+ChatMessage = Dict[str, Any]
+
+BRIDGE = "OK."
+IMAGE_LEFT_OUT = "[an attachment, which this model cannot read]"
+
+
+def content_parts(content: Any) -> List[Dict[str, Any]]:
+    if isinstance(content, list):
+        return content
+    return [{"type": "text", "text": content}] if content else []
+
+
+def joined_content(first: Any, second: Any) -> Any:
+    """Two contents as one: a string if both are."""
+    if isinstance(first, str) and isinstance(second, str):
+        return "\n\n".join(text for text in (first, second) if text)
+    return [*content_parts(first), *content_parts(second)]
+
+
+def flat_content(messages: List[ChatMessage], options: ChatOptions) -> List[ChatMessage]:
+    """Strings in place of lists, for servers that take nothing else."""
+    if not options.flat:
+        return messages
+    return [
+        {**message, "content": flat_text(message["content"])}
+        if isinstance(message.get("content"), list)
+        else message
+        for message in messages
+    ]
+
+
+def flat_text(parts: List[Dict[str, Any]]) -> str:
+    return "\n\n".join(p["text"] if p["type"] == "text" else IMAGE_LEFT_OUT for p in parts)
+
+
+def system_in_user(messages: List[ChatMessage], options: ChatOptions) -> List[ChatMessage]:
+    """The system prompt before the first user text, for models without such a role."""
+    if options.system_role or not messages or messages[0]["role"] != "system":
+        return messages
+    system, rest = messages[0]["content"], messages[1:]
+    if not rest or rest[0]["role"] != "user":
+        return [{"role": "user", "content": system}, *rest]
+    return [{**rest[0], "content": joined_content(system, rest[0]["content"])}, *rest[1:]]
+
+
+def alternating_roles(messages: List[ChatMessage], options: ChatOptions) -> List[ChatMessage]:
+    """Neighbours of one role as one message; of assistants, only those without calls."""
+    if not options.alternate:
+        return messages
+    merged: List[ChatMessage] = []
+    for message in messages:
+        last = merged[-1] if merged else {"role": ""}
+        same = last["role"] == message["role"] in ("user", "assistant")
+        if same and "tool_calls" not in last and "tool_calls" not in message:
+            content = joined_content(last.get("content"), message.get("content"))
+            merged[-1] = {**last, "content": content}
+        else:
+            merged.append(message)
+    return merged
+
+
+def bridged_results(messages: List[ChatMessage], options: ChatOptions) -> List[ChatMessage]:
+    """An assistant's word between results and a user, for templates that want one there."""
+    if not options.bridge:
+        return messages
+    bridged: List[ChatMessage] = []
+    for message in messages:
+        if message["role"] == "user" and bridged and bridged[-1]["role"] == "tool":
+            bridged.append({"role": "assistant", "content": BRIDGE})
+        bridged.append(message)
+    return bridged
+
+
+def filled_content(messages: List[ChatMessage], options: ChatOptions) -> List[ChatMessage]:
+    """An empty text beside calls that come without any."""
+    if options.null_content != "empty":
+        return messages
+    return [
+        {**m, "content": ""} if m["role"] == "assistant" and "content" not in m else m
+        for m in messages
+    ]
+
+
+Shape = Callable[[List[ChatMessage], ChatOptions], List[ChatMessage]]
+SHAPES: Tuple[Shape, ...] = (
+    flat_content, system_in_user, alternating_roles, bridged_results, filled_content,
+)  # fmt: skip
+
+
+def shaped_messages(messages: List[ChatMessage], options: ChatOptions) -> List[ChatMessage]:
+    for shape in SHAPES:
+        messages = shape(messages, options)
+    return messages
+
+
+# --- an answer that has begun ------------------------------------------------------------------
+
+PREFILL_MEMBERS: Dict[str, Dict[str, Any]] = {
+    "continue": {"add_generation_prompt": False, "continue_final_message": True},
+}
+
+
+def apply_prefill(chat: Dict[str, Any], options: ChatOptions) -> None:
+    """A last message of the assistant is the beginning of the answer, where that can be said."""
+    last = chat["messages"][-1] if chat["messages"] else {}
+    if last.get("role") != "assistant" or not isinstance(last.get("content"), str):
+        return
+    if "tool_calls" in last:
+        return
+    begun = {**last, "content": last["content"].rstrip()}
+    if options.prefill == "prefix":
+        begun["prefix"] = True
+    chat["messages"] = [*chat["messages"][:-1], begun]
+    chat.update(PREFILL_MEMBERS.get(options.prefill, {}))
 
 
 # ==================================================================================================
@@ -2981,15 +4003,9 @@ def chat_tool_names(request: Request) -> Dict[str, str]:
 # same bytes, and upstream prompt caches hit.
 
 ATTRIBUTION = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
-MOST_STOPS = 4
 INTERRUPTED = "[no result: the call was interrupted]"
-
-ChatMessage = Dict[str, Any]
-
-
-# Top-level members without counterpart whose loss a user may notice.
-NOTED_MEMBERS = ("mcp_servers", "container", "inference_geo")
-
+# Their loss changes no answer: the proxy itself sees to what they ask for.
+SILENTLY_DROPPED = ("stop", "parallel_tool_calls", "stream_options")
 
 def messages_to_chat(
     request: Request, options: ChatOptions = ChatOptions(), notes: Optional[List[str]] = None
@@ -3000,61 +4016,32 @@ def messages_to_chat(
     place of a value that has the wrong JSON type.
     """
     notes = notes if notes is not None else []
-    chat: Dict[str, Any] = {"model": request.get("model", "")}
-    chat["messages"] = chat_messages(request, options, notes)
-    tools = chat_tools(request, notes)
-    if tools:
-        chat["tools"] = tools
-        chat.update(chat_tool_choice(request))
-    chat.update(chat_parameters(request, options, notes))
+    chat: Dict[str, Any] = {"model": request.get("model", ""), "messages": []}
+    chat["tools"] = chat_tools(request, notes, options)
+    said = apply_tool_choice(request, chat, options, notes) if chat["tools"] else ""
+    said = said or search_note(request, chat)
+    if not chat.get("tools"):
+        chat.pop("tools", None)
+    chat.update(chat_members(request, options, "tools" in chat, notes))
+    said = "\n\n".join(filter(None, [said, format_words(request, options)]))
+    chat["messages"] = shaped_messages(chat_messages(request, options, notes, said), options)
+    apply_prefill(chat, options)
     chat["stream"] = True
     chat["stream_options"] = {"include_usage": True}
-    notes += [f"{name}=dropped" for name in NOTED_MEMBERS if request.get(name)]
     dropped = [key for key in options.drop if key in chat]
-    notes += [f"{key}=dropped" for key in sorted(dropped)]
+    notes += [f"{key}=dropped" for key in sorted(dropped) if key not in SILENTLY_DROPPED]
     return {key: value for key, value in chat.items() if key not in options.drop}
-
-
-def chat_parameters(request: Request, options: ChatOptions, notes: List[str]) -> Dict[str, Any]:
-    """Limits, sampling, stops, format: only what the client sent."""
-    found: Dict[str, Any] = {}
-    wanted, most = request.get("max_tokens"), options.max_output
-    if wanted:
-        found[options.max_tokens_key] = min(wanted, most) if most else wanted
-        notes += [f"max_tokens={wanted}>{most}"] if most and wanted > most else []
-    for key in ("temperature", "top_p", *(("top_k",) if options.top_k else ())):
-        if request.get(key) is not None:
-            found[key] = request[key]
-    if request.get("top_k") is not None and not options.top_k:
-        notes.append("top_k=dropped")
-    stops = [s for s in as_list(request.get("stop_sequences")) if isinstance(s, str) and s]
-    if stops:
-        found["stop"] = stops[:MOST_STOPS]
-        notes += ["stop_sequences=shortened"] if len(stops) > MOST_STOPS else []
-    found.update(chat_output(request, options))
-    return found
-
-
-def chat_output(request: Request, options: ChatOptions) -> Dict[str, Any]:
-    """`output_config`: the answer's format, and the effort where it is understood."""
-    output = request.get("output_config")
-    output = output if isinstance(output, dict) else {}
-    found: Dict[str, Any] = {}
-    wanted = output.get("format") or request.get("output_format")
-    if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
-        schema = {"name": "response", "schema": wanted.get("schema") or {}}
-        found["response_format"] = {"type": "json_schema", "json_schema": schema}
-    if options.reasoning_effort and isinstance(output.get("effort"), str):
-        found["reasoning_effort"] = output["effort"]
-    return found
 
 
 # --- messages ----------------------------------------------------------------------------------
 
 
-def chat_messages(request: Request, options: ChatOptions, notes: List[str]) -> List[ChatMessage]:
+def chat_messages(
+    request: Request, options: ChatOptions, notes: List[str], said: str = ""
+) -> List[ChatMessage]:
+    """The messages; `said` is what the proxy itself has to say, at the end of the system prompt."""
     history = ChatHistory(options, notes)
-    system = system_text(request.get("system"))
+    system = system_content(request.get("system"), options, said)
     if system:
         history.messages.append({"role": "system", "content": system})
     for role, blocks in whole_turns(request["messages"]):
@@ -3090,6 +4077,17 @@ def system_text(system: Any) -> str:
     return "\n\n".join(text for text in texts if text.strip())
 
 
+def system_content(system: Any, options: ChatOptions, said: str) -> Any:
+    """The system prompt: a string, or parts where a cache's breakpoints are kept."""
+    if not options.cache_control:
+        return "\n\n".join(filter(None, [system_text(system), said]))
+    parts = []
+    for block in content_blocks(system, "system"):
+        text = ATTRIBUTION.sub("", block_text(block))
+        parts += text_parts({**block, "text": text}, options, []) if text.strip() else []
+    return joined_parts([*parts, *([text_part(said)] if said else [])]) if parts or said else ""
+
+
 class ChatHistory:
     """The messages so far, and the calls whose results have not come."""
 
@@ -3120,9 +4118,10 @@ class ChatHistory:
     def assistant(self, blocks: List[Block]) -> None:
         self.end_calls()
         calls: List[Dict[str, Any]] = []
-        for block in blocks:
+        for index, block in enumerate(blocks):
             if block.get("type") == "tool_use":
-                calls.append(self._call(block, calls))
+                carried = carried_by_call(blocks, index, not calls, self._options)
+                calls.append({**self._call(block, calls), **carried})
         others = [block for block in blocks if block.get("type") != "tool_use"]
         text = answer_texts(others, self._notes)
         message: ChatMessage = {"role": "assistant"}
@@ -3132,6 +4131,7 @@ class ChatHistory:
             message["tool_calls"] = calls
             own = [str(b.get("id", "")) for b in blocks if b.get("type") == "tool_use"]
             self._open_calls = list(zip((call["id"] for call in calls), own))
+        message.update(replayed_reasoning(blocks, bool(calls), self._options))
         if text or calls:
             self.messages.append(message)
 
@@ -3161,11 +4161,12 @@ class ChatHistory:
         self._open_calls = []
 
     def _call(self, block: Block, calls: List[Dict[str, Any]]) -> Dict[str, Any]:
-        call_id = str(block.get("id", ""))
+        own_id = str(block.get("id", ""))
+        call_id = chat_call_id(own_id, self._options)
         if any(call["id"] == call_id for call in calls):
-            call_id = f"{call_id}_{len(calls) + 1}"
+            call_id = chat_call_id(f"{own_id}_{len(calls) + 1}", self._options)
         function = {
-            "name": chat_tool_name(str(block.get("name", ""))),
+            "name": chat_tool_name(str(block.get("name", "")), self._options),
             "arguments": encode_json(block.get("input") or {}),
         }
         return {"id": call_id, "type": "function", "function": function}
@@ -3211,94 +4212,479 @@ TURNS: Dict[str, Callable[[ChatHistory, List[Block]], None]] = {
 
 
 # ==================================================================================================
+# dialects/chat_profiles
+# ==================================================================================================
+# What is known of OpenAI-compatible providers, as data. Pure.
+#
+# A profile is found by OPENAI_PROFILE, else by the base URL. Its options hold for all of its models;
+# each row whose pattern fits the model, with or without its vendor's name, adds to them. Nothing here
+# has to be complete: what is missing costs one refusal, from which `chat_repairs` learns.
+
+ModelRow = Tuple[str, Dict[str, Any]]
+
+
+class Profile(NamedTuple):
+    """`hosts` are names, or ends of names that begin with a dot, or ports (":11434"), or paths."""
+
+    hosts: Tuple[str, ...] = ()
+    options: Dict[str, Any] = {}
+    models: Tuple[ModelRow, ...] = ()
+
+
+# OpenAI's reasoning models take no sampling parameters; without `stop` the proxy watches for it.
+REASONING: Dict[str, Any] = {
+    "max_tokens_key": "max_completion_tokens",
+    "drop": frozenset(("temperature", "top_p", "stop")),
+    "thinking": "reasoning_effort",
+}
+# Chat Completions lets the newest of them reason or call tools, not both.
+OPENAI_MODELS: Tuple[ModelRow, ...] = (
+    ("gpt-3.5*", {"max_output": 4096}),
+    ("gpt-4", {"max_output": 8192, "window": 8192}),
+    ("gpt-4-turbo*", {"max_output": 4096, "window": 128_000}),
+    ("gpt-4o*", {"max_output": 16_384, "window": 128_000}),
+    ("gpt-4.1*", {"max_output": 32_768, "window": 1_047_576}),
+    ("o[1-9]*", {**REASONING, "max_output": 100_000, "window": 200_000}),
+    ("o[1-9]*", {"drop": frozenset(("parallel_tool_calls",))}),
+    ("o1-mini*", {"system_role": "", "tools": False, "thinking": "", "max_output": 65_536}),
+    ("o1-preview*", {"system_role": "", "tools": False, "thinking": "", "max_output": 32_768}),
+    ("gpt-[5-9]*", {**REASONING, "max_output": 128_000}),
+    ("gpt-[5-9]*", {"efforts": ("none", "low", "medium", "high")}),
+    ("gpt-5", {"efforts": ("minimal", "low", "medium", "high")}),
+    ("gpt-5-*", {"efforts": ("minimal", "low", "medium", "high")}),
+    ("gpt-5.[2-9]*", {"efforts": ("none", "low", "medium", "high", "xhigh")}),
+    ("gpt-[6-9]*", {"efforts": ("none", "low", "medium", "high", "xhigh")}),
+    ("gpt-5.[45]*", {"effort_with_tools": "omit"}),
+    ("gpt-5.[6-9]*", {"effort_with_tools": "none"}),
+    ("gpt-[6-9]*", {"effort_with_tools": "none"}),
+    ("gpt-*-chat*", {"thinking": ""}),
+)
+LOCAL: Dict[str, Any] = {"top_k": True, "thinking": "template"}
+LOCAL_MODELS: Tuple[ModelRow, ...] = (
+    ("*deepseek*", {"thinking": "template_thinking"}),
+    ("*kimi*", {"thinking": "template_thinking"}),
+    ("*gpt-oss*", {"thinking": "reasoning_effort"}),
+)
+CACHED = {"cache_control": True}
+BINARY_THINKING: Dict[str, Any] = {"thinking": "thinking_type", "replay": "reasoning_content"}
+
+PROFILES: Dict[str, Profile] = {
+    "other": Profile(
+        models=(
+            ("o[1-9]*", {"thinking": "reasoning_effort"}),
+            ("gpt-[5-9]*", {"thinking": "reasoning_effort"}),
+        ),
+    ),
+    "openai": Profile(
+        ("api.openai.com",),
+        {"files": True, "strict": True, "identity": "openai"},
+        OPENAI_MODELS,
+    ),
+    "azure": Profile(
+        (".openai.azure.com", ".cognitiveservices.azure.com", ".services.ai.azure.com"),
+        {"files": True, "strict": True},
+        OPENAI_MODELS,
+    ),
+    "openrouter": Profile(
+        ("openrouter.ai",),
+        {
+            "top_k": True, "files": True, "strict": True, "identity": "user",
+            "thinking": "openrouter", "efforts": ("minimal", "low", "medium", "high", "xhigh"),
+            "replay": "reasoning_details",
+            # Its default for small windows leaves messages out without a word.
+            "extra": (("transforms", ()),),
+        },
+        (
+            ("anthropic/*", CACHED), ("google/*", CACHED), ("minimax/*", CACHED),
+            ("z-ai/*", CACHED),
+        ),
+    ),
+    "deepseek": Profile(
+        ("api.deepseek.com",),
+        {
+            "most_stops": 16, "thinking": "deepseek", "efforts": ("high", "max"),
+            "replay": "reasoning_content", "replay_blank": True,
+        },
+        (("deepseek-chat*", {"max_output": 8192}), ("deepseek-reasoner*", {"max_output": 65_536})),
+    ),
+    "xai": Profile(
+        ("api.x.ai",),
+        {},
+        (
+            ("grok-3-mini*", {"thinking": "reasoning_effort", "efforts": ("low", "high")}),
+            ("grok-3-mini*", {"drop": frozenset(("stop",))}),
+            ("grok-4*", {"drop": frozenset(("stop",))}),
+            ("grok-code*", {"drop": frozenset(("stop",))}),
+            ("grok-4.3*", {"thinking": "reasoning_effort"}),
+            ("grok-4.20-multi-agent*", {"thinking": "reasoning_effort"}),
+        ),
+    ),
+    "gemini": Profile(
+        ("generativelanguage.googleapis.com", "aiplatform.googleapis.com"),
+        {
+            "files": True, "schema_level": 2, "tool_name": "letter", "empty_result": "(no output)",
+            "thinking": "gemini", "efforts": ("minimal", "low", "medium", "high"),
+            "replay": "extra_content",
+        },
+        (
+            ("gemini-[2-9]*", {"max_output": 65_536, "window": 1_048_576}),
+            ("gemini-2.0*", {"max_output": 8192, "thinking": ""}),
+            ("gemini-2.5-flash*", {"efforts": ("none", "low", "medium", "high")}),
+            # Only 3 and later demand the signatures that they give.
+            ("gemini-[3-9]*", {"replay_blank": True}),
+        ),
+    ),
+    "mistral": Profile(
+        ("api.mistral.ai", "codestral.mistral.ai"),
+        {
+            "any_word": "any", "tool_ids": "mistral", "schema_level": 1, "prefill": "prefix",
+            "empty_result": "(no output)",
+        },
+        (
+            ("magistral*", {"thinking": "reasoning_effort", "efforts": ("none", "high")}),
+            ("mistral-medium-3.5*", {"thinking": "reasoning_effort", "efforts": ("none", "high")}),
+        ),
+    ),
+    "groq": Profile(
+        ("api.groq.com",),
+        {"schema_level": 1, "answer_format": "text"},
+        (
+            ("gpt-oss*", {"thinking": "reasoning_effort"}),
+            ("qwen3*", {"thinking": "reasoning_effort", "efforts": ("none", "default")}),
+            ("gpt-oss*", {"extra": (("reasoning_format", "parsed"),)}),
+            ("qwen3*", {"extra": (("reasoning_format", "parsed"),)}),
+        ),
+    ),
+    "together": Profile(("api.together.xyz", "api.together.ai"), {"top_k": True}),
+    "fireworks": Profile(("api.fireworks.ai",), {"top_k": True}),
+    "cerebras": Profile(("api.cerebras.ai",), {"schema_level": 1}),
+    "moonshot": Profile(
+        ("api.moonshot.ai", "api.moonshot.cn"),
+        {**BINARY_THINKING, "replay_blank": True, "any_word": ""},
+    ),
+    "zai": Profile(("api.z.ai", "open.bigmodel.cn"), BINARY_THINKING),
+    "dashscope": Profile(
+        (".aliyuncs.com",), {"thinking": "enable_thinking", "replay": "reasoning_content"}
+    ),
+    "vllm": Profile((), {**LOCAL, "replay": "reasoning", "prefill": "continue"}, LOCAL_MODELS),
+    "llamacpp": Profile(
+        (), {**LOCAL, "replay": "reasoning_content", "schema_level": 1}, LOCAL_MODELS
+    ),
+    "ollama": Profile(
+        (":11434",),
+        {
+            "cuts_silently": True, "image_urls": False, "obeys_none": False,
+            "drop": frozenset(("parallel_tool_calls",)),
+            "thinking": "reasoning_effort", "efforts": ("none", "low", "medium", "high", "max"),
+            "replay": "reasoning",
+        },
+    ),
+    "lmstudio": Profile((":1234",), {"top_k": True, "image_urls": False}),
+    "openwebui": Profile(("/api",)),
+}
+
+
+def profile_name(base_url: str, azure: bool = False) -> str:
+    """The profile of a base URL: by its host's name, its port, or its whole path."""
+    if azure:
+        return "azure"
+    parts = urlsplit(base_url)
+    host, port, path = parts.hostname or "", f":{parts.port}", parts.path.rstrip("/")
+    for name, profile in PROFILES.items():
+        if any(is_host_of(mark, host) or mark in (port, path) for mark in profile.hosts):
+            return name
+    return "other"
+
+
+def is_host_of(mark: str, host: str) -> bool:
+    return host == mark or mark[0] == "." and host.endswith(mark)
+
+
+def profile_options(name: str, model: str) -> ChatOptions:
+    """The options of a profile for one of its models."""
+    profile, members = PROFILES[name], dict(PROFILES[name].options)
+    for row in fitting_rows(profile, model):
+        drop = members.get("drop", frozenset()) | row.get("drop", frozenset())
+        members = {**members, **row, "drop": drop}
+    return ChatOptions(**members)
+
+
+def fitting_rows(profile: Profile, model: str) -> Iterator[Dict[str, Any]]:
+    whole = model.lower()
+    names = (whole, whole.rpartition("/")[2])
+    for pattern, row in profile.models:
+        if any(fnmatchcase(name, pattern) for name in names):
+            yield row
+
+
+# ==================================================================================================
 # dialects/chat_repairs
 # ==================================================================================================
 # What a provider's refusal teaches about its Chat Completions: options that will be taken. Pure.
 #
 # "OpenAI-compatible" differs by host, model and deployment, and an Azure deployment's name tells
-# nothing. So requests go out in the form that most take, and a refusal that names the parameter it
-# minds changes the options for that model, once for each thing. Everything else is the client's to
-# see.
+# nothing. So requests go out in the form that most take, and a refusal that names what it minds
+# changes the options for that model, once for each thing. Everything else is the client's to see.
+#
+# Each row of `CHAT_REPAIRS` is the words of a refusal and what to change; the first row that fits and
+# changes something decides. Rows are ordered from the particular to the general.
 
-Members = Mapping[str, Any]
+SentMembers = Mapping[str, Any]
+Repair = Callable[[ChatOptions, re.Match, SentMembers], ChatOptions]
 
-# Members that an answer is still an answer without. `tool_choice` is none of them: one that
-# forbids calls must not get lost with one that demands them.
-SPARE_MEMBERS = (
-    "temperature", "top_p", "top_k", "stop", "parallel_tool_calls", "stream_options",
-    "response_format", "reasoning_effort",
-)  # fmt: skip
+# What no request can do without; any other member may be left out.
+NEEDED_MEMBERS = ("model", "messages", "tools", "tool_choice", "stream")
 REFUSED = (
     r"(?:unsupported|not supported|does not support|unrecognized|unknown|unexpected|not permitted"
-    r"|not allowed|only the default)"
+    r"|not allowed|only the default|extra inputs?|invalid (?:parameter|argument))"
 )
 LIMIT_KEYS = r"(max_tokens|max_completion_tokens)"
-SPARE = rf"({'|'.join(SPARE_MEMBERS)})"
 # A limit below this is no model's, and one that depends on the prompt is this prompt's.
 LEAST_LIMIT = 256
+# Less room than this beside a prompt is not worth an answer: the client had better compact.
+LEAST_ROOM = 1024
+ROOM_LEFT_FREE = 64
+LONGEST_REFUSAL_READ = 4096
 
 
-def use_other_key(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
+# --- limits and members ------------------------------------------------------------------------
+
+
+def use_other_key(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
     """The refused one of the two names of the limit gives way to the other."""
     refused = next(group for group in match.groups() if group)
     other = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}[refused]
     return options._replace(max_tokens_key=other) if options.max_tokens_key == refused else options
 
 
-def use_completion_key(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
+def use_completion_key(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
     return options._replace(max_tokens_key="max_completion_tokens")
 
 
-def use_limit(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
+def use_limit(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
     limit, asked = int(match.group(1)), sent.get(options.max_tokens_key) or 0
     return options._replace(max_output=limit) if LEAST_LIMIT <= limit < asked else options
 
 
-def drop_member(options: ChatOptions, match: re.Match, sent: Members) -> ChatOptions:
+def drop_member(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
+    """Leave out a member that the refusal names, if it was sent and is no part of the question."""
+    for name in re.findall(r"[a-z_]{4,40}", match.group().lower()):
+        if name in sent and name not in (*NEEDED_MEMBERS, options.max_tokens_key):
+            return options._replace(drop=options.drop | {name})
+    return options
+
+
+def drop_named(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
     name = next(group for group in match.groups() if group)
     return options._replace(drop=options.drop | {name}) if name in sent else options
 
 
-Repair = Callable[[ChatOptions, re.Match, Members], ChatOptions]
+# --- tools -------------------------------------------------------------------------------------
 
-# Words of a refusal -> what to change; the first that match decide.
-CHAT_REPAIRS: Tuple[Tuple[re.Pattern, Repair], ...] = tuple(
-    (re.compile(pattern, re.IGNORECASE | re.DOTALL), repair)
-    for pattern, repair in (
-        (rf"\b{LIMIT_KEYS}\b['\"`:]{{0,3}}[^.,]{{0,30}}?{REFUSED}"
-         rf"|{REFUSED}[^.,]{{0,40}}?\b{LIMIT_KEYS}\b", use_other_key),
-        (r"max_tokens.{0,80}use ['\"`]?max_completion_tokens", use_completion_key),
-        (r"at most (\d{1,9}) completion tokens", use_limit),
-        (r"max_(?:completion_|output_)?tokens.{0,160}?\[\d+, ?(\d{1,9})\]", use_limit),
-        (r"max_(?:completion_|output_)?tokens.{0,160}?(?:less than or equal to|at most|<=|maximum"
-         r"(?: value| allowed)?(?: is| of|:)?|limit(?: is| of|:)?) ?`?(\d{1,9})", use_limit),
-        (rf"\b{SPARE}\b.{{0,80}}{REFUSED}|{REFUSED}.{{0,80}}?\b{SPARE}\b", drop_member),
-    )
+
+def lower_choice(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
+    """A demand that is refused is made in a weaker form; one that forbids calls is never lost."""
+    choice = sent.get("tool_choice")
+    if isinstance(choice, dict):
+        return options._replace(named_choice=False)
+    if choice == "none":
+        return options._replace(obeys_none=False)
+    return options._replace(any_word="") if choice else options
+
+
+def raise_schema_level(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
+    level = options.schema_level + 1
+    fits = "tools" in sent and level <= HIGHEST_SCHEMA_LEVEL
+    return options._replace(schema_level=level) if fits else options
+
+
+def without_tools(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
+    return options._replace(tools=False) if "tools" in sent else options
+
+
+# --- reasoning ---------------------------------------------------------------------------------
+
+
+def effort_beside_tools(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
+    """Some models do not think beside tools; some of these want to hear so."""
+    if "tools" not in sent:
+        return options
+    demanded = re.search(r"(?:to|use|be|=) ?['\"`]none", match.string, re.IGNORECASE)
+    silent = options.effort_with_tools == "omit" or "reasoning_effort" not in sent
+    return options._replace(effort_with_tools="none" if demanded or silent else "omit")
+
+
+def accepted_efforts(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
+    """The levels that a refusal lists; a provider that lists none is told none."""
+    if "reasoning_effort" not in sent:
+        return options
+    listed = re.split(r"(?i)supported values|one of|accepted|must be|expected", match.string)[1:]
+    words = set(re.findall(r"['\"`]([a-z]+)['\"`]", " ".join(listed)))
+    known = tuple(w for w in ("none", *EFFORT_LEVELS[1:], "default") if w in words)
+    if known and known != options.efforts:
+        return options._replace(efforts=known)
+    return options._replace(thinking="", effort_with_tools="any")
+
+
+def no_thinking(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
+    return options._replace(thinking="", effort_with_tools="any")
+
+
+def lower_format(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
+    """json_schema gives way to json_object, and that to words."""
+    if "response_format" not in sent:
+        return options
+    weaker = "json_object" if options.answer_format == "json_schema" else "text"
+    return options._replace(answer_format=weaker)
+
+
+def set_options(**members: Any) -> Repair:
+    """A repair that sets options, whatever was said in particular."""
+
+    def set_these(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
+        return options._replace(**members)
+
+    return set_these
+
+
+def where_sent(word: str, **members: Any) -> Repair:
+    """The same, if the messages of the request have such a part at all."""
+
+    def set_where_sent(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
+        found = any(word in part_kinds(m) for m in sent.get("messages", ()))
+        return options._replace(**members) if found else options
+
+    return set_where_sent
+
+
+def part_kinds(message: Dict[str, Any]) -> Tuple[str, ...]:
+    """The members of a message, and the types of its parts if it has any."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else ()
+    return (*message, *(part["type"] for part in parts), *(("parts",) if parts else ()))
+
+
+# --- the table ---------------------------------------------------------------------------------
+
+PARTICULAR_REPAIRS: Tuple[Tuple[str, Repair], ...] = (
+    (r"reasoning_effort.{0,200}\btools?\b|\btools?\b.{0,200}reasoning_effort", effort_beside_tools),
+    (r"reasoning_effort.{0,400}(?:invalid|must be|expected)|invalid.{0,60}reasoning_effort"
+     rf"|reasoning_effort.{{0,200}}{REFUSED}|{REFUSED}.{{0,80}}reasoning_effort",
+     accepted_efforts),
+    (r"does not support thinking|thinking is not supported", no_thinking),
+    (rf"\b(?:chat_template_kwargs|enable_thinking|thinking_budget|thinking|extra_body|reasoning)"
+     rf"\b['\"`:]{{0,3}}[^.,]{{0,40}}?{REFUSED}"
+     rf"|{REFUSED}[^.,]{{0,60}}?\b(?:chat_template_kwargs|enable_thinking|thinking_budget|thinking"
+     r"|extra_body|reasoning)\b(?!_)", no_thinking),
+    (r"no endpoints found that support tool use|does not support (?:tools|tool use|function call)"
+     r"|tools? (?:use )?(?:is|are) not supported|tool choice requires --enable-auto-tool-choice"
+     r"|tools param requires --jinja", without_tools),
+    (r"tool_choice|tool choice", lower_choice),
+    (r"thought_signature", set_options(replay="extra_content", replay_blank=True)),
+    (r"reasoning_content.{0,120}(?:must be|missing|required|passed back|pass back)"
+     r"|missing.{0,40}reasoning_content",
+     set_options(replay="reasoning_content", replay_blank=True)),
+    (rf"reasoning_(?:content|details).{{0,120}}{REFUSED}|{REFUSED}.{{0,80}}reasoning_(?:content|d)",
+     set_options(replay="", replay_blank=False)),
+    (r"tool call id.{0,80}length of 9|must be a-z, A-Z, 0-9", set_options(tool_ids="mistral")),
+    (r"tool_calls.{0,80}id.{0,120}(?:too long|maximum length)|(?:too long|maximum length).{0,120}"
+     r"tool_call.{0,40}id", set_options(tool_ids="short")),
+    (r"unexpected role .?user.? after role .?tool", set_options(bridge=True)),
+    (r"roles? must alternate|alternate user/assistant", set_options(alternate=True)),
+    (r"unexpected role .?system|system role (?:is )?not supported|does not support .{0,20}'?system"
+     r"|system message must be at the beginning|developer.{0,20}(?:role|instruction)s?.{0,40}not",
+     set_options(system_role="")),
+    (r"no endpoints found that support image|unknown variant .?image_url"
+     r"|(?:model|endpoint|server)[^.]{0,60}not support[^.]{0,20}(?:image|vision|multimodal)"
+     r"|image[_ ](?:input|content|part|url)s?\b[^.]{0,30}(?:not supported|only supported)"
+     r"|does not support (?:image|vision)|not a multimodal model",
+     where_sent("image_url", images=False)),
+    (r"unknown variant .?file\b|file.{0,30}not supported|not support.{0,20}\bfiles?\b",
+     where_sent("file", files=False)),
+    (r"content.{0,60}must be a string|expected a string|invalid message format"
+     r"|content.{0,40}should be a valid string", where_sent("parts", flat=True)),
+    (r"content.{0,60}(?:null|none|required|missing|empty)|missing.{0,20}content",
+     where_sent("tool_calls", null_content="empty")),
+    (r"invalid schema for function|is not a 'regex'|unknown name .{0,60}\btools\b"
+     r"|unsupported keyword|(?:parse|compile|convert|invalid|build)[^.]{0,30}grammar"
+     r"|additionalproperties"
+     r"|property '?\$schema|tools\[?\.?\d.{0,80}parameters|function_declarations",
+     raise_schema_level),
+    (r"\bstrict\b.{0,60}(?:not|unsupported|unknown)|(?:unsupported|unknown|extra).{0,60}\bstrict\b",
+     set_options(strict=False)),
+    (r"cache_control", set_options(cache_control=False)),
+    (rf"response_format.{{0,120}}(?:{REFUSED}|unavailable)|{REFUSED}.{{0,80}}response_format"
+     r"|json_schema.{0,60}not|does not support.{0,30}structured|json mode cannot", lower_format),
 )  # fmt: skip
-REPAIRED_STATUSES = (400, 404, 422)
-# Refusals of this one request: a full context, a prompt's own limit, a tool's or answer's schema.
+GENERAL_REPAIRS: Tuple[Tuple[str, Repair], ...] = (
+    (rf"\b{LIMIT_KEYS}\b['\"`:]{{0,3}}[^.,]{{0,30}}?{REFUSED}"
+     rf"|{REFUSED}[^.,]{{0,40}}?\b{LIMIT_KEYS}\b", use_other_key),
+    (r"max_tokens.{0,80}use ['\"`]?max_completion_tokens", use_completion_key),
+    (r"at most (\d{1,9}) completion tokens", use_limit),
+    (r"max_(?:completion_|output_)?tokens.{0,160}?\[\d+, ?(\d{1,9})\]", use_limit),
+    (r"max_(?:completion_|output_)?tokens.{0,160}?(?:less than or equal to|at most|<=|maximum"
+     r"(?: value| allowed)?(?: is| of|:)?|limit(?: is| of|:)?) ?`?(\d{1,9})", use_limit),
+    (rf"\b(stop|temperature|top_p|top_k|parallel_tool_calls|stream_options)\b.{{0,80}}{REFUSED}"
+     rf"|{REFUSED}.{{0,80}}?\b(stop|temperature|top_p|top_k|parallel_tool_calls|stream_options)\b",
+     drop_named),
+    (rf"[a-z_]{{4,40}}['\"`]?[^.,]{{0,30}}{REFUSED}|{REFUSED}[^.]{{0,60}}", drop_member),
+)  # fmt: skip
+
+
+def compiled(rows: Tuple[Tuple[str, Repair], ...]) -> Tuple[Tuple[re.Pattern, Repair], ...]:
+    return tuple((re.compile(words, re.IGNORECASE | re.DOTALL), repair) for words, repair in rows)
+
+
+CHAT_REPAIRS = (compiled(PARTICULAR_REPAIRS), compiled(GENERAL_REPAIRS))
+# A template's complaint may come as the server's own failure.
+REPAIRED_STATUSES = (400, 404, 422, 500)
+# Refusals of this one request: a full context, a prompt's own limit, an answer's schema.
 NOT_LEARNED = re.compile(
     r"context (?:length|window|size)|\bprompt\b|\binput\b|remaining|\brequests\b|invalid schema"
     r"|in context=",
     re.IGNORECASE,
 )
+# Our own wording of an overflow that a smaller answer would avoid (`overflow_message`).
+TOO_LONG_TOGETHER = re.compile(r"exceed context limit: (\d{1,12}) \+ \d+ > (\d{1,12})")
 
 
 def repaired_options(
-    options: ChatOptions, status: int, text: str, sent: Members
+    options: ChatOptions, status: int, text: str, sent: SentMembers, overflow: str = ""
 ) -> Optional[ChatOptions]:
     """Options that this refusal of the body `sent` asks for, or None if there is nothing to change.
 
-    They are worth remembering once a request has been taken with them.
+    `overflow` is the refusal in Claude Code's words, if it is about a full context. The options
+    are worth remembering once a request has been taken with them, `room` excepted.
     """
-    if status not in REPAIRED_STATUSES or NOT_LEARNED.search(text):
+    if status not in REPAIRED_STATUSES:
         return None
-    for pattern, repair in CHAT_REPAIRS:
-        match = pattern.search(text[:4096])
-        if match:
-            repaired = repair(options, match, sent)
-            return None if repaired == options else repaired
+    if overflow:
+        return options_with_room(options, overflow)
+    text = text[:LONGEST_REFUSAL_READ]
+    particular, general = CHAT_REPAIRS
+    only_particular = status == 500 or NOT_LEARNED.search(text)
+    tables = (particular,) if only_particular else (particular, general)
+    for pattern, repair in (row for table in tables for row in table):
+        match = pattern.search(text)
+        repaired = repair(options, match, sent) if match else options
+        if repaired != options:
+            return repaired
     return None
+
+
+def options_with_room(options: ChatOptions, overflow: str) -> Optional[ChatOptions]:
+    """Prompt and answer are too long together: ask for a shorter answer, this once."""
+    match = TOO_LONG_TOGETHER.search(overflow)
+    if match is None:
+        return None
+    prompt, limit = (int(digits) for digits in match.groups())
+    room = limit - prompt - ROOM_LEFT_FREE
+    return options._replace(room=room) if room >= LEAST_ROOM and not options.room else None
+
+
+def learned_options(options: ChatOptions) -> ChatOptions:
+    """What is worth remembering of options that were taken."""
+    return options._replace(room=0)
 
 
 def learned_words(before: ChatOptions, after: ChatOptions) -> str:
@@ -3912,6 +5298,84 @@ def first_count(*values: Any) -> int:
         if number > 0:
             return number
     return 0
+
+
+# ==================================================================================================
+# dialects/stop_watch
+# ==================================================================================================
+# Ends an answer at a stop sequence, whoever was asked to. Pure.
+#
+# Providers take few sequences or none, and most do not say which one matched. So the proxy watches
+# the text itself: what might be the beginning of a sequence is held back until it is clear. Thinking
+# and tool input are not watched.
+
+class StopWatch:
+    """Looks for the first of some sequences in a text that comes in pieces."""
+
+    def __init__(self, sequences: Sequence[str]) -> None:
+        # The longest first: of two that begin together it is the one that was meant.
+        ordered = sorted(sequences, key=len, reverse=True)
+        self._found = re.compile("|".join(map(re.escape, ordered)))
+        self._beginnings = {s[:size] for s in sequences for size in range(1, len(s))}
+        self._longest = max(map(len, sequences)) - 1
+        self._held = ""
+
+    def feed(self, text: str) -> Tuple[str, Optional[str]]:
+        """(text that is certain, the sequence that ends it or None)."""
+        text = self._held + text
+        match = self._found.search(text)
+        if match:
+            self._held = ""
+            return text[: match.start()], match.group()
+        cut = next(
+            (n for n in range(min(self._longest, len(text)), 0, -1)
+             if text[-n:] in self._beginnings), 0,
+        )  # fmt: skip
+        self._held = text[len(text) - cut :]
+        return text[: len(text) - cut], None
+
+    def end(self) -> str:
+        """What was held back, if nothing more comes."""
+        held, self._held = self._held, ""
+        return held
+
+
+def watch_stops(
+    events: Iterable[Event], sequences: Sequence[str], input_tokens: Callable[[], int]
+) -> Iterator[Event]:
+    """The events up to the first stop sequence in a text; then the end that the API tells.
+
+    After a match nothing more is read, so usage is estimated: `input_tokens` for the prompt.
+    """
+    watch, told = StopWatch(sequences), 0
+    for event in events:
+        delta = event.get("delta") if event["type"] == "content_block_delta" else None
+        if delta is not None and delta["type"] == "text_delta":
+            text, matched = watch.feed(delta["text"])
+            told += len(text)
+            if text:
+                yield {**event, "delta": {**delta, "text": text}}
+            if matched:
+                usage = {"input_tokens": input_tokens(), "output_tokens": max(1, told // 4)}
+                yield from stopped_events(event["index"], matched, usage)
+                return
+            continue
+        if event["type"] == "content_block_stop":
+            yield from held_text(event["index"], watch.end())
+        yield event
+
+
+def held_text(index: int, text: str) -> Iterator[Event]:
+    if text:
+        delta = {"type": "text_delta", "text": text}
+        yield {"type": "content_block_delta", "index": index, "delta": delta}
+
+
+def stopped_events(index: int, sequence: str, usage: Dict[str, Any]) -> Iterator[Event]:
+    yield {"type": "content_block_stop", "index": index}
+    delta = {"stop_reason": "stop_sequence", "stop_sequence": sequence}
+    yield {"type": "message_delta", "delta": delta, "usage": usage}
+    yield {"type": "message_stop"}
 
 
 # ==================================================================================================
@@ -5052,7 +6516,8 @@ class Exchange:
         self.open_block: Tuple[int, str] = (-1, "")
         self.usage: Dict[str, Any] = {}
         self.facts: Dict[str, Any] = {}
-        self.warnings: List[str] = []
+        self.notes: List[str] = []  # what was dropped or changed for the upstream
+        self.wants_notes = False
         self._total_deadline = self.started + total_timeout if total_timeout else NEVER
         self._waiting_for = ""
         self._callbacks: List[Callable[[], None]] = []
@@ -5957,6 +7422,226 @@ def inflate(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 # ==================================================================================================
+# limits
+# ==================================================================================================
+# What an upstream says of its models: window, longest answer, parameters. Read in the background.
+#
+#     GET .../models (and what a local server has besides) --read_limits--> model -> ModelLimits
+#
+# No request waits for it: the first one of a process starts a thread that asks once and ends; until
+# it has answered, nothing is known. Providers name the figures differently, so they are looked for
+# under every usual name.
+
+REFRESH_SECONDS = 3600.0
+RETRY_SECONDS = 300.0
+# A window of fewer tokens than this is some other figure.
+LEAST_WINDOW = 256
+
+WINDOW_NAMES = (
+    "loaded_context_length", "n_ctx", "context_length", "context_window", "max_model_len",
+    "max_context_length", "max_input_tokens",
+)  # fmt: skip
+OUTPUT_NAMES = ("max_completion_tokens", "max_output_tokens", "max_output_length")
+# Members in which some hide their figures.
+INNER_MEMBERS = ("top_provider", "limits", "model_info", "default_generation_settings")
+
+# Profile -> paths to ask besides the list of models; they begin at the host's root.
+LIMIT_PATHS: Dict[str, Tuple[str, ...]] = {
+    "llamacpp": ("/props",),
+    "ollama": ("/api/ps",),
+    "lmstudio": ("/api/v0/models",),
+}
+# Parameter that a model does not have -> what becomes of the options.
+MISSING_PARAMETERS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
+    ("tools", {"tools": False}),
+    ("reasoning", {"thinking": ""}),
+    ("structured_outputs", {"answer_format": "json_object"}),
+    ("response_format", {"answer_format": "text"}),
+)
+SPARE_PARAMETERS = ("temperature", "top_p", "top_k", "stop")
+
+
+class ModelLimits(NamedTuple):
+    """Tokens, 0 where nothing is said; `parameters` is None where no list of them is given."""
+
+    window: int = 0
+    output: int = 0
+    parameters: Optional[Tuple[str, ...]] = None
+
+
+def read_limits(answer: Any) -> Dict[str, ModelLimits]:
+    """Model -> its limits; "" is the key of what a server says of its only model."""
+    found: Dict[str, ModelLimits] = {}
+    for row in limit_rows(answer):
+        limits = ModelLimits(
+            first_figure(row, WINDOW_NAMES), first_figure(row, OUTPUT_NAMES), listed_names(row)
+        )
+        if limits != ModelLimits():
+            names = (row.get(key) for key in ("id", "name", "model"))
+            found.update((name, limits) for name in names if isinstance(name, str))
+            if not any(isinstance(row.get(key), str) for key in ("id", "name", "model")):
+                found[""] = limits
+    return found
+
+
+def limit_rows(answer: Any) -> Iterator[Dict[str, Any]]:
+    """The objects that tell of one model each."""
+    if isinstance(answer, dict):
+        listed = next((answer[k] for k in ("data", "models") if isinstance(answer.get(k), list)), 0)
+        answer = listed or [answer]
+    yield from (row for row in answer if isinstance(row, dict)) if type(answer) is list else ()
+
+
+def first_figure(row: Mapping[str, Any], names: Tuple[str, ...]) -> int:
+    """The first of these members, here or one level in, that is a usable number."""
+    inner = [row[key] for key in INNER_MEMBERS if isinstance(row.get(key), dict)]
+    figures = (place.get(name) for name in names for place in (*inner, row))
+    return next((n for n in figures if type(n) is int and n >= LEAST_WINDOW), 0)
+
+
+def listed_names(row: Mapping[str, Any]) -> Optional[Tuple[str, ...]]:
+    listed = row.get("supported_parameters")
+    return tuple(n for n in listed if isinstance(n, str)) if isinstance(listed, list) else None
+
+
+def limited_options(options: ChatOptions, limits: ModelLimits) -> ChatOptions:
+    """The options within what the model is said to have; what a refusal taught goes before."""
+    members: Dict[str, Any] = {}
+    if limits.window:
+        members["window"] = limits.window
+    if limits.output and not 0 < options.max_output < limits.output:
+        members["max_output"] = limits.output
+    if limits.parameters:
+        for name, change in MISSING_PARAMETERS:
+            members.update(change if name not in limits.parameters else {})
+        missing = (name for name in SPARE_PARAMETERS if name not in limits.parameters)
+        members["drop"] = options.drop.union(missing)
+    return options._replace(**members)
+
+
+class ModelCatalog:
+    """The limits of an upstream's models. `fetch` asks for them; it may take its time, and fail."""
+
+    def __init__(
+        self, fetch: Callable[[], Dict[str, ModelLimits]], clock: Callable[[], float]
+    ) -> None:
+        self._fetch = fetch
+        self._clock = clock
+        self._limits: Dict[str, ModelLimits] = {}
+        self._next_time = clock()
+        self._lock = threading.Lock()
+        self._thread: Optional[threading.Thread] = None
+
+    def look_up(self, model: str) -> ModelLimits:
+        """What is known now; asks anew in the background when it is time to."""
+        if self._clock() >= self._next_time:
+            self._refresh()
+        known = self._limits
+        return known.get(model) or known.get("") or ModelLimits()
+
+    def _refresh(self) -> None:
+        with self._lock:
+            if self._clock() < self._next_time:
+                return
+            self._next_time = self._clock() + RETRY_SECONDS
+            self._thread = threading.Thread(target=self._run, name="model-limits", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        found = self._fetch()
+        if found:
+            self._limits = found
+            self._next_time = self._clock() + REFRESH_SECONDS
+
+    def wait(self, seconds: float) -> None:
+        """Until what has been begun is done; for tests and for the end of the process."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(seconds)
+
+
+def decode_limits(body: bytes) -> Dict[str, ModelLimits]:
+    try:
+        return read_limits(json.loads(body))
+    except (ValueError, RecursionError):
+        return {}
+
+
+# ==================================================================================================
+# reasoning_memory
+# ==================================================================================================
+# Reasoning that came too late to be carried by a thinking block, kept for the next request.
+#
+# Some providers send what they want back only when their tool calls are told already. It is kept here
+# by the ids of those calls, for each credential apart, in memory alone, and not without bound.
+
+MOST_KEPT_BYTES = 16 * 1024 * 1024
+KEPT_SECONDS = 24 * 3600.0
+
+
+class ReasoningMemory:
+    """(credential, call id) -> carrier. The oldest goes first when there is too much."""
+
+    def __init__(self, clock: Callable[[], float], most_bytes: int = MOST_KEPT_BYTES) -> None:
+        self._clock = clock
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._kept: OrderedDict[Tuple[bytes, str], Tuple[float, str]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def keep(self, keys: Iterable[str], call_ids: Sequence[str], kind: str, data: Any) -> None:
+        """Remember what belongs to an answer with these calls, under the first of them."""
+        if not call_ids:
+            return
+        carrier, name = pack_carrier(kind, data), (credential_hash(keys), call_ids[0])
+        with self._lock:
+            self._forget(name)
+            self._kept[name] = (self._clock() + KEPT_SECONDS, carrier)
+            self._bytes += len(carrier)
+            while self._kept and self._bytes > self._most_bytes:
+                self._forget(next(iter(self._kept)))
+
+    def _forget(self, name: Tuple[bytes, str]) -> None:
+        _, carrier = self._kept.pop(name, (0.0, ""))
+        self._bytes -= len(carrier)
+
+    def recall(self, keys: Iterable[str], call_id: str) -> Optional[str]:
+        with self._lock:
+            until, carrier = self._kept.get((credential_hash(keys), call_id), (0.0, ""))
+        return carrier if self._clock() < until else None
+
+    def empty(self) -> bool:
+        return not self._kept
+
+
+def credential_hash(keys: Iterable[str]) -> bytes:
+    """Credentials are compared, never kept."""
+    digest = hashlib.sha256()
+    for key in sorted(keys):
+        digest.update(key.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.digest()
+
+
+def with_recalled(request: Request, recall: Callable[[str], Optional[str]]) -> Request:
+    """The request with an empty thinking block, that carries what was kept, before such calls."""
+    messages = [with_carrier(m, recall) for m in as_list(request.get("messages"))]
+    return {**request, "messages": messages}
+
+
+def with_carrier(message: Any, recall: Callable[[str], Optional[str]]) -> Any:
+    blocks = as_list(message.get("content")) if isinstance(message, dict) else []
+    for index, block in enumerate(blocks):
+        if isinstance(block, dict) and block.get("type") == "tool_use":
+            carrier = recall(str(block.get("id")))
+            carried: List[Dict[str, Any]] = [
+                {"type": "thinking", "thinking": "", "signature": carrier}
+            ]
+            return {**message, "content": [*blocks[:index], *(carried if carrier else ()),
+                                           *blocks[index:]]}  # fmt: skip
+    return message
+
+
+# ==================================================================================================
 # upstreams/upstream
 # ==================================================================================================
 # What every upstream can do. A new one is a class with these members and a row in `UPSTREAMS`.
@@ -5995,21 +7680,21 @@ class Upstream(Protocol):
 # Any OpenAI-compatible provider, and Azure OpenAI: Chat Completions, always streamed.
 #
 # Messages request -> Chat Completions body -> HTTP -> chunks -> Messages events. A client that does
-# not stream gets the fold of the same events. What differs between providers is in the tables here.
-
-# OpenAI's reasoning models take `max_completion_tokens`, and neither sampling parameters nor stop.
-OPENAI_HOSTS = ("api.openai.com", ".openai.azure.com", ".cognitiveservices.azure.com")
-OPENAI_REASONING = re.compile(r"(?:o[1-9]|gpt-(?:[5-9]|\d\d))(?:[.-]|$)")
-REASONING_OPTIONS = ChatOptions(
-    max_tokens_key="max_completion_tokens", drop=frozenset(("temperature", "top_p", "stop"))
-)
-PLAIN_OPTIONS = ChatOptions()
+# not stream gets the fold of the same events. What differs between providers is in
+# `chat_profiles`, in what they say of their models (`limits`) and in what their refusals teach.
 
 # So many refusals of one request teach something; then the client is told.
 MOST_REPAIRS = 4
 
+# Longest time for asking what models there are.
+LIMITS_SECONDS = 15.0
+
 # A request's JSON has about four bytes a token; this errs on the large side.
 BYTES_PER_TOKEN = 3.6
+
+
+class ToolsRefused(Exception):
+    """The model cannot call tools: they have to be told as text."""
 
 
 class OpenAIUpstream:
@@ -6022,53 +7707,94 @@ class OpenAIUpstream:
         self._config = config
         self._transport = transport
         self._headers = openai_headers(config)
+        self._profile = chat_profile(config)
         # Model -> what its provider has taught; written whole, so that readers need no lock.
         self._learned: Dict[str, ChatOptions] = {}
+        self._memory = ReasoningMemory(time.monotonic)
+        self.catalog = ModelCatalog(self._fetch_limits, time.monotonic)
 
     def describe(self) -> str:
         version = self._config.azure_api_version
-        return self._config.openai_base_url + (
-            f" (Azure, api-version {version})" if version else ""
-        )
+        words = [self._profile, *([f"api-version {version}"] if version else [])]
+        return f"{self._config.openai_base_url} ({', '.join(words)})"
 
     def probe(self, exchange: Exchange) -> Dict[str, Any]:
         return {}
 
     def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]:
         request = limit_max_tokens(request, self._config)
-        response, input_tokens = self._ask(request, exchange)
-        with closing(response):
-            usage = {"input_tokens": input_tokens, "output_tokens": 1}
-            yield from chunks_to_events(
-                chat_chunks(response.pieces()),
-                EventWriter(exchange.message_id, exchange.model, usage),
-                chat_asked(request),
-            )
+        options = self._options(str(request.get("model", "")))
+        try:
+            if needs_text_tools(request) and not options.tools:
+                raise ToolsRefused
+            yield from self._answer(request, exchange)
+        except ToolsRefused:
+            exchange.notes.append("tools=told")
+            ask = partial(self._answer, exchange=exchange)
+            yield from text_tool_events(request, ask, exchange.message_id, exchange.facts)
 
-    def _ask(self, request: Request, exchange: Exchange) -> Tuple[UpstreamResponse, int]:
-        """(answer with status 200, rough input tokens); after a refusal that teaches, ask anew."""
-        model = request.get("model", "")
-        options = self._learned.get(model) or chat_options(self._config.openai_base_url, model)
+    def _answer(self, request: Request, exchange: Exchange) -> Iterator[Event]:
+        if not self._memory.empty():
+            request = with_recalled(request, partial(self._memory.recall, exchange.keys))
+        asked = self._ask(request, exchange)
+        with closing(asked.response):
+            usage = {"input_tokens": asked.input_tokens, "output_tokens": 1}
+            events = chunks_to_events(
+                chat_chunks(asked.response.pieces()),
+                EventWriter(exchange.message_id, exchange.model, usage),
+                self._asked(request, asked.options, exchange),
+            )
+            stops = stop_sequences(request)
+            count = partial(count_input_tokens, request)
+            yield from watch_stops(events, stops, count) if stops else events
+
+    def _asked(self, request: Request, options: ChatOptions, exchange: Exchange) -> ChatAsked:
+        return ChatAsked(
+            chat_tool_names(request, options),
+            used_call_ids(request),
+            only_tool_name(request),
+            stop_sequences(request),
+            lambda: count_input_tokens(request),
+        )
+
+    def _options(self, model: str) -> ChatOptions:
+        """What is known of a model: by its profile, from its provider's list, by refusals."""
+        options = self._learned.get(model) or profile_options(self._profile, model)
+        if not self._config.model_limits:
+            return options
+        return limited_options(options, self.catalog.look_up(model))
+
+    def _ask(self, request: Request, exchange: Exchange) -> Asked:
+        """Ask until the answer has begun; after a refusal that teaches, ask anew."""
+        model = str(request.get("model", ""))
+        options = self._options(model)
         tried = [options]
         while True:
             notes: List[str] = []
-            chat = messages_to_chat(request, options, notes)
-            body = encode_json(chat).encode("ascii")
+            chat, body, tokens = chat_body(request, options, notes)
             response = self._transport.request(exchange, self._call(model, body))
             if response.status == 200:
-                if len(tried) > 1:
-                    self._learned[model] = options
-                    exchange.facts["learned"] = learned_words(tried[0], options)
-                exchange.warnings += notes
-                return response, rough_input_tokens(request, body)
+                exchange.notes += notes
+                self._learn(model, tried[0], options, exchange)
+                return Asked(response, options, tokens)
             with closing(response):
                 refusal = response.read()
-            text = upstream_error_text(refusal)
-            repaired = repaired_options(options, response.status, text, chat)
+            repaired = repair_of(options, response.status, refusal, chat)
             if repaired is None or repaired in tried or len(tried) > MOST_REPAIRS:
                 raise self._failure(response, refusal, request, exchange)
             options = repaired
             tried.append(options)
+            if not options.tools and chat.get("tools"):
+                self._learn(model, tried[0], options, exchange)
+                raise ToolsRefused
+
+    def _learn(
+        self, model: str, before: ChatOptions, after: ChatOptions, exchange: Exchange
+    ) -> None:
+        learned = learned_options(after)
+        if learned != learned_options(before):
+            self._learned[model] = learned
+            exchange.facts["learned"] = learned_words(before, learned)
 
     def _call(self, model: str, body: bytes) -> Call:
         target, path = split_url(chat_url(self._config, model))
@@ -6084,15 +7810,90 @@ class OpenAIUpstream:
             error.message += f" (asked {asked} for model {model}, by {exchange.facts.get('route')})"
         return error
 
+    def _fetch_limits(self) -> Dict[str, ModelLimits]:
+        """Ask for the models' limits; {} if they cannot be had. Ends within LIMITS_SECONDS."""
+        found: Dict[str, ModelLimits] = {}
+        exchange = Exchange()
+        too_long = ProxyError(504, "timed out waiting for the list of models")
+        timer = threading.Timer(LIMITS_SECONDS, exchange.cancel, [too_long])
+        timer.daemon = True
+        timer.start()
+        try:
+            for url in limit_urls(self._config.openai_base_url, self._profile):
+                found.update(self._fetch_limits_from(url, exchange))
+        except ProxyError:
+            pass  # a provider need not tell
+        finally:
+            timer.cancel()
+        return found
 
-def chat_asked(request: Request) -> ChatAsked:
-    return ChatAsked(
-        chat_tool_names(request),
-        used_call_ids(request),
-        only_tool_name(request),
-        as_list(request.get("stop_sequences")),
-        lambda: count_input_tokens(request),
-    )
+    def _fetch_limits_from(self, url: str, exchange: Exchange) -> Dict[str, ModelLimits]:
+        target, path = split_url(url)
+        call = Call("GET", target, path, self._headers, b"", once=True)
+        with closing(self._transport.request(exchange, call)) as response:
+            return decode_limits(response.read()) if response.status == 200 else {}
+
+
+class Asked(NamedTuple):
+    """An answer that has begun, the options that it was asked with, and rough input tokens."""
+
+    response: UpstreamResponse
+    options: ChatOptions
+    input_tokens: int
+
+
+def chat_profile(config: Config) -> str:
+    """The profile that settings name, or the one of the base URL."""
+    azure = bool(config.azure_api_version)
+    return config.openai_profile or profile_name(config.openai_base_url, azure)
+
+
+def limit_urls(base_url: str, profile: str) -> Tuple[str, ...]:
+    """Where the limits of models are told; none for Azure, which lists no deployments."""
+    parts = urlsplit(base_url)
+    root = f"{parts.scheme}://{parts.netloc}"
+    listed = () if profile == "azure" else (f"{base_url}/models",)
+    return (*listed, *(root + path for path in LIMIT_PATHS.get(profile, ())))
+
+
+def chat_body(
+    request: Request, options: ChatOptions, notes: List[str]
+) -> Tuple[Dict[str, Any], bytes, int]:
+    """(the Chat Completions request, its JSON, rough input tokens), within the model's window."""
+    chat = messages_to_chat(request, options, notes)
+    body = encode_json(chat).encode("ascii")
+    tokens = rough_input_tokens(request, body)
+    wanted = chat.get(options.max_tokens_key) or 0
+    if options.window and tokens + wanted > options.window:
+        tokens = count_input_tokens(request)
+        if options.cuts_silently and tokens > options.window:
+            long = f"prompt is too long: {tokens} tokens > {options.window} maximum"
+            raise ProxyError(400, long, headers=[NO_RETRY])
+        room = options.window - tokens
+        if LEAST_ROOM <= room < wanted:
+            notes.append(f"max_tokens={wanted}>{room}")
+            chat[options.max_tokens_key] = room
+            body = encode_json(chat).encode("ascii")
+    return chat, body, tokens
+
+
+def repair_of(
+    options: ChatOptions, status: int, refusal: bytes, chat: Dict[str, Any]
+) -> Optional[ChatOptions]:
+    """Options that a refused body's answer asks for."""
+    text = upstream_error_text(refusal)
+    overflow = overflow_message(text, refusal.decode("utf-8", "replace")) or ""
+    return repaired_options(options, status, named_parameter(refusal) + text, chat, overflow)
+
+
+def named_parameter(refusal: bytes) -> str:
+    """What an error names beside its message, as words in front of it (OpenAI's code and param)."""
+    try:
+        error = json.loads(refusal)["error"]
+        code, param = error.get("code"), error.get("param")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return ""
+    return f"{code} {param}: " if isinstance(code, str) and isinstance(param, str) else ""
 
 
 def rough_input_tokens(request: Request, body: bytes) -> int:
@@ -6112,14 +7913,6 @@ def limit_max_tokens(request: Request, config: Config) -> Request:
     if allowed and limit:
         allowed = min(allowed, limit)
     return {**request, "max_tokens": allowed} if allowed != asked else request
-
-
-def chat_options(base_url: str, model: str) -> ChatOptions:
-    """What this provider and model want in a Chat Completions request."""
-    host = urlsplit(base_url).hostname or ""
-    own = any(host == known or known[0] == "." and host.endswith(known) for known in OPENAI_HOSTS)
-    reasoning = OPENAI_REASONING.match(model.rpartition("/")[2])
-    return REASONING_OPTIONS if own and reasoning else PLAIN_OPTIONS
 
 
 def chat_url(config: Config, model: str) -> str:
@@ -6636,7 +8429,7 @@ class RedcapUpstream:
 
     def _ask(self, request: Request, alias: str, token: str, exchange: Exchange) -> RedcapReply:
         """One call; a second one only if the module turns out not to know `messages`."""
-        notes = exchange.warnings
+        notes = exchange.notes
         if fits_any(self._config.redcap_schema_aliases, alias):
             fields = schema_fields(request, notes)
             reply = self._call("callAI", fields, alias, token, exchange)
@@ -7313,7 +9106,8 @@ STREAM_HEADERS = (
 # A client that does not stream keeps its status line open longer: it loses the status by an early
 # head, and is content as long as bytes come within 300 s (Claude Code 2.1.197).
 WHOLE_ANSWER_PATIENCE = 60.0
-LONGEST_WARNINGS = 1024
+LONGEST_NOTES = 1024
+NOTES_HEADER = "x-proxy-notes"
 LONGEST_LOGGED_NAME = 200
 MODEL_CREATED = "2025-01-01T00:00:00Z"
 MODEL_CREATED_SECONDS = 1735689600
@@ -7395,6 +9189,7 @@ def create_message(app: App, http: HttpRequest, exchange: Exchange) -> HttpRespo
     """POST /v1/messages"""
     request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
     exchange.keys = shown_keys(http)
+    exchange.wants_notes = http.headers.get(NOTES_HEADER, "0").lower() not in ("0", "false", "")
     return answer_request(app, request, exchange, MESSAGES_DIALECT)
 
 
@@ -7407,10 +9202,10 @@ def answer_request(
     events = request_events(app, request, exchange)
     if not streaming:
         message = dialect.encode_message(events_to_message(events))
-        return json_response(200, message, warning_headers(exchange))
+        return json_response(200, message, note_headers(exchange))
     first = next(events)
     pieces = stream_pieces(first, events, dialect)
-    return HttpResponse(200, STREAM_HEADERS + warning_headers(exchange), pieces)
+    return HttpResponse(200, STREAM_HEADERS + note_headers(exchange), pieces)
 
 
 def request_events(app: App, request: Request, exchange: Exchange) -> Iterator[Event]:
@@ -7452,11 +9247,14 @@ def stream_pieces(first: Event, events: Iterator[Event], dialect: Dialect) -> It
         yield encode(event)
 
 
-def warning_headers(exchange: Exchange) -> Tuple[Tuple[str, str], ...]:
-    """What could not be carried to the upstream is told, never dropped in silence."""
-    warnings = ", ".join(dict.fromkeys(exchange.warnings))
-    clean = re.sub(r"[^ -~]", "?", warnings)[:LONGEST_WARNINGS]
-    return (("x-proxy-warnings", clean),) if clean else ()
+def note_headers(exchange: Exchange) -> Tuple[Tuple[str, str], ...]:
+    """What was dropped or changed for the upstream, for a client that asks to be told."""
+    clean = re.sub(r"[^ -~]", "?", joined_notes(exchange))[:LONGEST_NOTES]
+    return ((NOTES_HEADER, clean or "none"),) if exchange.wants_notes else ()
+
+
+def joined_notes(exchange: Exchange) -> str:
+    return ", ".join(dict.fromkeys(exchange.notes))
 
 
 def answer_form(
@@ -7685,7 +9483,7 @@ def log_exchange(app: App, exchange: Exchange, request: Optional[HttpRequest], s
         **{key: exchange.usage.get(key) for key in LOGGED_USAGE},
         "first_ms": round((first - exchange.started) * 1000) if first else None,
         "ms": round(since * 1000),
-        "warnings": ", ".join(dict.fromkeys(exchange.warnings)) or None,
+        "notes": joined_notes(exchange) or None,
         "error": error,
     }
     quiet = request is not None and request.path in QUIET_PATHS and status < 400

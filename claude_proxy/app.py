@@ -47,7 +47,8 @@ STREAM_HEADERS = (
 # A client that does not stream keeps its status line open longer: it loses the status by an early
 # head, and is content as long as bytes come within 300 s (Claude Code 2.1.197).
 WHOLE_ANSWER_PATIENCE = 60.0
-LONGEST_WARNINGS = 1024
+LONGEST_NOTES = 1024
+NOTES_HEADER = "x-proxy-notes"
 LONGEST_LOGGED_NAME = 200
 MODEL_CREATED = "2025-01-01T00:00:00Z"
 MODEL_CREATED_SECONDS = 1735689600
@@ -129,6 +130,7 @@ def create_message(app: App, http: HttpRequest, exchange: Exchange) -> HttpRespo
     """POST /v1/messages"""
     request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
     exchange.keys = shown_keys(http)
+    exchange.wants_notes = http.headers.get(NOTES_HEADER, "0").lower() not in ("0", "false", "")
     return answer_request(app, request, exchange, MESSAGES_DIALECT)
 
 
@@ -141,10 +143,10 @@ def answer_request(
     events = request_events(app, request, exchange)
     if not streaming:
         message = dialect.encode_message(events_to_message(events))
-        return json_response(200, message, warning_headers(exchange))
+        return json_response(200, message, note_headers(exchange))
     first = next(events)
     pieces = stream_pieces(first, events, dialect)
-    return HttpResponse(200, STREAM_HEADERS + warning_headers(exchange), pieces)
+    return HttpResponse(200, STREAM_HEADERS + note_headers(exchange), pieces)
 
 
 def request_events(app: App, request: Request, exchange: Exchange) -> Iterator[Event]:
@@ -186,11 +188,14 @@ def stream_pieces(first: Event, events: Iterator[Event], dialect: Dialect) -> It
         yield encode(event)
 
 
-def warning_headers(exchange: Exchange) -> Tuple[Tuple[str, str], ...]:
-    """What could not be carried to the upstream is told, never dropped in silence."""
-    warnings = ", ".join(dict.fromkeys(exchange.warnings))
-    clean = re.sub(r"[^ -~]", "?", warnings)[:LONGEST_WARNINGS]
-    return (("x-proxy-warnings", clean),) if clean else ()
+def note_headers(exchange: Exchange) -> Tuple[Tuple[str, str], ...]:
+    """What was dropped or changed for the upstream, for a client that asks to be told."""
+    clean = re.sub(r"[^ -~]", "?", joined_notes(exchange))[:LONGEST_NOTES]
+    return ((NOTES_HEADER, clean or "none"),) if exchange.wants_notes else ()
+
+
+def joined_notes(exchange: Exchange) -> str:
+    return ", ".join(dict.fromkeys(exchange.notes))
 
 
 def answer_form(
@@ -419,7 +424,7 @@ def log_exchange(app: App, exchange: Exchange, request: Optional[HttpRequest], s
         **{key: exchange.usage.get(key) for key in LOGGED_USAGE},
         "first_ms": round((first - exchange.started) * 1000) if first else None,
         "ms": round(since * 1000),
-        "warnings": ", ".join(dict.fromkeys(exchange.warnings)) or None,
+        "notes": joined_notes(exchange) or None,
         "error": error,
     }
     quiet = request is not None and request.path in QUIET_PATHS and status < 400

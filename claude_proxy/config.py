@@ -97,6 +97,12 @@ LISTED_MODELS: Tuple[str, ...] = ("claude-opus-4-8", "claude-sonnet-5", "claude-
 # --- end of the model maps ---------------------------------------------------------------------
 
 UPSTREAM_NAMES = ("redcap", "openai", "demo")
+# What `chat_profiles` knows of.
+PROFILE_NAMES = (
+    "openai", "azure", "openrouter", "deepseek", "xai", "gemini", "mistral", "groq", "together",
+    "fireworks", "cerebras", "moonshot", "zai", "dashscope", "vllm", "llamacpp", "ollama",
+    "lmstudio", "openwebui", "other",
+)
 
 # Keys with these prefixes are OpenAI's own: without a base URL they must not travel to anyone else.
 OPENAI_KEY_PREFIXES = ("sk-proj-", "sk-svcacct-", "sk-admin-")
@@ -283,6 +289,11 @@ SETTINGS: Tuple[Setting, ...] = (
             "OpenAI-compatible API; unset, OpenAI for sk-proj- keys, else OpenRouter", "Upstream"),
     Setting("AZURE_API_VERSION", "", parse_api_version,
             "the upstream is Azure OpenAI, with this api-version", "Upstream"),
+    Setting("OPENAI_PROFILE", "", choice_parser(*PROFILE_NAMES),
+            "the kind of server, where its address does not tell: vllm, llamacpp, ollama, ...",
+            "Upstream"),
+    Setting("MODEL_LIMITS", "true", parse_bool,
+            "false never asks the upstream which models it has, and their limits", "Upstream"),
     Setting("CONNECT_TIMEOUT", "10", seconds_parser(),
             "longest wait for a connection, in seconds", "Upstream"),
     Setting("REQUEST_TIMEOUT", "600", seconds_parser(),

@@ -62,7 +62,8 @@ class Exchange:
         self.open_block: Tuple[int, str] = (-1, "")
         self.usage: Dict[str, Any] = {}
         self.facts: Dict[str, Any] = {}
-        self.warnings: List[str] = []
+        self.notes: List[str] = []  # what was dropped or changed for the upstream
+        self.wants_notes = False
         self._total_deadline = self.started + total_timeout if total_timeout else NEVER
         self._waiting_for = ""
         self._callbacks: List[Callable[[], None]] = []

@@ -105,6 +105,7 @@ class ScriptedUpstream:
         with self._lock:
             script = self.scripts[min(len(self.requests), len(self.scripts) - 1)]
             self.requests.append(request)
+        script = script(request) if callable(script) else script
         return all(self._play(sock, step) for step in script)
 
     def _play(self, sock: socket.socket, step: Step) -> bool:
@@ -220,7 +221,7 @@ class RunningProxy:
 
     def __init__(self, form: Any, environ: Dict[str, str], **changes: Any) -> None:
         self.log_text = io.StringIO()
-        config = form.load_config({"LISTEN_PORT": "0", **environ})._replace(**changes)
+        config = form.load_config({"LISTEN_PORT": "0", "MODEL_LIMITS": "false", **environ})._replace(**changes)
         self.log = form.Log(self.log_text, "debug", True, form.secret_values(config))
         self.inflight = form.Inflight(self.log, interval=0.02)
         self.app = form.build_app(config, self.log, self.inflight)

@@ -37,6 +37,9 @@ from tests.support import (
 pytestmark = pytest.mark.usefixtures("no_thread_left")
 
 
+ASK_NOTES = ("x-proxy-notes: 1",)
+
+
 def call_delta(index, call_id=None, name=None, arguments=None):
     function = {k: v for k, v in (("name", name), ("arguments", arguments)) if v is not None}
     return delta(tool_calls=[{"index": index, "function": function, **({"id": call_id} if call_id else {})}])
@@ -275,9 +278,9 @@ OTHER_KEY = {"error": {"message": "Unsupported parameter: 'max_tokens' is not su
 
 def test_a_refusal_that_names_the_parameter_is_learned_from_once(start):
     proxy, upstream = start(json_answer(400, TOO_LARGE), json_answer(400, OTHER_KEY), text_answer("there"))
-    first = ask(proxy.port, message_body(stream=True, max_tokens=64000))
+    first = ask(proxy.port, message_body(stream=True, max_tokens=64000), fields=ASK_NOTES)
     assert text_of(first) == "there"
-    assert "max_tokens=64000>16384" in first.headers["x-proxy-warnings"]
+    assert "max_tokens=64000>16384" in first.headers["x-proxy-notes"]
     assert text_of(ask(proxy.port, message_body(stream=True, max_tokens=64000))) == "there"
     assert [(r.json.get("max_tokens"), r.json.get("max_completion_tokens")) for r in upstream.requests] == [
         (64000, None), (16384, None), (None, 16384), (None, 16384)]
@@ -511,10 +514,20 @@ def test_what_could_not_be_carried_is_told(start):
     odd = {"type": "odd\r\nx-evil: 1 \u2603"}
     body = message_body(top_k=5, tools=[{"type": "web_search_20250305", "name": "web_search"}])
     body["messages"][0]["content"] = [{"type": "text", "text": "hi"}, odd]
-    answer = ask(proxy.port, body)
+    answer = ask(proxy.port, body, fields=ASK_NOTES)
     assert answer.status == 200 and "x-evil" not in answer.headers
-    assert "top_k=dropped" in answer.headers["x-proxy-warnings"]
-    assert "web_search_20250305=dropped" in answer.headers["x-proxy-warnings"]
+    assert "top_k=dropped" in answer.headers["x-proxy-notes"]
+    assert "web_search_20250305=dropped" in answer.headers["x-proxy-notes"]
+    assert wait_until(lambda: any("top_k=dropped" in line.get("notes", "") for line in proxy.log_lines()))
+
+
+@pytest.mark.parametrize("fields,told", [
+    ((), None), (("x-proxy-notes: 0",), None), (("x-proxy-notes: false",), None), (ASK_NOTES, "none")])
+def test_notes_are_a_header_for_those_who_ask(start, fields, told):
+    proxy, _ = start(text_answer("ok"))
+    for stream in (True, False):
+        answer = ask(proxy.port, message_body(stream=stream), fields=fields)
+        assert answer.headers.get("x-proxy-notes") == told
 
 
 def test_logs_tell_facts_and_no_content(start):
@@ -574,8 +587,8 @@ def test_words_of_a_request_are_in_no_note(start):
     blocks = [{"type": "CANARY John Doe", "source": {}}, {"type": "text", "text": "hi"}]
     tools = [{"name": "CANARY", "type": "CANARY tool"}]
     messages = [{"role": "user", "content": blocks}, {"role": "assistant", "content": blocks[:1]}]
-    answer = ask(proxy.port, message_body(messages=messages, tools=tools))
-    assert answer.status == 200 and "block=dropped" in answer.headers["x-proxy-warnings"]
+    answer = ask(proxy.port, message_body(messages=messages, tools=tools), fields=ASK_NOTES)
+    assert answer.status == 200 and "block=dropped" in answer.headers["x-proxy-notes"]
     wait_until(lambda: any(line["event"] == "request" for line in proxy.log_lines()))
     assert "CANARY" not in proxy.log_text.getvalue() + str(answer.headers)
 

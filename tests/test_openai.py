@@ -7,9 +7,6 @@ import pytest
 from claude_proxy.config_load import load_config
 from claude_proxy.errors import ProxyError
 from claude_proxy.upstreams.openai import (
-    PLAIN_OPTIONS,
-    REASONING_OPTIONS,
-    chat_options,
     chat_url,
     limit_max_tokens,
     openai_headers,
@@ -53,23 +50,6 @@ def test_what_is_no_deployment_is_refused(name):
 
 def test_half_a_surrogate_in_a_deployment_is_no_defect():
     assert "/deployments/a%3Fb/" in chat_url(config(AZURE, AZURE_API_VERSION="v"), "a\ud800b")
-
-
-@pytest.mark.parametrize("base,model,expected", [
-    (OWN, "gpt-4o", PLAIN_OPTIONS),
-    (OWN, "gpt-4.1-mini", PLAIN_OPTIONS),
-    (OWN, "o3", REASONING_OPTIONS),
-    (OWN, "o4-mini", REASONING_OPTIONS),
-    (OWN, "gpt-5", REASONING_OPTIONS),
-    (OWN, "gpt-5.4-mini", REASONING_OPTIONS),
-    (OWN, "gpt-50", REASONING_OPTIONS),
-    (OWN, "omni-moderation", PLAIN_OPTIONS),
-    (AZURE, "gpt-5", REASONING_OPTIONS),
-    ("https://openrouter.ai/api/v1", "openai/gpt-5.4", PLAIN_OPTIONS),
-    ("https://notapi.openai.com.evil.example", "gpt-5", PLAIN_OPTIONS),
-])
-def test_options(base, model, expected):
-    assert chat_options(base, model) == expected
 
 
 @pytest.mark.parametrize("wanted,limits,sent", [

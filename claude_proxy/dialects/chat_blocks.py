@@ -51,7 +51,7 @@ def text_part(text: str) -> Dict[str, Any]:
 def joined_parts(parts: List[Dict[str, Any]]) -> Any:
     """A string if there is only text: many models and servers take nothing else."""
     full = [p for p in parts if p["type"] != "text" or p["text"].strip()] or parts[:1]
-    if all(part["type"] == "text" for part in full):
+    if all(part["type"] == "text" and len(part) == 2 for part in full):
         return "\n\n".join(part["text"] for part in full)
     return full
 
@@ -63,21 +63,42 @@ def user_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dic
 
 
 def text_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
-    return [text_part(str(block.get("text") or ""))] if block.get("text") else []
+    part = text_part(str(block.get("text") or ""))
+    if options.cache_control and isinstance(block.get("cache_control"), dict):
+        part["cache_control"] = block["cache_control"]
+    return [part] if block.get("text") else []
 
 
 def image_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    """An image as a part where the model sees it, else as a note. No URL is ever fetched here."""
     source = block.get("source")
     source = source if isinstance(source, dict) else {}
+    if not options.images:
+        notes.append("image=dropped")
+        return [text_part("[an image, which this model cannot see]")]
     if isinstance(source.get("data"), str):
-        kind = str(source.get("media_type") or "image/png").replace("image/jpg", "image/jpeg")
-        url = f"data:{kind};base64,{source['data']}"
-    elif isinstance(source.get("url"), str):
-        url = source["url"]
-    else:
-        notes.append("image=unavailable")
-        return [text_part(f"[image {source.get('file_id', '')} is not available here]")]
-    return [{"type": "image_url", "image_url": {"url": url}}]
+        url = f"data:{image_type(source)};base64,{source['data']}"
+        return [{"type": "image_url", "image_url": {"url": url}}]
+    if isinstance(source.get("url"), str) and options.image_urls:
+        return [{"type": "image_url", "image_url": {"url": source["url"]}}]
+    notes.append("image=unavailable")
+    name = source.get("url") or source.get("file_id") or ""
+    return [text_part(f"[image {name} is not available here]")]
+
+
+# What the first bytes of an image look like in base64.
+IMAGE_BEGINNINGS = (
+    ("iVBORw0KGgo", "image/png"), ("/9j/", "image/jpeg"), ("R0lGOD", "image/gif"),
+    ("UklGR", "image/webp"),
+)  # fmt: skip
+
+
+def image_type(source: Dict[str, Any]) -> str:
+    """What an image is by its first bytes, for clients name it wrongly; else as it is named."""
+    begins = source["data"][:16]
+    found = next((kind for mark, kind in IMAGE_BEGINNINGS if begins.startswith(mark)), "")
+    named = str(source.get("media_type") or "image/png")
+    return found or named.replace("image/jpg", "image/jpeg")
 
 
 def document_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
@@ -99,6 +120,7 @@ def document_parts(block: Block, options: ChatOptions, notes: List[str]) -> List
         url = f"data:{source.get('media_type') or 'application/pdf'};base64,{data}"
         return [{"type": "file", "file": {"filename": f"{title}.pdf", "file_data": url}}]
     notes.append("document=unreadable")
+    title = str(block.get("title") or source.get("file_id") or "document")
     size = f", {len(data) * 3 // 4} bytes" if isinstance(data, str) else ""
     where = f" at {source['url']}" if isinstance(source.get("url"), str) else ""
     return [text_part(f'[document "{title}"{where}{size}: this model cannot read it]')]
@@ -111,6 +133,19 @@ def search_result_parts(
     text = "\n".join(str(b.get("text") or "") for b in inner)
     head = f'<search_result source="{block.get("source", "")}" title="{block.get("title", "")}">'
     return [text_part(f"{head}\n{text}\n</search_result>")]
+
+
+def compaction_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    """The summary that stands for what was said before."""
+    text = block_text(block)
+    if not text:
+        notes.append("compaction=dropped")
+    return [text_part(f"[summary of the earlier conversation]\n{text}")] if text else []
+
+
+def upload_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
+    notes.append("container_upload=dropped")
+    return [text_part(f"[file {block.get('file_id', '')} is not available here]")]
 
 
 def silent_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
@@ -134,6 +169,11 @@ PART_MAKERS: Dict[str, PartMaker] = {
     "search_result": search_result_parts,
     "thinking": silent_parts,
     "redacted_thinking": silent_parts,
+    "fallback": silent_parts,
+    "tool_addition": silent_parts,
+    "tool_removal": silent_parts,
+    "compaction": compaction_parts,
+    "container_upload": upload_parts,
 }
 
 
@@ -154,6 +194,8 @@ def block_text(block: Any) -> str:
         for k in ("stdout", "stderr", "error_code", "tool_name")
         if isinstance(block.get(k), str) and block[k]
     ]
+    if block.get("return_code"):
+        own.append(f"[return code {block['return_code']}]")
     return "\n".join(filter(None, [" ".join(hit), inner, *own]))
 
 
@@ -177,7 +219,10 @@ def answer_texts(blocks: List[Block], notes: List[str]) -> str:
 
 
 # What an assistant's block that is neither text nor call says to the next model.
-SILENT_IN_ANSWERS = ("thinking", "redacted_thinking", "fallback")
+SILENT_IN_ANSWERS = (
+    "thinking", "redacted_thinking", "fallback", "tool_addition", "tool_removal",
+)  # fmt: skip
+LONGEST_FETCHED_TEXT = 20_000
 
 
 def assistant_text(block: Block, notes: List[str]) -> str:
@@ -186,8 +231,13 @@ def assistant_text(block: Block, notes: List[str]) -> str:
     if kind in SILENT_IN_ANSWERS:
         return ""
     if kind in ("server_tool_use", "mcp_tool_use"):
-        return f"[{block.get('name', 'tool')} {encode_json(block.get('input') or {})}]"
+        server = f"mcp {block['server_name']}." if block.get("server_name") else ""
+        return f"[{server}{block.get('name', 'tool')} {encode_json(block.get('input') or {})}]"
+    if kind == "compaction":
+        return "".join(p["text"] for p in compaction_parts(block, ChatOptions(), notes))
     text = block_text(block)
+    if kind == "web_fetch_tool_result":
+        text = text[:LONGEST_FETCHED_TEXT]
     if not text and kind != "text":
         notes.append(f"{note_word(kind)}=dropped")
     return text if text.strip() else ""
@@ -207,6 +257,8 @@ def tool_result_content(
         parts = user_parts(inner, options, notes)
         texts += [p["text"] for p in parts if p["type"] == "text"]
         moved += [p for p in parts if p["type"] != "text"]
+    if not moved and not any(texts) and options.empty_result:
+        texts = [options.empty_result]
     if moved:
         texts.append(f"[{len(moved)} attachment(s): see the next user message]")
         moved.insert(0, text_part(f"[from tool result {call_id}]"))

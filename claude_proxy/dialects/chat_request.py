@@ -19,31 +19,34 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 from claude_proxy.dialects.chat_blocks import (
     Block,
     answer_texts,
-    as_list,
     assistant_text,
     block_text,
     content_blocks,
     joined_parts,
     text_part,
+    text_parts,
     tool_result_content,
     user_parts,
 )
+from claude_proxy.dialects.chat_members import chat_members, format_words
 from claude_proxy.dialects.chat_options import ChatOptions
-from claude_proxy.dialects.chat_tools import chat_tool_choice, chat_tool_name, chat_tools
+from claude_proxy.dialects.chat_shapes import ChatMessage, apply_prefill, shaped_messages
+from claude_proxy.dialects.chat_thinking import carried_by_call, replayed_reasoning
+from claude_proxy.dialects.chat_tools import (
+    apply_tool_choice,
+    chat_call_id,
+    chat_tool_name,
+    chat_tools,
+    search_note,
+)
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import Request
 from claude_proxy.sse import encode_json
 
 ATTRIBUTION = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
-MOST_STOPS = 4
 INTERRUPTED = "[no result: the call was interrupted]"
-
-ChatMessage = Dict[str, Any]
-
-
-# Top-level members without counterpart whose loss a user may notice.
-NOTED_MEMBERS = ("mcp_servers", "container", "inference_geo")
-
+# Their loss changes no answer: the proxy itself sees to what they ask for.
+SILENTLY_DROPPED = ("stop", "parallel_tool_calls", "stream_options")
 
 def messages_to_chat(
     request: Request, options: ChatOptions = ChatOptions(), notes: Optional[List[str]] = None
@@ -54,61 +57,32 @@ def messages_to_chat(
     place of a value that has the wrong JSON type.
     """
     notes = notes if notes is not None else []
-    chat: Dict[str, Any] = {"model": request.get("model", "")}
-    chat["messages"] = chat_messages(request, options, notes)
-    tools = chat_tools(request, notes)
-    if tools:
-        chat["tools"] = tools
-        chat.update(chat_tool_choice(request))
-    chat.update(chat_parameters(request, options, notes))
+    chat: Dict[str, Any] = {"model": request.get("model", ""), "messages": []}
+    chat["tools"] = chat_tools(request, notes, options)
+    said = apply_tool_choice(request, chat, options, notes) if chat["tools"] else ""
+    said = said or search_note(request, chat)
+    if not chat.get("tools"):
+        chat.pop("tools", None)
+    chat.update(chat_members(request, options, "tools" in chat, notes))
+    said = "\n\n".join(filter(None, [said, format_words(request, options)]))
+    chat["messages"] = shaped_messages(chat_messages(request, options, notes, said), options)
+    apply_prefill(chat, options)
     chat["stream"] = True
     chat["stream_options"] = {"include_usage": True}
-    notes += [f"{name}=dropped" for name in NOTED_MEMBERS if request.get(name)]
     dropped = [key for key in options.drop if key in chat]
-    notes += [f"{key}=dropped" for key in sorted(dropped)]
+    notes += [f"{key}=dropped" for key in sorted(dropped) if key not in SILENTLY_DROPPED]
     return {key: value for key, value in chat.items() if key not in options.drop}
-
-
-def chat_parameters(request: Request, options: ChatOptions, notes: List[str]) -> Dict[str, Any]:
-    """Limits, sampling, stops, format: only what the client sent."""
-    found: Dict[str, Any] = {}
-    wanted, most = request.get("max_tokens"), options.max_output
-    if wanted:
-        found[options.max_tokens_key] = min(wanted, most) if most else wanted
-        notes += [f"max_tokens={wanted}>{most}"] if most and wanted > most else []
-    for key in ("temperature", "top_p", *(("top_k",) if options.top_k else ())):
-        if request.get(key) is not None:
-            found[key] = request[key]
-    if request.get("top_k") is not None and not options.top_k:
-        notes.append("top_k=dropped")
-    stops = [s for s in as_list(request.get("stop_sequences")) if isinstance(s, str) and s]
-    if stops:
-        found["stop"] = stops[:MOST_STOPS]
-        notes += ["stop_sequences=shortened"] if len(stops) > MOST_STOPS else []
-    found.update(chat_output(request, options))
-    return found
-
-
-def chat_output(request: Request, options: ChatOptions) -> Dict[str, Any]:
-    """`output_config`: the answer's format, and the effort where it is understood."""
-    output = request.get("output_config")
-    output = output if isinstance(output, dict) else {}
-    found: Dict[str, Any] = {}
-    wanted = output.get("format") or request.get("output_format")
-    if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
-        schema = {"name": "response", "schema": wanted.get("schema") or {}}
-        found["response_format"] = {"type": "json_schema", "json_schema": schema}
-    if options.reasoning_effort and isinstance(output.get("effort"), str):
-        found["reasoning_effort"] = output["effort"]
-    return found
 
 
 # --- messages ----------------------------------------------------------------------------------
 
 
-def chat_messages(request: Request, options: ChatOptions, notes: List[str]) -> List[ChatMessage]:
+def chat_messages(
+    request: Request, options: ChatOptions, notes: List[str], said: str = ""
+) -> List[ChatMessage]:
+    """The messages; `said` is what the proxy itself has to say, at the end of the system prompt."""
     history = ChatHistory(options, notes)
-    system = system_text(request.get("system"))
+    system = system_content(request.get("system"), options, said)
     if system:
         history.messages.append({"role": "system", "content": system})
     for role, blocks in whole_turns(request["messages"]):
@@ -144,6 +118,17 @@ def system_text(system: Any) -> str:
     return "\n\n".join(text for text in texts if text.strip())
 
 
+def system_content(system: Any, options: ChatOptions, said: str) -> Any:
+    """The system prompt: a string, or parts where a cache's breakpoints are kept."""
+    if not options.cache_control:
+        return "\n\n".join(filter(None, [system_text(system), said]))
+    parts = []
+    for block in content_blocks(system, "system"):
+        text = ATTRIBUTION.sub("", block_text(block))
+        parts += text_parts({**block, "text": text}, options, []) if text.strip() else []
+    return joined_parts([*parts, *([text_part(said)] if said else [])]) if parts or said else ""
+
+
 class ChatHistory:
     """The messages so far, and the calls whose results have not come."""
 
@@ -174,9 +159,10 @@ class ChatHistory:
     def assistant(self, blocks: List[Block]) -> None:
         self.end_calls()
         calls: List[Dict[str, Any]] = []
-        for block in blocks:
+        for index, block in enumerate(blocks):
             if block.get("type") == "tool_use":
-                calls.append(self._call(block, calls))
+                carried = carried_by_call(blocks, index, not calls, self._options)
+                calls.append({**self._call(block, calls), **carried})
         others = [block for block in blocks if block.get("type") != "tool_use"]
         text = answer_texts(others, self._notes)
         message: ChatMessage = {"role": "assistant"}
@@ -186,6 +172,7 @@ class ChatHistory:
             message["tool_calls"] = calls
             own = [str(b.get("id", "")) for b in blocks if b.get("type") == "tool_use"]
             self._open_calls = list(zip((call["id"] for call in calls), own))
+        message.update(replayed_reasoning(blocks, bool(calls), self._options))
         if text or calls:
             self.messages.append(message)
 
@@ -215,11 +202,12 @@ class ChatHistory:
         self._open_calls = []
 
     def _call(self, block: Block, calls: List[Dict[str, Any]]) -> Dict[str, Any]:
-        call_id = str(block.get("id", ""))
+        own_id = str(block.get("id", ""))
+        call_id = chat_call_id(own_id, self._options)
         if any(call["id"] == call_id for call in calls):
-            call_id = f"{call_id}_{len(calls) + 1}"
+            call_id = chat_call_id(f"{own_id}_{len(calls) + 1}", self._options)
         function = {
-            "name": chat_tool_name(str(block.get("name", ""))),
+            "name": chat_tool_name(str(block.get("name", "")), self._options),
             "arguments": encode_json(block.get("input") or {}),
         }
         return {"id": call_id, "type": "function", "function": function}

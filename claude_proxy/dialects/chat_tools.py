@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 import re
+from collections.abc import Iterator
 from typing import Any, Dict, List, Optional, Set, Tuple
 
 from claude_proxy.dialects.chat_blocks import as_list, note_word
+from claude_proxy.dialects.chat_options import ChatOptions
+from claude_proxy.dialects.chat_schemas import EMPTY_SCHEMA, fit_schema, meets_strict_rules
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import Request
+from claude_proxy.sse import encode_json
 
 LONGEST_TOOL_NAME = 64
 GOOD_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-EMPTY_SCHEMA = {"type": "object", "properties": {}}
+LETTER_FIRST = re.compile(r"[A-Za-z_]")
+MOST_INPUT_EXAMPLES = 3
+
+MISTRAL_ID = re.compile(r"[A-Za-z0-9]{9}")
+BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+LONGEST_SHORT_ID = 40
+
+NO_SEARCH = "There is no live web search in this session: answer from what you know, and say so."
+MUST_CALL = "Answer with a tool call."
+MUST_CALL_ONE = "Answer with a call of the tool {name}."
 
 # Tools that Anthropic defines and the client runs: the wire has no schema for them.
 CLIENT_TOOL_SCHEMAS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
@@ -61,24 +76,86 @@ CLIENT_TOOL_SCHEMAS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
             },
         },
     ),
-)
+    (
+        "computer_",
+        {
+            "type": "object",
+            "required": ["action"],
+            "properties": {
+                "action": {
+                    "type": "string",
+                    "enum": [
+                        "key", "type", "mouse_move", "left_click", "left_click_drag",
+                        "right_click", "middle_click", "double_click", "triple_click",
+                        "left_mouse_down", "left_mouse_up", "scroll", "hold_key", "wait",
+                        "screenshot", "cursor_position", "zoom",
+                    ],
+                },
+                "coordinate": {"type": "array", "items": {"type": "integer"}},
+                "start_coordinate": {"type": "array", "items": {"type": "integer"}},
+                "text": {"type": "string"},
+                "duration": {"type": "number"},
+                "scroll_direction": {"type": "string", "enum": ["up", "down", "left", "right"]},
+                "scroll_amount": {"type": "integer"},
+                "region": {"type": "array", "items": {"type": "integer"}},
+            },
+        },
+    ),
+)  # fmt: skip
+# These begin like client tools and are sets of tools without any schema.
+TOOLSETS = ("computer_toolset_", "browser_toolset_")
 
 
-def chat_tools(request: Request, notes: List[str]) -> List[Dict[str, Any]]:
+
+
+def chat_tools(
+    request: Request, notes: List[str], options: ChatOptions = ChatOptions()
+) -> List[Dict[str, Any]]:
     """The tools as functions; those that only Anthropic's servers could run are left out."""
     tools = []
-    for index, tool in enumerate(as_list(request.get("tools"))):
+    for index, tool in enumerate(available_tools(request)):
         if not isinstance(tool, dict):
             raise ProxyError(400, f"tools.{index}: must be an object")
         schema = tool_schema(tool)
         if schema is None:
             notes.append(f"{note_word(tool.get('type'))}=dropped")
             continue
-        function = {"name": chat_tool_name(str(tool.get("name", "")))}
-        if isinstance(tool.get("description"), str):
-            function["description"] = tool["description"]
-        tools.append({"type": "function", "function": {**function, "parameters": schema}})
+        tools.append({"type": "function", "function": chat_function(tool, schema, options)})
     return tools
+
+
+def chat_function(
+    tool: Dict[str, Any], schema: Dict[str, Any], options: ChatOptions
+) -> Dict[str, Any]:
+    function: Dict[str, Any] = {"name": chat_tool_name(str(tool.get("name", "")), options)}
+    description = tool_description(tool)
+    if description:
+        function["description"] = description
+    function["parameters"] = fitted_schema(encode_json(schema), options.schema_level)
+    if options.strict and tool.get("strict") is True and meets_strict_rules(schema):
+        function["strict"] = True
+    return function
+
+
+# The same tools come with every request of a conversation. The values are only ever read.
+@functools.lru_cache(maxsize=512)
+def fitted_schema(schema_json: str, level: int) -> Dict[str, Any]:
+    """`fit_schema` of a schema's JSON text."""
+    return fit_schema(json.loads(schema_json), level)
+
+
+def tool_description(tool: Dict[str, Any]) -> str:
+    """The description with the examples of input, for which Chat has no place; "" for none."""
+    own = tool["description"] if isinstance(tool.get("description"), str) else ""
+    shown = as_list(tool.get("input_examples"))[:MOST_INPUT_EXAMPLES]
+    examples = (f"Example input: {encode_json(example)}" for example in shown)
+    return "\n".join(filter(None, [own, display_size(tool), *examples]))
+
+
+def display_size(tool: Dict[str, Any]) -> str:
+    """What a computer tool says of its display."""
+    width, height = tool.get("display_width_px"), tool.get("display_height_px")
+    return f"The display has {width} x {height} pixels." if width and height else ""
 
 
 def tool_schema(tool: Dict[str, Any]) -> Optional[Dict[str, Any]]:
@@ -89,30 +166,142 @@ def tool_schema(tool: Dict[str, Any]) -> Optional[Dict[str, Any]]:
     kind = tool.get("type")
     if kind in (None, "custom"):
         return EMPTY_SCHEMA
+    if str(kind).startswith(TOOLSETS):
+        return None
     return next((s for prefix, s in CLIENT_TOOL_SCHEMAS if str(kind).startswith(prefix)), None)
 
 
-def chat_tool_choice(request: Request) -> Dict[str, Any]:
+# --- which tools -------------------------------------------------------------------------------
+
+
+def available_tools(request: Request) -> List[Any]:
+    """The tools that the model may know of at the end of the conversation.
+
+    System messages may add tools and take them away. A deferred one counts at once: nobody here
+    could search for it.
+    """
+    tools = as_list(request.get("tools"))
+    hidden: Set[str] = set()
+    for kind, name, definition in tool_changes(request):
+        hidden.discard(name) if kind == "tool_addition" else hidden.add(name)
+        tools = [*tools, definition] if definition else tools
+    if not hidden:
+        return tools
+    return [t for t in tools if not isinstance(t, dict) or str(t.get("name")) not in hidden]
+
+
+def tool_kind(tool: Any) -> Any:
+    return tool.get("type") if isinstance(tool, dict) else None
+
+
+def history_blocks(request: Request, *roles: str) -> Iterator[Dict[str, Any]]:
+    """The blocks of the messages of these roles."""
+    for message in as_list(request.get("messages")):
+        if isinstance(message, dict) and message.get("role") in roles:
+            yield from (b for b in as_list(message.get("content")) if isinstance(b, dict))
+
+
+def tool_changes(request: Request) -> Iterator[Tuple[str, str, Optional[Dict[str, Any]]]]:
+    """(kind, name, the definition of a new tool) of each change in the system messages."""
+    for block in history_blocks(request, "system"):
+        if block.get("type") in ("tool_addition", "tool_removal"):
+            tool = block.get("tool")
+            tool = tool if isinstance(tool, dict) else {}
+            defined = tool.get("definition")
+            defined = defined if isinstance(defined, dict) else None
+            name = (defined or {}).get("name") or tool.get("name") or tool.get("tool_name")
+            yield block["type"], str(name), defined
+
+
+# --- choice ------------------------------------------------------------------------------------
+
+
+def apply_tool_choice(
+    request: Request, chat: Dict[str, Any], options: ChatOptions, notes: List[str]
+) -> str:
+    """Put the choice into a body that has tools; returns what the prompt has to say of it."""
     choice = request.get("tool_choice")
     choice = choice if isinstance(choice, dict) else {}
-    found: Dict[str, Any] = {}
-    if choice.get("type") == "tool":
-        name = chat_tool_name(str(choice.get("name", "")))
-        if name in {t["function"]["name"] for t in chat_tools(request, [])}:
-            found["tool_choice"] = {"type": "function", "function": {"name": name}}
-    elif choice.get("type") in ("any", "none"):
-        found["tool_choice"] = {"any": "required", "none": "none"}[choice["type"]]
     if choice.get("disable_parallel_tool_use") is True:
-        found["parallel_tool_calls"] = False
-    return found
+        chat["parallel_tool_calls"] = False
+    kind, name = choice.get("type"), chat_tool_name(str(choice.get("name", "")), options)
+    if kind == "none" and not options.obeys_none:
+        chat.pop("tools")
+        chat.pop("parallel_tool_calls", None)
+    elif kind == "none":
+        chat["tool_choice"] = "none"
+    elif kind == "any":
+        return demand_call(chat, MUST_CALL, options, notes)
+    elif kind == "tool":
+        return demand_tool(chat, name, options, notes)
+    return ""
 
 
-def chat_tool_name(name: str) -> str:
+def demand_tool(chat: Dict[str, Any], name: str, options: ChatOptions, notes: List[str]) -> str:
+    """Demand one tool; where that cannot be said, offer it alone and demand some call."""
+    only = [tool for tool in chat["tools"] if tool["function"]["name"] == name]
+    if only and options.named_choice and options.any_word:
+        chat["tool_choice"] = {"type": "function", "function": {"name": name}}
+    elif only:
+        chat["tools"] = only
+        return demand_call(chat, MUST_CALL_ONE.format(name=name), options, notes)
+    return ""
+
+
+def demand_call(chat: Dict[str, Any], words: str, options: ChatOptions, notes: List[str]) -> str:
+    if options.any_word:
+        chat["tool_choice"] = options.any_word
+        return ""
+    notes.append("tool_choice=told")
+    return words
+
+
+def search_note(request: Request, chat: Dict[str, Any]) -> str:
+    """What the model is told where the client asked for a web search and nothing else."""
+    choice = request.get("tool_choice")
+    wanted = choice.get("name") if isinstance(choice, dict) else None
+    kinds = [str(tool_kind(tool)) for tool in as_list(request.get("tools"))]
+    only = bool(kinds) and all(kind.startswith("web_search_") for kind in kinds)
+    return NO_SEARCH if only and not chat.get("tools") and wanted in (None, "web_search") else ""
+
+
+# --- names and ids -----------------------------------------------------------------------------
+
+
+def chat_tool_name(name: str, options: ChatOptions = ChatOptions()) -> str:
     """The name within Chat's rules (64 of [A-Za-z0-9_-]); the same one for the same name always."""
-    if GOOD_TOOL_NAME.fullmatch(name):
+    letter = options.tool_name != "letter" or LETTER_FIRST.match(name)
+    if letter and GOOD_TOOL_NAME.fullmatch(name):
         return name
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return re.sub(r"[^A-Za-z0-9_-]", "_", name)[: LONGEST_TOOL_NAME - 9] + "_" + digest
+    clean = ("" if letter else "_") + re.sub(r"[^A-Za-z0-9_-]", "_", name)
+    return clean[: LONGEST_TOOL_NAME - 9] + "_" + digest
+
+
+def chat_tool_names(request: Request, options: ChatOptions = ChatOptions()) -> Dict[str, str]:
+    """Upstream's name -> client's own, for the tools whose name had to change."""
+    tools = [t for t in available_tools(request) if isinstance(t, dict)]
+    names = ((chat_tool_name(own, options), own) for own in (str(t.get("name", "")) for t in tools))
+    return {name: own for name, own in names if name != own}
+
+
+def chat_call_id(call_id: str, options: ChatOptions) -> str:
+    """A call's id in the form that this provider takes; calls and results are named alike."""
+    if options.tool_ids == "mistral" and not MISTRAL_ID.fullmatch(call_id):
+        return hashed_id(call_id, 9)
+    if options.tool_ids == "short" and len(call_id) > LONGEST_SHORT_ID:
+        return hashed_id(call_id, LONGEST_SHORT_ID)
+    return call_id
+
+
+def hashed_id(call_id: str, length: int) -> str:
+    """Letters and digits from a hash of the id."""
+    digest = hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).digest()
+    number, letters = int.from_bytes(digest, "big"), []
+    for _ in range(length):
+        number, digit = divmod(number, len(BASE62))
+        letters.append(BASE62[digit])
+    return "".join(letters)
 
 
 def only_tool_name(request: Request) -> str:
@@ -123,17 +312,5 @@ def only_tool_name(request: Request) -> str:
 
 def used_call_ids(request: Request) -> Set[str]:
     """The ids of the calls in the conversation so far."""
-    messages = [m for m in as_list(request.get("messages")) if isinstance(m, dict)]
-    blocks = (block for message in messages for block in as_list(message.get("content")))
-    calls = (b for b in blocks if isinstance(b, dict) and b.get("type") == "tool_use")
-    return {str(call.get("id")) for call in calls}
-
-
-def chat_tool_names(request: Request) -> Dict[str, str]:
-    """Upstream's name -> client's own, for the tools whose name had to change."""
-    names: Set[str] = {
-        str(t.get("name", "")) for t in as_list(request.get("tools")) if isinstance(t, dict)
-    }
-    return {
-        chat_tool_name(name): name for name in sorted(names) if not GOOD_TOOL_NAME.fullmatch(name)
-    }
+    blocks = history_blocks(request, "assistant")
+    return {str(block.get("id")) for block in blocks if block.get("type") == "tool_use"}

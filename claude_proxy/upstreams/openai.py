@@ -1,47 +1,72 @@
 """Any OpenAI-compatible provider, and Azure OpenAI: Chat Completions, always streamed.
 
 Messages request -> Chat Completions body -> HTTP -> chunks -> Messages events. A client that does
-not stream gets the fold of the same events. What differs between providers is in the tables here.
+not stream gets the fold of the same events. What differs between providers is in
+`chat_profiles`, in what they say of their models (`limits`) and in what their refusals teach.
 """
 
 from __future__ import annotations
 
-import re
+import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any, Dict, List, Tuple
+from functools import partial
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from urllib.parse import quote, urlsplit
 
 from claude_proxy.config import Config
-from claude_proxy.dialects.chat_blocks import as_list
+from claude_proxy.dialects.chat_members import stop_sequences
 from claude_proxy.dialects.chat_options import ChatOptions
-from claude_proxy.dialects.chat_repairs import learned_words, repaired_options
+from claude_proxy.dialects.chat_profiles import profile_name, profile_options
+from claude_proxy.dialects.chat_repairs import (
+    LEAST_ROOM,
+    learned_options,
+    learned_words,
+    repaired_options,
+)
 from claude_proxy.dialects.chat_request import messages_to_chat
 from claude_proxy.dialects.chat_stream import ChatAsked, chat_chunks, chunks_to_events
 from claude_proxy.dialects.chat_tools import chat_tool_names, only_tool_name, used_call_ids
-from claude_proxy.errors import ProxyError, upstream_error, upstream_error_text
+from claude_proxy.dialects.stop_watch import watch_stops
+from claude_proxy.dialects.text_tools import needs_text_tools
+from claude_proxy.dialects.text_turns import text_tool_events
+from claude_proxy.errors import (
+    NO_RETRY,
+    ProxyError,
+    overflow_message,
+    upstream_error,
+    upstream_error_text,
+)
 from claude_proxy.events import Event, EventWriter, Request
 from claude_proxy.exchange import Exchange
+from claude_proxy.limits import (
+    LIMIT_PATHS,
+    ModelCatalog,
+    ModelLimits,
+    decode_limits,
+    limited_options,
+)
 from claude_proxy.pool import split_url
+from claude_proxy.reasoning_memory import ReasoningMemory, with_recalled
 from claude_proxy.sse import encode_json
 from claude_proxy.tokens import count_input_tokens
 from claude_proxy.transport import Call, Transport, UpstreamResponse
 from claude_proxy.upstreams.upstream import call_headers
 
-# OpenAI's reasoning models take `max_completion_tokens`, and neither sampling parameters nor stop.
-OPENAI_HOSTS = ("api.openai.com", ".openai.azure.com", ".cognitiveservices.azure.com")
-OPENAI_REASONING = re.compile(r"(?:o[1-9]|gpt-(?:[5-9]|\d\d))(?:[.-]|$)")
-REASONING_OPTIONS = ChatOptions(
-    max_tokens_key="max_completion_tokens", drop=frozenset(("temperature", "top_p", "stop"))
-)
-PLAIN_OPTIONS = ChatOptions()
-
 # So many refusals of one request teach something; then the client is told.
 MOST_REPAIRS = 4
 
+# Longest time for asking what models there are.
+LIMITS_SECONDS = 15.0
+
 # A request's JSON has about four bytes a token; this errs on the large side.
 BYTES_PER_TOKEN = 3.6
+
+
+class ToolsRefused(Exception):
+    """The model cannot call tools: they have to be told as text."""
 
 
 class OpenAIUpstream:
@@ -54,53 +79,94 @@ class OpenAIUpstream:
         self._config = config
         self._transport = transport
         self._headers = openai_headers(config)
+        self._profile = chat_profile(config)
         # Model -> what its provider has taught; written whole, so that readers need no lock.
         self._learned: Dict[str, ChatOptions] = {}
+        self._memory = ReasoningMemory(time.monotonic)
+        self.catalog = ModelCatalog(self._fetch_limits, time.monotonic)
 
     def describe(self) -> str:
         version = self._config.azure_api_version
-        return self._config.openai_base_url + (
-            f" (Azure, api-version {version})" if version else ""
-        )
+        words = [self._profile, *([f"api-version {version}"] if version else [])]
+        return f"{self._config.openai_base_url} ({', '.join(words)})"
 
     def probe(self, exchange: Exchange) -> Dict[str, Any]:
         return {}
 
     def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]:
         request = limit_max_tokens(request, self._config)
-        response, input_tokens = self._ask(request, exchange)
-        with closing(response):
-            usage = {"input_tokens": input_tokens, "output_tokens": 1}
-            yield from chunks_to_events(
-                chat_chunks(response.pieces()),
-                EventWriter(exchange.message_id, exchange.model, usage),
-                chat_asked(request),
-            )
+        options = self._options(str(request.get("model", "")))
+        try:
+            if needs_text_tools(request) and not options.tools:
+                raise ToolsRefused
+            yield from self._answer(request, exchange)
+        except ToolsRefused:
+            exchange.notes.append("tools=told")
+            ask = partial(self._answer, exchange=exchange)
+            yield from text_tool_events(request, ask, exchange.message_id, exchange.facts)
 
-    def _ask(self, request: Request, exchange: Exchange) -> Tuple[UpstreamResponse, int]:
-        """(answer with status 200, rough input tokens); after a refusal that teaches, ask anew."""
-        model = request.get("model", "")
-        options = self._learned.get(model) or chat_options(self._config.openai_base_url, model)
+    def _answer(self, request: Request, exchange: Exchange) -> Iterator[Event]:
+        if not self._memory.empty():
+            request = with_recalled(request, partial(self._memory.recall, exchange.keys))
+        asked = self._ask(request, exchange)
+        with closing(asked.response):
+            usage = {"input_tokens": asked.input_tokens, "output_tokens": 1}
+            events = chunks_to_events(
+                chat_chunks(asked.response.pieces()),
+                EventWriter(exchange.message_id, exchange.model, usage),
+                self._asked(request, asked.options, exchange),
+            )
+            stops = stop_sequences(request)
+            count = partial(count_input_tokens, request)
+            yield from watch_stops(events, stops, count) if stops else events
+
+    def _asked(self, request: Request, options: ChatOptions, exchange: Exchange) -> ChatAsked:
+        return ChatAsked(
+            chat_tool_names(request, options),
+            used_call_ids(request),
+            only_tool_name(request),
+            stop_sequences(request),
+            lambda: count_input_tokens(request),
+        )
+
+    def _options(self, model: str) -> ChatOptions:
+        """What is known of a model: by its profile, from its provider's list, by refusals."""
+        options = self._learned.get(model) or profile_options(self._profile, model)
+        if not self._config.model_limits:
+            return options
+        return limited_options(options, self.catalog.look_up(model))
+
+    def _ask(self, request: Request, exchange: Exchange) -> Asked:
+        """Ask until the answer has begun; after a refusal that teaches, ask anew."""
+        model = str(request.get("model", ""))
+        options = self._options(model)
         tried = [options]
         while True:
             notes: List[str] = []
-            chat = messages_to_chat(request, options, notes)
-            body = encode_json(chat).encode("ascii")
+            chat, body, tokens = chat_body(request, options, notes)
             response = self._transport.request(exchange, self._call(model, body))
             if response.status == 200:
-                if len(tried) > 1:
-                    self._learned[model] = options
-                    exchange.facts["learned"] = learned_words(tried[0], options)
-                exchange.warnings += notes
-                return response, rough_input_tokens(request, body)
+                exchange.notes += notes
+                self._learn(model, tried[0], options, exchange)
+                return Asked(response, options, tokens)
             with closing(response):
                 refusal = response.read()
-            text = upstream_error_text(refusal)
-            repaired = repaired_options(options, response.status, text, chat)
+            repaired = repair_of(options, response.status, refusal, chat)
             if repaired is None or repaired in tried or len(tried) > MOST_REPAIRS:
                 raise self._failure(response, refusal, request, exchange)
             options = repaired
             tried.append(options)
+            if not options.tools and chat.get("tools"):
+                self._learn(model, tried[0], options, exchange)
+                raise ToolsRefused
+
+    def _learn(
+        self, model: str, before: ChatOptions, after: ChatOptions, exchange: Exchange
+    ) -> None:
+        learned = learned_options(after)
+        if learned != learned_options(before):
+            self._learned[model] = learned
+            exchange.facts["learned"] = learned_words(before, learned)
 
     def _call(self, model: str, body: bytes) -> Call:
         target, path = split_url(chat_url(self._config, model))
@@ -116,15 +182,90 @@ class OpenAIUpstream:
             error.message += f" (asked {asked} for model {model}, by {exchange.facts.get('route')})"
         return error
 
+    def _fetch_limits(self) -> Dict[str, ModelLimits]:
+        """Ask for the models' limits; {} if they cannot be had. Ends within LIMITS_SECONDS."""
+        found: Dict[str, ModelLimits] = {}
+        exchange = Exchange()
+        too_long = ProxyError(504, "timed out waiting for the list of models")
+        timer = threading.Timer(LIMITS_SECONDS, exchange.cancel, [too_long])
+        timer.daemon = True
+        timer.start()
+        try:
+            for url in limit_urls(self._config.openai_base_url, self._profile):
+                found.update(self._fetch_limits_from(url, exchange))
+        except ProxyError:
+            pass  # a provider need not tell
+        finally:
+            timer.cancel()
+        return found
 
-def chat_asked(request: Request) -> ChatAsked:
-    return ChatAsked(
-        chat_tool_names(request),
-        used_call_ids(request),
-        only_tool_name(request),
-        as_list(request.get("stop_sequences")),
-        lambda: count_input_tokens(request),
-    )
+    def _fetch_limits_from(self, url: str, exchange: Exchange) -> Dict[str, ModelLimits]:
+        target, path = split_url(url)
+        call = Call("GET", target, path, self._headers, b"", once=True)
+        with closing(self._transport.request(exchange, call)) as response:
+            return decode_limits(response.read()) if response.status == 200 else {}
+
+
+class Asked(NamedTuple):
+    """An answer that has begun, the options that it was asked with, and rough input tokens."""
+
+    response: UpstreamResponse
+    options: ChatOptions
+    input_tokens: int
+
+
+def chat_profile(config: Config) -> str:
+    """The profile that settings name, or the one of the base URL."""
+    azure = bool(config.azure_api_version)
+    return config.openai_profile or profile_name(config.openai_base_url, azure)
+
+
+def limit_urls(base_url: str, profile: str) -> Tuple[str, ...]:
+    """Where the limits of models are told; none for Azure, which lists no deployments."""
+    parts = urlsplit(base_url)
+    root = f"{parts.scheme}://{parts.netloc}"
+    listed = () if profile == "azure" else (f"{base_url}/models",)
+    return (*listed, *(root + path for path in LIMIT_PATHS.get(profile, ())))
+
+
+def chat_body(
+    request: Request, options: ChatOptions, notes: List[str]
+) -> Tuple[Dict[str, Any], bytes, int]:
+    """(the Chat Completions request, its JSON, rough input tokens), within the model's window."""
+    chat = messages_to_chat(request, options, notes)
+    body = encode_json(chat).encode("ascii")
+    tokens = rough_input_tokens(request, body)
+    wanted = chat.get(options.max_tokens_key) or 0
+    if options.window and tokens + wanted > options.window:
+        tokens = count_input_tokens(request)
+        if options.cuts_silently and tokens > options.window:
+            long = f"prompt is too long: {tokens} tokens > {options.window} maximum"
+            raise ProxyError(400, long, headers=[NO_RETRY])
+        room = options.window - tokens
+        if LEAST_ROOM <= room < wanted:
+            notes.append(f"max_tokens={wanted}>{room}")
+            chat[options.max_tokens_key] = room
+            body = encode_json(chat).encode("ascii")
+    return chat, body, tokens
+
+
+def repair_of(
+    options: ChatOptions, status: int, refusal: bytes, chat: Dict[str, Any]
+) -> Optional[ChatOptions]:
+    """Options that a refused body's answer asks for."""
+    text = upstream_error_text(refusal)
+    overflow = overflow_message(text, refusal.decode("utf-8", "replace")) or ""
+    return repaired_options(options, status, named_parameter(refusal) + text, chat, overflow)
+
+
+def named_parameter(refusal: bytes) -> str:
+    """What an error names beside its message, as words in front of it (OpenAI's code and param)."""
+    try:
+        error = json.loads(refusal)["error"]
+        code, param = error.get("code"), error.get("param")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return ""
+    return f"{code} {param}: " if isinstance(code, str) and isinstance(param, str) else ""
 
 
 def rough_input_tokens(request: Request, body: bytes) -> int:
@@ -144,14 +285,6 @@ def limit_max_tokens(request: Request, config: Config) -> Request:
     if allowed and limit:
         allowed = min(allowed, limit)
     return {**request, "max_tokens": allowed} if allowed != asked else request
-
-
-def chat_options(base_url: str, model: str) -> ChatOptions:
-    """What this provider and model want in a Chat Completions request."""
-    host = urlsplit(base_url).hostname or ""
-    own = any(host == known or known[0] == "." and host.endswith(known) for known in OPENAI_HOSTS)
-    reasoning = OPENAI_REASONING.match(model.rpartition("/")[2])
-    return REASONING_OPTIONS if own and reasoning else PLAIN_OPTIONS
 
 
 def chat_url(config: Config, model: str) -> str:

@@ -117,7 +117,7 @@ class RedcapUpstream:
 
     def _ask(self, request: Request, alias: str, token: str, exchange: Exchange) -> RedcapReply:
         """One call; a second one only if the module turns out not to know `messages`."""
-        notes = exchange.warnings
+        notes = exchange.notes
         if fits_any(self._config.redcap_schema_aliases, alias):
             fields = schema_fields(request, notes)
             reply = self._call("callAI", fields, alias, token, exchange)

@@ -157,6 +157,7 @@ class Lab:
 
     def proxy(self, **settings: str) -> Any:
         """The proxy, from the package, as `make run` starts it."""
+        settings = {"MODEL_LIMITS": "false", **settings}
         environ = self.environ(LISTEN_PORT="0", LOG_FORMAT="json", DRAIN_TIMEOUT="1", **settings)
         environ["PYTHONPATH"] = str(ROOT)
         command = [sys.executable, "-m", "claude_proxy"]
