@@ -165,12 +165,17 @@ def unsupported_effort(*efforts: str) -> Wording:
     return words
 
 
-def effort_with_tools(asked: Asked) -> Judgement:
-    if "reasoning_effort" not in asked.body or not asked.functions:
-        return None
-    words = ("Function tools with reasoning_effort are not supported for gpt-5.4 in "
-             "/v1/chat/completions. Please use /v1/responses instead.")
-    return Refusal(words, "reasoning_effort")
+def effort_with_tools(model: str, *taken: Any) -> Callable[[Asked], Judgement]:
+    """Beside tools, only these efforts; None stands for none sent, which means a default one."""
+
+    def judge(asked: Asked) -> Judgement:
+        if asked.body.get("reasoning_effort") in taken or not asked.functions:
+            return None
+        words = (f"Function tools with reasoning_effort are not supported for {model} in /v1/chat/completions. "
+                 "To use function tools, use /v1/responses or set reasoning_effort to 'none'.")
+        return Refusal(words, "reasoning_effort")
+
+    return judge
 
 
 def empty_tools(asked: Asked) -> Judgement:
@@ -229,8 +234,14 @@ GPT_4_1_RULES = openai_rules(
 )
 GPT_5_EFFORTS = ("minimal", "low", "medium", "high")
 GPT_5_RULES = openai_rules(128000, *openai_reasoning(*GPT_5_EFFORTS))
+LATER_EFFORTS = ("none", *GPT_5_EFFORTS[1:], "xhigh")
 GPT_5_4_RULES = openai_rules(
-    128000, Rule("effort with tools", effort_with_tools), *openai_reasoning("none", *GPT_5_EFFORTS, "xhigh")
+    128000, *openai_reasoning(*LATER_EFFORTS),
+    Rule("effort with tools", effort_with_tools("gpt-5.4", None)),
+)
+GPT_5_6_RULES = openai_rules(
+    128000, *openai_reasoning(*LATER_EFFORTS),
+    Rule("effort with tools", effort_with_tools("gpt-5.6", "none")),
 )
 O4_MINI_RULES = openai_rules(
     100000,

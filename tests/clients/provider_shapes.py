@@ -218,8 +218,8 @@ def comment(words: str) -> Step:
 class Shape(NamedTuple):
     """How a provider tells an answer.
 
-    `chunk` and `choice` are the members of every chunk and of its choice; `before` and `after`
-    stand around the answer's chunks. `usage_in` says where usage is: a chunk of its own ("chunk",
+    `chunk` and `choice` are the members of every chunk and of its choice; `before`, `amid`
+    and `after` are what else stands around and between the answer's own chunks. `usage_in` says where usage is: a chunk of its own ("chunk",
     "choice" if that has an empty choice), the chunk with the finish reason ("finish"), every one
     ("all"), or Groq's own member ("x_groq").
     """
@@ -236,6 +236,7 @@ class Shape(NamedTuple):
     usage_in: str = "chunk"
     usage_more: Members = {}
     before: Tuple[Any, ...] = ()
+    amid: Tuple[Any, ...] = ()
     after: Tuple[Any, ...] = ()
 
 
@@ -243,6 +244,7 @@ def told_answer(shape: Shape, turn: Turn) -> List[Step]:
     """One turn as this provider streams it."""
     deltas = [*shape.opening, *shape.thought(turn), *text_deltas(turn), *shape.calls(turn)]
     chunks = [chunk_with(shape, delta) for delta in deltas]
+    chunks[2:2] = shape.amid
     chunks.append(finish_chunk(shape, shape.finish[bool(turn.calls)]))
     chunks += usage_chunks(shape)
     return chat_stream(*shape.before, *chunks, *shape.after)
@@ -314,7 +316,7 @@ XAI_USAGE = Usage(  # its completion tokens leave the reasoning out, its total d
     },
     (8000, 12000, 0, 75),
 )
-GEMINI_USAGE = Usage(  # thoughts are only in the total
+GEMINI_USAGE = Usage(
     {"completion_tokens": 75, "prompt_tokens": 20000, "total_tokens": 20075}, (20000, 0, 0, 75)
 )
 PLAIN_USAGE = Usage(
@@ -373,9 +375,11 @@ FILTER_NOTE = {
 }
 AZURE = OPENAI._replace(
     chunk=chunk_of("chatcmpl-CaBcD", "gpt-5-mini-2025-08-07", system_fingerprint=None),
+    choice={"logprobs": None, "finish_reason": None, "content_filter_results": {}},
     calls=calls_mixed,
     before=(FILTER_HEAD,),
-    after=(FILTER_NOTE, FILTER_NOTE),
+    amid=(FILTER_NOTE,),
+    after=(FILTER_NOTE,),
 )
 OPENROUTER = Shape(
     chunk_of("gen-1760000000-Xy", "anthropic/claude-sonnet-4.5", provider="Anthropic"),

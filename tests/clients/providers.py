@@ -47,6 +47,7 @@ class Provider(NamedTuple):
     asks_at: str = ""  # where requests go, if not {base}/chat/completions
     key_header: Tuple[str, str] = ("authorization", f"Bearer {KEY}")
     cache_marks: Rule = rules.NO_CACHE_MARKS
+    thought_back: str = ""  # the member in which its reasoning has to come back as it was
     settings: Tuple[Tuple[str, str], ...] = ()
     aside: Tuple[Tuple[str, Any], ...] = ()  # what else it answers: (end of the path, JSON)
 
@@ -74,7 +75,8 @@ def conversation(provider: Provider, work: pathlib.Path) -> Tuple[Turn, Turn]:
 
 
 class ProviderUpstream(PlayingUpstream):
-    """Plays a provider; `strict` is whether broken rules are answered with a refusal."""
+    """Plays a provider. `strict`: the first broken rule is answered with its refusal; otherwise all
+    broken rules are noted, and the conversation goes on, which shows everything at once."""
 
     def __init__(self, provider: Provider, work: pathlib.Path, strict: bool = True) -> None:
         super().__init__(self._turn)
@@ -179,8 +181,11 @@ def check_provider(provider: Provider, lab: Lab, strict: bool = True) -> str:
     expect_shown(provider, run)
     expect_usage(provider, upstream, run)
     expect(len(upstream.broken) <= MOST_REFUSALS, f"refused: {refused}")
-    end = "compacted" if provider.full else "no overflow to tell"
-    return f"{len(upstream.broken)} refusals{' (' + refused + ')' if refused else ''}, {end}"
+    return ", ".join((
+        f"{len(upstream.broken)} refusal(s){': ' + refused if refused else ''}",
+        f"reasoning back: {' '.join(members_back(upstream)) or 'no'}",
+        "compacted" if provider.full else "tells no overflow",
+    ))
 
 
 def counted_words(names: List[str]) -> str:
@@ -204,6 +209,23 @@ def expect_conversation(provider: Provider, upstream: ProviderUpstream, work: pa
     said = [m.get("content") for m in whole.messages if m["role"] == "assistant"][0]
     expect("I look around." in json.dumps(said), f"the first turn's text is {said!r}")
     expect("<think" not in json.dumps(said), f"reasoning in the text that went back: {said!r}")
+    if provider.thought_back:
+        back = [message.get(provider.thought_back) for message in called_messages(upstream)]
+        expect_equal(back, [THOUGHTS[1], THOUGHTS[2]], "the reasoning that went back")
+
+
+def called_messages(upstream: ProviderUpstream) -> List[Dict[str, Any]]:
+    """The messages with calls as they went back, in the longest request."""
+    whole = max(upstream.chats, key=lambda chat: len(chat.results))
+    return [message for message in whole.messages if message.get("tool_calls")]
+
+
+def members_back(upstream: ProviderUpstream) -> List[str]:
+    """Members in which reasoning went back, of a message or of a call."""
+    messages = called_messages(upstream)
+    calls = [call for message in messages for call in message["tool_calls"]]
+    found = {name for message in messages for name in message if name.startswith("reasoning")}
+    return sorted(found | {name for call in calls for name in call if name == "extra_content"})
 
 
 def expect_shown(provider: Provider, run: ClaudeRun) -> None:
@@ -259,6 +281,12 @@ PROVIDERS: Dict[str, Provider] = {
         Refusal("Your input exceeds the context window of this model. Please adjust your input and try again.",
                 "messages", "context_length_exceeded"),
     ),
+    "openai-gpt-5.6": Provider(
+        "openai", "gpt-5.6", "/v1", shapes.OPENAI, rules.GPT_5_6_RULES, OPENAI_IDS,
+        shapes.openai_error,
+        Refusal("Input tokens exceed the configured limit of 922000 tokens. Your messages resulted in 930014 tokens. "
+                "Please reduce the length of the messages.", "messages", "context_length_exceeded"),
+    ),
     "openai-o4-mini": Provider(
         "openai", "o4-mini", "/v1", shapes.OPENAI, rules.O4_MINI_RULES, OPENAI_IDS,
         shapes.openai_error,
@@ -298,6 +326,7 @@ PROVIDERS: Dict[str, Provider] = {
         Refusal("This model's maximum context length is 131072 tokens. However, you requested 196072 tokens (132072 in "
                 "the messages, 64000 in the completion). Please reduce the length of the messages or completion.",
                 None, "invalid_request_error"),
+        thought_back="reasoning_content",
     ),
     "xai": Provider(
         "xai", "grok-code-fast-1", "/v1", shapes.XAI, rules.XAI_RULES,
