@@ -89,7 +89,9 @@ def only_message_keys(wording: Wording, *keys: str) -> Callable[[Asked], Judgeme
 
 def only_values(wording: Wording, key: str, *values: Any) -> Callable[[Asked], Judgement]:
     """A top-level key is absent or has one of these values."""
-    return lambda asked: wording(asked.body[key]) if asked.body.get(key, values[0]) not in values else None
+    return lambda asked: (
+        wording(asked.body[key]) if asked.body.get(key, values[0]) not in values else None
+    )
 
 
 def most_tokens(wording: Wording, most: int, *keys: str) -> Callable[[Asked], Judgement]:
@@ -140,15 +142,19 @@ def unsupported_parameter(key: str) -> Refusal:
 
 
 def only_the_default(key: str) -> Refusal:
-    words = (f"Unsupported value: '{key}' does not support 0.5 with this model. "
-             "Only the default (1) value is supported.")
+    words = (
+        f"Unsupported value: '{key}' does not support 0.5 with this model. "
+        "Only the default (1) value is supported."
+    )
     return Refusal(words, key, "unsupported_value")
 
 
 def too_many_tokens(most: int) -> Wording:
     def words(key: str, asked: int) -> Refusal:
-        text = (f"{key} is too large: {asked}. This model supports at most {most} completion "
-                f"tokens, whereas you provided {asked}.")
+        text = (
+            f"{key} is too large: {asked}. This model supports at most {most} completion "
+            f"tokens, whereas you provided {asked}."
+        )
         return Refusal(text, key, "invalid_value")
 
     return words
@@ -158,8 +164,10 @@ def unsupported_effort(*efforts: str) -> Wording:
     listed = ", ".join(f"'{effort}'" for effort in efforts[:-1]) + f", and '{efforts[-1]}'"
 
     def words(effort: str) -> Refusal:
-        text = (f"Unsupported value: '{effort}' is not supported with this model. "
-                f"Supported values are: {listed}.")
+        text = (
+            f"Unsupported value: '{effort}' is not supported with this model. "
+            f"Supported values are: {listed}."
+        )
         return Refusal(text, "reasoning_effort", "unsupported_value")
 
     return words
@@ -171,8 +179,10 @@ def effort_with_tools(model: str, *taken: Any) -> Callable[[Asked], Judgement]:
     def judge(asked: Asked) -> Judgement:
         if asked.body.get("reasoning_effort") in taken or not asked.functions:
             return None
-        words = (f"Function tools with reasoning_effort are not supported for {model} in /v1/chat/completions. "
-                 "To use function tools, use /v1/responses or set reasoning_effort to 'none'.")
+        words = (
+            f"Function tools with reasoning_effort are not supported for {model} in /v1/chat/completions. "
+            "To use function tools, use /v1/responses or set reasoning_effort to 'none'."
+        )
         return Refusal(words, "reasoning_effort")
 
     return judge
@@ -190,8 +200,10 @@ def empty_tools(asked: Asked) -> Judgement:
 
 def content_missing(asked: Asked) -> Judgement:
     return first(
-        Refusal(f"Invalid value for 'content': expected a string, got null. messages[{number}]",
-                f"messages.[{number}].content")
+        Refusal(
+            f"Invalid value for 'content': expected a string, got null. messages[{number}]",
+            f"messages.[{number}].content",
+        )
         for number, message in enumerate(asked.messages)
         if message.get("content") is None and not message.get("tool_calls")
     )
@@ -199,9 +211,12 @@ def content_missing(asked: Asked) -> Judgement:
 
 def long_ids(asked: Asked) -> Judgement:
     return first(
-        Refusal(f"Invalid 'messages[{number}].tool_calls[0].id': string too long. Expected a string with "
-                f"maximum length 40, but got a string with length {len(call['id'])} instead.",
-                f"messages[{number}].tool_calls[0].id", "string_above_max_length")
+        Refusal(
+            f"Invalid 'messages[{number}].tool_calls[0].id': string too long. Expected a string with "
+            f"maximum length 40, but got a string with length {len(call['id'])} instead.",
+            f"messages[{number}].tool_calls[0].id",
+            "string_above_max_length",
+        )
         for number, message in asked.called()
         for call in message["tool_calls"]
         if len(call["id"]) > 40
@@ -211,7 +226,10 @@ def long_ids(asked: Asked) -> Judgement:
 def openai_rules(most: int, *more: Rule) -> Tuple[Rule, ...]:
     return (
         *more,
-        Rule("max_tokens too large", most_tokens(too_many_tokens(most), most, "max_tokens", "max_completion_tokens")),
+        Rule(
+            "max_tokens too large",
+            most_tokens(too_many_tokens(most), most, "max_tokens", "max_completion_tokens"),
+        ),
         Rule("unknown key", only_keys(unknown_parameter, *OPENAI_KEYS)),
         Rule("unknown message key", only_message_keys(unknown_message_key, *OPENAI_MESSAGE_KEYS)),
         Rule("empty tools", empty_tools),
@@ -225,7 +243,10 @@ def openai_reasoning(*efforts: str) -> Tuple[Rule, ...]:
         Rule("max_tokens", refuse_keys(unsupported_parameter, "max_tokens")),
         Rule("sampling", refuse_keys(only_the_default, "temperature", "top_p")),
         Rule("stop", refuse_keys(unsupported_parameter, "stop")),
-        Rule("reasoning_effort", only_values(unsupported_effort(*efforts), "reasoning_effort", None, *efforts)),
+        Rule(
+            "reasoning_effort",
+            only_values(unsupported_effort(*efforts), "reasoning_effort", None, *efforts),
+        ),
     )
 
 
@@ -236,11 +257,13 @@ GPT_5_EFFORTS = ("minimal", "low", "medium", "high")
 GPT_5_RULES = openai_rules(128000, *openai_reasoning(*GPT_5_EFFORTS))
 LATER_EFFORTS = ("none", *GPT_5_EFFORTS[1:], "xhigh")
 GPT_5_4_RULES = openai_rules(
-    128000, *openai_reasoning(*LATER_EFFORTS),
+    128000,
+    *openai_reasoning(*LATER_EFFORTS),
     Rule("effort with tools", effort_with_tools("gpt-5.4", None)),
 )
 GPT_5_6_RULES = openai_rules(
-    128000, *openai_reasoning(*LATER_EFFORTS),
+    128000,
+    *openai_reasoning(*LATER_EFFORTS),
     Rule("effort with tools", effort_with_tools("gpt-5.6", "none")),
 )
 O4_MINI_RULES = openai_rules(
@@ -259,11 +282,14 @@ AZURE_RULES = (
 def thinking_first(asked: Asked) -> Judgement:
     """The reasoning details of a message with calls come back as they were."""
     return first(
-        Refusal(f"messages.{number}.content.0.type: Expected `thinking` or `redacted_thinking`, but found "
-                "`tool_use`. When `thinking` is enabled, a final `assistant` message must start with a "
-                "thinking block (preceeding the lastmost set of `tool_use` and `tool_result` blocks).")
+        Refusal(
+            f"messages.{number}.content.0.type: Expected `thinking` or `redacted_thinking`, but found "
+            "`tool_use`. When `thinking` is enabled, a final `assistant` message must start with a "
+            "thinking block (preceeding the lastmost set of `tool_use` and `tool_result` blocks)."
+        )
         for number, message in asked.called()
-        if merged_details(message.get("reasoning_details")) != details_of(Turn(turn_of(message), THOUGHTS[turn_of(message)], ""))
+        if merged_details(message.get("reasoning_details"))
+        != details_of(Turn(turn_of(message), THOUGHTS[turn_of(message)], ""))
     )
 
 
@@ -275,7 +301,11 @@ def merged_details(details: Any) -> List[Dict[str, Any]]:
         if (last.get("type"), last.get("index")) != (piece.get("type"), piece.get("index")):
             whole.append(dict(piece))
             continue
-        joined = {k: v + piece[k] for k, v in last.items() if k in ("text", "summary", "data") and k in piece}
+        joined = {
+            k: v + piece[k]
+            for k, v in last.items()
+            if k in ("text", "summary", "data") and k in piece
+        }
         last.update({**piece, **joined})
     return whole
 
@@ -287,7 +317,7 @@ def openrouter_effort(asked: Asked) -> Judgement:
     reasoning = asked.body.get("reasoning") or {}
     if reasoning.get("effort", "low") in OPENROUTER_EFFORTS:
         return None
-    return Refusal("Invalid option: expected one of \"xhigh\"|\"high\"|\"medium\"|\"low\"|\"minimal\"|\"none\"")
+    return Refusal('Invalid option: expected one of "xhigh"|"high"|"medium"|"low"|"minimal"|"none"')
 
 
 OPENROUTER_RULES = (
@@ -304,9 +334,12 @@ def deepseek_range(most: int) -> Wording:
 def deepseek_roles(asked: Asked) -> Judgement:
     known = ("system", "user", "assistant", "tool")
     return first(
-        Refusal(f"Failed to deserialize the JSON body into the target type: messages[{number}].role: unknown "
-                f"variant `{message['role']}`, expected one of `system`, `user`, `assistant`, `tool`",
-                None, "invalid_request_error")
+        Refusal(
+            f"Failed to deserialize the JSON body into the target type: messages[{number}].role: unknown "
+            f"variant `{message['role']}`, expected one of `system`, `user`, `assistant`, `tool`",
+            None,
+            "invalid_request_error",
+        )
         for number, message in enumerate(asked.messages)
         if message["role"] not in known
     )
@@ -314,9 +347,12 @@ def deepseek_roles(asked: Asked) -> Judgement:
 
 def reasoning_comes_back(asked: Asked) -> Judgement:
     return first(
-        Refusal(f"Missing `reasoning_content` field in the assistant message at message index {number}. For more "
-                "information, please refer to https://api-docs.deepseek.com/guides/thinking_mode#tool-calls",
-                None, "invalid_request_error")
+        Refusal(
+            f"Missing `reasoning_content` field in the assistant message at message index {number}. For more "
+            "information, please refer to https://api-docs.deepseek.com/guides/thinking_mode#tool-calls",
+            None,
+            "invalid_request_error",
+        )
         for number, message in asked.called()
         if not message.get("reasoning_content")
     )
@@ -339,8 +375,12 @@ def xai_unsupported(key: str) -> Refusal:
 
 
 XAI_RULES = (
-    Rule("unsupported parameter", refuse_keys(
-        xai_unsupported, "stop", "presence_penalty", "frequency_penalty", "reasoning_effort")),
+    Rule(
+        "unsupported parameter",
+        refuse_keys(
+            xai_unsupported, "stop", "presence_penalty", "frequency_penalty", "reasoning_effort"
+        ),
+    ),
 )
 
 # --- Gemini -------------------------------------------------------------------------------------
@@ -351,8 +391,7 @@ GEMINI_KEYWORDS = (
     "properties", "required", "minProperties", "maxProperties", "minLength", "maxLength", "pattern",
     "example", "anyOf", "propertyOrdering", "items", "minimum", "maximum",
 )  # fmt: skip
-# The same, less what the spec of the proxy leaves out for older versions of that endpoint.
-GEMINI_FORMATS = ("enum", "date-time", "int32", "int64", "float", "double")
+GEMINI_FORMATS = ("enum", "date-time")  # of strings
 GEMINI_KEYS = (
     "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens",
     "temperature", "top_p", "n", "stop", "tools", "tool_choice", "parallel_tool_calls",
@@ -382,7 +421,7 @@ def all_schemas(asked: Asked) -> Iterable[Tuple[str, Dict[str, Any]]]:
 
 
 def gemini_unknown(name: str, place: str = "") -> Refusal:
-    at = f' at \'{place}\'' if place else ""
+    at = f" at '{place}'" if place else ""
     return Refusal(f'Invalid JSON payload received. Unknown name "{name}"{at}: Cannot find field.')
 
 
@@ -396,21 +435,31 @@ def gemini_keywords(asked: Asked) -> Judgement:
 
 
 def gemini_values(asked: Asked) -> Judgement:
-    return first(complaint for place, schema in all_schemas(asked) for complaint in schema_complaints(place, schema))
+    return first(
+        complaint
+        for place, schema in all_schemas(asked)
+        for complaint in schema_complaints(place, schema)
+    )
 
 
 def schema_complaints(place: str, schema: Dict[str, Any]) -> Iterable[Refusal]:
     if isinstance(schema.get("type"), list):
-        yield Refusal(f"Invalid JSON payload received. Unknown name \"type\" at '{place}': Proto field is not "
-                      "repeating, cannot start list.")
+        yield Refusal(
+            f"Invalid JSON payload received. Unknown name \"type\" at '{place}': Proto field is not "
+            "repeating, cannot start list."
+        )
     if schema.get("type") == "array" and "items" not in schema:
         yield Refusal(f"* GenerateContentRequest.{place}.items: missing field.")
     if not all(isinstance(value, str) for value in schema.get("enum", [])):
         yield Refusal(f"Invalid value at '{place}.enum[0]' (TYPE_STRING), 1")
     if schema.get("type") == "string" and schema.get("format", "enum") not in GEMINI_FORMATS:
-        yield Refusal(f"* GenerateContentRequest.{place}.format: only 'enum' and 'date-time' are supported for "
-                      "STRING type")
-    missing = [name for name in schema.get("required", []) if name not in schema.get("properties", {})]
+        yield Refusal(
+            f"* GenerateContentRequest.{place}.format: only 'enum' and 'date-time' are supported for "
+            "STRING type"
+        )
+    missing = [
+        name for name in schema.get("required", []) if name not in schema.get("properties", {})
+    ]
     if missing:
         yield Refusal(f"* GenerateContentRequest.{place}.required[0]: property is not defined")
 
@@ -419,10 +468,12 @@ def gemini_signatures(asked: Asked) -> Judgement:
     """In the turn under way, the first call of each step has the signature that it came with."""
     begun = max((n for n, _ in asked.numbered("user")), default=0)
     return first(
-        Refusal("Function call is missing a thought_signature in functionCall parts. This is required for tools to "
-                "work correctly, and missing thought_signature may lead to degraded model performance. Additional "
-                f"data, function call `default_api:{message['tool_calls'][0]['function']['name']}` , position "
-                f"{number}. Please refer to https://ai.google.dev/gemini-api/docs/thought-signatures for more details.")
+        Refusal(
+            "Function call is missing a thought_signature in functionCall parts. This is required for tools to "
+            "work correctly, and missing thought_signature may lead to degraded model performance. Additional "
+            f"data, function call `default_api:{message['tool_calls'][0]['function']['name']}` , position "
+            f"{number}. Please refer to https://ai.google.dev/gemini-api/docs/thought-signatures for more details."
+        )
         for number, message in asked.called()
         if number > begun
         and message["tool_calls"][0].get("extra_content") != thought_signature(turn_of(message))
@@ -430,8 +481,10 @@ def gemini_signatures(asked: Asked) -> Judgement:
 
 
 def gemini_empty_text(asked: Asked) -> Judgement:
-    words = ("* GenerateContentRequest.contents[{}].parts[0].data: required oneof field 'data' must have one "
-             "initialized field")
+    words = (
+        "* GenerateContentRequest.contents[{}].parts[0].data: required oneof field 'data' must have one "
+        "initialized field"
+    )
     return first(
         Refusal(words.format(number))
         for number, message in enumerate(asked.messages)
@@ -446,8 +499,10 @@ def has_empty_part(content: Any) -> bool:
 
 def gemini_names(asked: Asked) -> Judgement:
     return first(
-        Refusal(f"* GenerateContentRequest.tools[0].function_declarations[{number}].name: Invalid function name. "
-                "Must start with a letter or an underscore.")
+        Refusal(
+            f"* GenerateContentRequest.tools[0].function_declarations[{number}].name: Invalid function name. "
+            "Must start with a letter or an underscore."
+        )
         for number, function in enumerate(asked.functions)
         if not re.match(r"[A-Za-z_]", function["name"])
     )
@@ -460,13 +515,31 @@ GEMINI_RULES = (
     Rule("empty text", gemini_empty_text),
     Rule("function names", gemini_names),
     Rule("unknown key", only_keys(gemini_unknown, *GEMINI_KEYS)),
-    Rule("max_tokens too large", most_tokens(
-        lambda key, asked: Refusal(f"Unable to submit request because it has a max_tokens value of {asked} but the "
-                                   "supported range is from 1 (inclusive) to 65537 (exclusive)."),
-        65536, "max_tokens", "max_completion_tokens")),
-    Rule("reasoning_effort", only_values(
-        lambda effort: Refusal(f"Invalid reasoning_effort: {effort}"),
-        "reasoning_effort", None, "none", "minimal", "low", "medium", "high")),
+    Rule(
+        "max_tokens too large",
+        most_tokens(
+            lambda key, asked: Refusal(
+                f"Unable to submit request because it has a max_tokens value of {asked} but the "
+                "supported range is from 1 (inclusive) to 65537 (exclusive)."
+            ),
+            65536,
+            "max_tokens",
+            "max_completion_tokens",
+        ),
+    ),
+    Rule(
+        "reasoning_effort",
+        only_values(
+            lambda effort: Refusal(f"Invalid reasoning_effort: {effort}"),
+            "reasoning_effort",
+            None,
+            "none",
+            "minimal",
+            "low",
+            "medium",
+            "high",
+        ),
+    ),
 )
 
 # --- Mistral, Groq ------------------------------------------------------------------------------
@@ -489,7 +562,11 @@ def mistral_ids(asked: Asked) -> Judgement:
     ids = [call["id"] for _, message in asked.called() for call in message["tool_calls"]]
     ids += [message["tool_call_id"] for _, message in asked.numbered("tool")]
     return first(
-        Refusal(f"Tool call id was {call_id} but must be a-z, A-Z, 0-9, with a length of 9.", None, "3280")
+        Refusal(
+            f"Tool call id was {call_id} but must be a-z, A-Z, 0-9, with a length of 9.",
+            None,
+            "3280",
+        )
         for call_id in ids
         if not re.fullmatch(r"[A-Za-z0-9]{9}", call_id)
     )
@@ -505,7 +582,11 @@ def mistral_function_keys(asked: Asked) -> Judgement:
 
 
 def mistral_empty(asked: Asked) -> Judgement:
-    empty = [m for _, m in asked.numbered("assistant") if not m.get("content") and not m.get("tool_calls")]
+    empty = [
+        m
+        for _, m in asked.numbered("assistant")
+        if not m.get("content") and not m.get("tool_calls")
+    ]
     words = "Assistant message must have either content or tool_calls, but not none."
     return Refusal(words, None, "3240") if empty else None
 
@@ -513,51 +594,106 @@ def mistral_empty(asked: Asked) -> Judgement:
 MISTRAL_RULES = (
     Rule("tool call ids", mistral_ids),
     Rule("unknown key", only_keys(extra_forbidden, *MISTRAL_KEYS)),
-    Rule("unknown message key", only_message_keys(
-        lambda number, key: extra_forbidden("messages", number, key), *MISTRAL_MESSAGE_KEYS)),
+    Rule(
+        "unknown message key",
+        only_message_keys(
+            lambda number, key: extra_forbidden("messages", number, key), *MISTRAL_MESSAGE_KEYS
+        ),
+    ),
     Rule("unknown function key", mistral_function_keys),
-    Rule("tool_choice required", lambda asked: Refusal(
-        "Input should be 'auto', 'none' or 'any'", "body.tool_choice", None, 422)
-        if asked.body.get("tool_choice") == "required" else None),
+    Rule(
+        "tool_choice required",
+        lambda asked: (
+            Refusal("Input should be 'auto', 'none' or 'any'", "body.tool_choice", None, 422)
+            if asked.body.get("tool_choice") == "required"
+            else None
+        ),
+    ),
     Rule("empty assistant message", mistral_empty),
-    Rule("reasoning_effort", only_values(
-        lambda effort: Refusal("Input should be 'none' or 'high'", "body.reasoning_effort", None, 422),
-        "reasoning_effort", None, "none", "high")),
+    Rule(
+        "reasoning_effort",
+        only_values(
+            lambda effort: Refusal(
+                "Input should be 'none' or 'high'", "body.reasoning_effort", None, 422
+            ),
+            "reasoning_effort",
+            None,
+            "none",
+            "high",
+        ),
+    ),
 )
 
-GROQ_MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning", "refusal")
+GROQ_MESSAGE_KEYS = (
+    "role",
+    "content",
+    "name",
+    "tool_calls",
+    "tool_call_id",
+    "reasoning",
+    "refusal",
+)
 
 
 def groq_message_key(number: int, key: str) -> Refusal:
-    return Refusal(f"'messages.{number}' : for 'role:assistant' the following must be satisfied"
-                   f"[('messages.{number}' : property '{key}' is unsupported)]")
+    return Refusal(
+        f"'messages.{number}' : for 'role:assistant' the following must be satisfied"
+        f"[('messages.{number}' : property '{key}' is unsupported)]"
+    )
 
 
 def groq_schema(asked: Asked) -> Judgement:
     return first(
-        Refusal(f"invalid JSON schema for tool {function['name']}, tools[{number}].function.parameters: "
-                "'$schema' is not supported", f"tool {function['name']}, tools[{number}].function.parameters")
+        Refusal(
+            f"invalid JSON schema for tool {function['name']}, tools[{number}].function.parameters: "
+            "'$schema' is not supported",
+            f"tool {function['name']}, tools[{number}].function.parameters",
+        )
         for number, function in enumerate(asked.functions)
         if "$schema" in (function.get("parameters") or {})
     )
 
 
 def groq_tokens(key: str, asked: int) -> Refusal:
-    return Refusal(f"`{key}` must be less than or equal to `40960`, the maximum value for `{key}` is less than "
-                   "the `context_window` for this model", key)
+    return Refusal(
+        f"`{key}` must be less than or equal to `40960`, the maximum value for `{key}` is less than "
+        "the `context_window` for this model",
+        key,
+    )
 
 
 GROQ_RULES = (
     Rule("$schema", groq_schema),
     Rule("nulls", no_nulls(lambda place: Refusal(f"'{place}' : value must not be null"))),
-    Rule("unknown key", only_keys(
-        lambda key: Refusal(f"property '{key}' is unsupported"), *OPENAI_KEYS, "reasoning_format",
-        "include_reasoning", "disable_tool_validation", "citation_options", "search_settings")),
+    Rule(
+        "unknown key",
+        only_keys(
+            lambda key: Refusal(f"property '{key}' is unsupported"),
+            *OPENAI_KEYS,
+            "reasoning_format",
+            "include_reasoning",
+            "disable_tool_validation",
+            "citation_options",
+            "search_settings",
+        ),
+    ),
     Rule("unknown message key", only_message_keys(groq_message_key, *GROQ_MESSAGE_KEYS)),
-    Rule("max_tokens too large", most_tokens(groq_tokens, 40960, "max_tokens", "max_completion_tokens")),
-    Rule("reasoning_effort", only_values(
-        lambda effort: Refusal("`reasoning_effort` must be one of `none` or `default`", "reasoning_effort"),
-        "reasoning_effort", None, "none", "default")),
+    Rule(
+        "max_tokens too large",
+        most_tokens(groq_tokens, 40960, "max_tokens", "max_completion_tokens"),
+    ),
+    Rule(
+        "reasoning_effort",
+        only_values(
+            lambda effort: Refusal(
+                "`reasoning_effort` must be one of `none` or `default`", "reasoning_effort"
+            ),
+            "reasoning_effort",
+            None,
+            "none",
+            "default",
+        ),
+    ),
 )
 
 # --- servers ------------------------------------------------------------------------------------
@@ -565,7 +701,11 @@ GROQ_RULES = (
 
 def bare_null_content(asked: Asked) -> Judgement:
     """A message has content, or calls."""
-    empty = [n for n, m in enumerate(asked.messages) if m.get("content") is None and not m.get("tool_calls")]
+    empty = [
+        n
+        for n, m in enumerate(asked.messages)
+        if m.get("content") is None and not m.get("tool_calls")
+    ]
     return Refusal("All non-assistant messages must contain 'content'") if empty else None
 
 
@@ -587,22 +727,31 @@ def ollama_content(asked: Asked) -> Judgement:
 
 
 def image_urls(asked: Asked) -> Iterable[str]:
-    return [value["url"] for place, value in walk(asked.messages)
-            if place.endswith("image_url") and isinstance(value, dict)]
+    return [
+        value["url"]
+        for place, value in walk(asked.messages)
+        if place.endswith("image_url") and isinstance(value, dict)
+    ]
 
 
 def no_linked_images(words: str) -> Callable[[Asked], Judgement]:
-    return lambda asked: Refusal(words) if any(u.startswith("http") for u in image_urls(asked)) else None
+    return lambda asked: (
+        Refusal(words) if any(u.startswith("http") for u in image_urls(asked)) else None
+    )
 
 
 def ollama_effort(effort: Any) -> Refusal:
-    return Refusal(f"invalid reasoning value: '{effort}' (must be \"high\", \"medium\", \"low\", \"max\", or \"none\")")
+    return Refusal(
+        f'invalid reasoning value: \'{effort}\' (must be "high", "medium", "low", "max", or "none")'
+    )
 
 
 def choice_is_word(asked: Asked) -> Judgement:
     if isinstance(asked.body.get("tool_choice", ""), str):
         return None
-    return Refusal("Invalid tool_choice type: 'object'. Supported string values: none, auto, required")
+    return Refusal(
+        "Invalid tool_choice type: 'object'. Supported string values: none, auto, required"
+    )
 
 
 NOT_AT_THE_BEGINNING = "System message must be at the beginning."
@@ -610,8 +759,14 @@ NOT_AT_THE_BEGINNING = "System message must be at the beginning."
 TOGETHER_RULES = (Rule("content missing", content_missing),)
 VLLM_RULES = (
     Rule("system first", system_first(lambda: Refusal(NOT_AT_THE_BEGINNING))),
-    Rule("empty tools", lambda asked: Refusal("tools: List should have at least 1 item")
-         if asked.body.get("tools") == [] else None),
+    Rule(
+        "empty tools",
+        lambda asked: (
+            Refusal("tools: List should have at least 1 item")
+            if asked.body.get("tools") == []
+            else None
+        ),
+    ),
 )
 LLAMACPP_RULES = (
     Rule("system first", system_first(lambda: Refusal(NOT_AT_THE_BEGINNING, status=500))),
@@ -621,8 +776,12 @@ LLAMACPP_RULES = (
 OLLAMA_RULES = (
     Rule("content is a string", ollama_content),
     Rule("linked images", no_linked_images("invalid image input")),
-    Rule("reasoning_effort", only_values(
-        ollama_effort, "reasoning_effort", None, "none", "low", "medium", "high", "max")),
+    Rule(
+        "reasoning_effort",
+        only_values(
+            ollama_effort, "reasoning_effort", None, "none", "low", "medium", "high", "max"
+        ),
+    ),
 )
 LMSTUDIO_RULES = (
     Rule("tool_choice is a word", choice_is_word),
@@ -676,11 +835,17 @@ def whole_calls(asked: Asked) -> Judgement:
     """Arguments are JSON objects, names fit, ids differ."""
     calls = [call for _, message in asked.called() for call in message["tool_calls"]]
     for call in calls:
-        if call.get("type") != "function" or not re.fullmatch(r"[\w-]{1,64}", call["function"]["name"]):
+        if call.get("type") != "function" or not re.fullmatch(
+            r"[\w-]{1,64}", call["function"]["name"]
+        ):
             return Refusal(f"no function call: {call}")
         if not isinstance(json.loads(call["function"]["arguments"]), dict):
             return Refusal(f"arguments that are no object: {call}")
-    return None if len({call["id"] for call in calls}) == len(calls) else Refusal("two calls with one id")
+    return (
+        None
+        if len({call["id"] for call in calls}) == len(calls)
+        else Refusal("two calls with one id")
+    )
 
 
 def one_limit(asked: Asked) -> Judgement:

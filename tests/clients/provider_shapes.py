@@ -64,7 +64,9 @@ def thought_in_tags(turn: Turn) -> Deltas:
     """Reasoning at the head of the text, its tags cut over chunks."""
     if not turn.thought:
         return []
-    return [{"content": piece} for piece in ("<thi", "nk>\n", turn.thought, "\n</th", "ink>", "\n\n")]
+    return [
+        {"content": piece} for piece in ("<thi", "nk>\n", turn.thought, "\n</th", "ink>", "\n\n")
+    ]
 
 
 def thought_as_parts(turn: Turn) -> Deltas:
@@ -93,8 +95,11 @@ def thought_with_details(turn: Turn) -> Deltas:
 TEXT_DETAIL = {"type": "reasoning.text", "format": "anthropic-claude-v1", "index": 0}
 SIGNATURE = "EqQBCgYIARgCKkDoNotTouch+/=="
 HIDDEN_DETAIL = {
-    "type": "reasoning.encrypted", "data": "EroBRedactedThinking+/==", "id": "rs_2",
-    "format": "anthropic-claude-v1", "index": 0,
+    "type": "reasoning.encrypted",
+    "data": "EroBRedactedThinking+/==",
+    "id": "rs_2",
+    "format": "anthropic-claude-v1",
+    "index": 0,
 }
 
 
@@ -148,7 +153,8 @@ def calls_headed(turn: Turn) -> Deltas:
         delta
         for index, call in enumerate(turn.calls)
         for delta in (
-            {"tool_calls": [head_of(call, index, None)]}, *rest_of(index, arguments_of(call))
+            {"tool_calls": [head_of(call, index, None)]},
+            *rest_of(index, arguments_of(call)),
         )
     ]
 
@@ -182,7 +188,11 @@ def calls_at_once(turn: Turn) -> Deltas:
 def calls_of_mistral(turn: Turn) -> Deltas:
     """The same, without a type."""
     heads = [
-        {"id": call.id, "function": {"name": call.name, "arguments": arguments_of(call)}, "index": n}
+        {
+            "id": call.id,
+            "function": {"name": call.name, "arguments": arguments_of(call)},
+            "index": n,
+        }
         for n, call in enumerate(turn.calls)
     ]
     return [{"content": "", "tool_calls": heads}] if heads else []
@@ -278,20 +288,31 @@ def usage_chunks(shape: Shape) -> List[Members]:
 
 OPENAI_USAGE = Usage(
     {
-        "prompt_tokens": 20000, "completion_tokens": 75, "total_tokens": 20075,
+        "prompt_tokens": 20000,
+        "completion_tokens": 75,
+        "total_tokens": 20075,
         "prompt_tokens_details": {"cached_tokens": 12000, "audio_tokens": 0},
         "completion_tokens_details": {
-            "reasoning_tokens": 50, "audio_tokens": 0,
-            "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0,
+            "reasoning_tokens": 50,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
         },
     },
     (8000, 12000, 0, 75),
 )
 OPENROUTER_USAGE = Usage(
     {
-        "prompt_tokens": 20000, "completion_tokens": 75, "total_tokens": 20075, "cost": 0.0123,
+        "prompt_tokens": 20000,
+        "completion_tokens": 75,
+        "total_tokens": 20075,
+        "cost": 0.0123,
         "is_byok": False,
-        "prompt_tokens_details": {"cached_tokens": 12000, "cache_write_tokens": 3000, "audio_tokens": 0},
+        "prompt_tokens_details": {
+            "cached_tokens": 12000,
+            "cache_write_tokens": 3000,
+            "audio_tokens": 0,
+        },
         "cost_details": {"upstream_inference_cost": None},
         "completion_tokens_details": {"reasoning_tokens": 50, "image_tokens": 0},
     },
@@ -299,17 +320,25 @@ OPENROUTER_USAGE = Usage(
 )
 DEEPSEEK_USAGE = Usage(
     {
-        "prompt_tokens": 20000, "completion_tokens": 75, "total_tokens": 20075,
+        "prompt_tokens": 20000,
+        "completion_tokens": 75,
+        "total_tokens": 20075,
         "completion_tokens_details": {"reasoning_tokens": 50},
-        "prompt_cache_hit_tokens": 12032, "prompt_cache_miss_tokens": 7968,
+        "prompt_cache_hit_tokens": 12032,
+        "prompt_cache_miss_tokens": 7968,
     },
     (7968, 12032, 0, 75),
 )
 XAI_USAGE = Usage(  # its completion tokens leave the reasoning out, its total does not
     {
-        "prompt_tokens": 20000, "completion_tokens": 25, "total_tokens": 20075,
+        "prompt_tokens": 20000,
+        "completion_tokens": 25,
+        "total_tokens": 20075,
         "prompt_tokens_details": {
-            "text_tokens": 20000, "audio_tokens": 0, "image_tokens": 0, "cached_tokens": 12000,
+            "text_tokens": 20000,
+            "audio_tokens": 0,
+            "image_tokens": 0,
+            "cached_tokens": 12000,
         },
         "completion_tokens_details": {"reasoning_tokens": 50, "audio_tokens": 0},
         "num_sources_used": 0,
@@ -324,23 +353,41 @@ PLAIN_USAGE = Usage(
 )
 GROQ_USAGE = Usage(
     {
-        "queue_time": 0.04, "prompt_tokens": 20000, "prompt_time": 0.9, "completion_tokens": 75,
-        "completion_time": 0.1, "total_tokens": 20075, "total_time": 1.0,
+        "queue_time": 0.04,
+        "prompt_tokens": 20000,
+        "prompt_time": 0.9,
+        "completion_tokens": 75,
+        "completion_time": 0.1,
+        "total_tokens": 20075,
+        "total_time": 1.0,
         "prompt_tokens_details": {"cached_tokens": 12000},
         "completion_tokens_details": {"reasoning_tokens": 50},
     },
     (8000, 12000, 0, 75),
 )
 VLLM_USAGE = Usage(
-    {"prompt_tokens": 20000, "total_tokens": 20075, "completion_tokens": 75, "prompt_tokens_details": None},
+    {
+        "prompt_tokens": 20000,
+        "total_tokens": 20075,
+        "completion_tokens": 75,
+        "prompt_tokens_details": None,
+    },
     (20000, 0, 0, 75),
 )
 WEBUI_USAGE = Usage(
     {
-        "response_token/s": 41.5, "prompt_token/s": 912.3, "total_duration": 5043500667,
-        "load_duration": 5025959, "prompt_eval_count": 20000, "prompt_tokens": 20000,
-        "prompt_eval_duration": 325953000, "eval_count": 75, "completion_tokens": 75,
-        "eval_duration": 4709213000, "approximate_total": "0h0m5s", "total_tokens": 20075,
+        "response_token/s": 41.5,
+        "prompt_token/s": 912.3,
+        "total_duration": 5043500667,
+        "load_duration": 5025959,
+        "prompt_eval_count": 20000,
+        "prompt_tokens": 20000,
+        "prompt_eval_duration": 325953000,
+        "eval_count": 75,
+        "completion_tokens": 75,
+        "eval_duration": 4709213000,
+        "approximate_total": "0h0m5s",
+        "total_tokens": 20075,
         "completion_tokens_details": {"reasoning_tokens": 0, "accepted_prediction_tokens": 0},
     },
     (20000, 0, 0, 75),
@@ -350,28 +397,51 @@ WEBUI_USAGE = Usage(
 
 
 def chunk_of(identity: str, model: str, **more: Any) -> Members:
-    made = {"id": identity, "object": "chat.completion.chunk", "created": 1760000000, "model": model}
+    made = {
+        "id": identity,
+        "object": "chat.completion.chunk",
+        "created": 1760000000,
+        "model": model,
+    }
     return {**made, **more}
 
 
 OPENAI = Shape(
-    chunk_of("chatcmpl-CaBcD", "gpt-4.1-2025-04-14", service_tier="default",
-             system_fingerprint="fp_3502f4eb73", usage=None, obfuscation="q7"),
+    chunk_of(
+        "chatcmpl-CaBcD",
+        "gpt-4.1-2025-04-14",
+        service_tier="default",
+        system_fingerprint="fp_3502f4eb73",
+        usage=None,
+        obfuscation="q7",
+    ),
     OPENAI_USAGE,
     choice={"logprobs": None, "finish_reason": None},
     opening=({"role": "assistant", "content": None, "refusal": None},),
     calls=calls_in_turn,
 )
-FILTERED = {name: {"filtered": False, "severity": "safe"}
-            for name in ("hate", "self_harm", "sexual", "violence")}
-FILTER_HEAD = {"choices": [], "created": 0, "id": "", "model": "", "object": "",
-               "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": FILTERED}]}
+FILTERED = {
+    name: {"filtered": False, "severity": "safe"}
+    for name in ("hate", "self_harm", "sexual", "violence")
+}
+FILTER_HEAD = {
+    "choices": [],
+    "created": 0,
+    "id": "",
+    "model": "",
+    "object": "",
+    "prompt_filter_results": [{"prompt_index": 0, "content_filter_results": FILTERED}],
+}
 FILTER_NOTE = {
     **{name: FILTER_HEAD[name] for name in ("created", "id", "model", "object")},
-    "choices": [{
-        "index": 0, "finish_reason": None, "content_filter_results": FILTERED,
-        "content_filter_offsets": {"check_offset": 44, "start_offset": 44, "end_offset": 198},
-    }],
+    "choices": [
+        {
+            "index": 0,
+            "finish_reason": None,
+            "content_filter_results": FILTERED,
+            "content_filter_offsets": {"check_offset": 44, "start_offset": 44, "end_offset": 198},
+        }
+    ],
 }
 AZURE = OPENAI._replace(
     chunk=chunk_of("chatcmpl-CaBcD", "gpt-5-mini-2025-08-07", system_fingerprint=None),
@@ -412,7 +482,12 @@ XAI = Shape(
     calls=calls_at_once,
 )
 GEMINI = Shape(
-    {"created": 1760000000, "id": "9Qv4aP", "model": "gemini-3-pro-preview", "object": "chat.completion.chunk"},
+    {
+        "created": 1760000000,
+        "id": "9Qv4aP",
+        "model": "gemini-3-pro-preview",
+        "object": "chat.completion.chunk",
+    },
     GEMINI_USAGE,
     choice={},
     opening=(),
@@ -461,7 +536,9 @@ LLAMACPP = Shape(
     opening=({"role": "assistant", "content": None},),
     thought=thought_as("reasoning_content"),
     calls=calls_begun,
-    usage_more={"timings": {"cache_n": 12000, "prompt_n": 8000, "prompt_ms": 923.1, "predicted_n": 75}},
+    usage_more={
+        "timings": {"cache_n": 12000, "prompt_n": 8000, "prompt_ms": 923.1, "predicted_n": 75}
+    },
 )
 OLLAMA = Shape(
     chunk_of("chatcmpl-423", "qwen3:14b", system_fingerprint="fp_ollama"),
@@ -486,7 +563,10 @@ OPENWEBUI = Shape(
     thought=thought_as("reasoning_content", ""),
     calls=calls_at_once,
     usage_in="finish",
-    before=({"selected_model_id": "qwen3:14b"}, {"sources": [{"source": {"name": "notes"}, "document": ["a"]}]}),
+    before=(
+        {"selected_model_id": "qwen3:14b"},
+        {"sources": [{"source": {"name": "notes"}, "document": ["a"]}]},
+    ),
 )
 
 # --- errors -------------------------------------------------------------------------------------
@@ -494,8 +574,10 @@ OPENWEBUI = Shape(
 
 def openai_error(refusal: Refusal) -> List[Step]:
     inner = {
-        "message": refusal.words, "type": "invalid_request_error",
-        "param": refusal.param, "code": refusal.code,
+        "message": refusal.words,
+        "type": "invalid_request_error",
+        "param": refusal.param,
+        "code": refusal.code,
     }
     return json_answer(refusal.status, {"error": inner})
 
@@ -529,16 +611,35 @@ def mistral_error(refusal: Refusal) -> List[Step]:
     if refusal.status == 422:
         place = [*(refusal.param or "").split(".")]
         detail = [{"type": "extra_forbidden", "loc": place, "msg": refusal.words, "input": None}]
-        return json_answer(422, {"object": "error", "message": {"detail": detail},
-                                 "type": "invalid_request_error", "param": None, "code": None})
+        return json_answer(
+            422,
+            {
+                "object": "error",
+                "message": {"detail": detail},
+                "type": "invalid_request_error",
+                "param": None,
+                "code": None,
+            },
+        )
     kind = "invalid_function_call" if refusal.code == "3280" else "invalid_request_error"
-    return json_answer(refusal.status, {"object": "error", "message": refusal.words, "type": kind,
-                                        "param": None, "code": refusal.code})
+    return json_answer(
+        refusal.status,
+        {
+            "object": "error",
+            "message": refusal.words,
+            "type": kind,
+            "param": None,
+            "code": refusal.code,
+        },
+    )
 
 
 def groq_error(refusal: Refusal) -> List[Step]:
-    more = {name: value for name, value in refusal._asdict().items()
-            if name in ("param", "code") and value is not None}
+    more = {
+        name: value
+        for name, value in refusal._asdict().items()
+        if name in ("param", "code") and value is not None
+    }
     error = {"message": refusal.words, "type": "invalid_request_error", **more}
     return json_answer(refusal.status, {"error": error})
 
@@ -549,8 +650,12 @@ def together_error(refusal: Refusal) -> List[Step]:
 
 
 def vllm_error(refusal: Refusal) -> List[Step]:
-    error = {"message": refusal.words, "type": "BadRequestError", "param": refusal.param,
-             "code": refusal.status}
+    error = {
+        "message": refusal.words,
+        "type": "BadRequestError",
+        "param": refusal.param,
+        "code": refusal.status,
+    }
     return json_answer(refusal.status, {"error": error})
 
 
@@ -560,8 +665,13 @@ def llamacpp_error(refusal: Refusal) -> List[Step]:
 
 
 def llamacpp_overflow(refusal: Refusal) -> List[Step]:
-    error = {"code": 400, "message": refusal.words, "type": "exceed_context_size_error",
-             "n_prompt_tokens": 41500, "n_ctx": 40960}
+    error = {
+        "code": 400,
+        "message": refusal.words,
+        "type": "exceed_context_size_error",
+        "n_prompt_tokens": 41500,
+        "n_ctx": 40960,
+    }
     return json_answer(400, {"error": error})
 
 
@@ -582,7 +692,13 @@ def webui_error(refusal: Refusal) -> List[Step]:
 def walk(value: Any, place: str = "") -> Iterable[Tuple[str, Any]]:
     """(place, value) of everything in some JSON, the outermost first."""
     yield place, value
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, member in inner:
         yield from walk(member, f"{place}.{key}" if place else str(key))
 

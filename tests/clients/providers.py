@@ -101,12 +101,18 @@ class ProviderUpstream(PlayingUpstream):
 
     def _aside(self, target: str) -> List[Step]:
         """A question about the server or its models."""
-        known = (json_answer(200, said) for end, said in self._provider.aside if target.endswith(end))
+        known = (
+            json_answer(200, said) for end, said in self._provider.aside if target.endswith(end)
+        )
         return next(known, json_answer(404, {"error": {"message": "not found"}}))
 
     def _judged(self, asked: Asked) -> List[Step]:
         """The refusal of a request; nothing if it is fine."""
-        for rule in (*rules.COMMON_RULES, self._provider.cache_marks, *address_rules(self._provider)):
+        for rule in (
+            *rules.COMMON_RULES,
+            self._provider.cache_marks,
+            *address_rules(self._provider),
+        ):
             complaint = rule.judge(asked)
             if complaint:
                 self.mistakes.append(f"{rule.name}: {complaint.words}")
@@ -156,9 +162,12 @@ def provider_playing(
 ) -> Iterator[Tuple[ProviderUpstream, Any]]:
     with ProviderUpstream(provider, work, strict) as upstream:
         environ = {
-            "OPENAI_PROFILE": provider.profile, "OPENAI_API_KEY": KEY,
+            "OPENAI_PROFILE": provider.profile,
+            "OPENAI_API_KEY": KEY,
             "OPENAI_BASE_URL": f"http://127.0.0.1:{upstream.port}{provider.base}",
-            "BIG_MODEL": provider.model, "SMALL_MODEL": provider.model, "MAX_RETRIES": "0",
+            "BIG_MODEL": provider.model,
+            "SMALL_MODEL": provider.model,
+            "MAX_RETRIES": "0",
             **dict(provider.settings),
         }
         with lab.proxy(**environ) as proxy:
@@ -181,11 +190,13 @@ def check_provider(provider: Provider, lab: Lab, strict: bool = True) -> str:
     expect_shown(provider, run)
     expect_usage(provider, upstream, run)
     expect(len(upstream.broken) <= MOST_REFUSALS, f"refused: {refused}")
-    return ", ".join((
-        f"{len(upstream.broken)} refusal(s){': ' + refused if refused else ''}",
-        f"reasoning back: {' '.join(members_back(upstream)) or 'no'}",
-        "compacted" if provider.full else "tells no overflow",
-    ))
+    return ", ".join(
+        (
+            f"{len(upstream.broken)} refusal(s){': ' + refused if refused else ''}",
+            f"reasoning back: {' '.join(members_back(upstream)) or 'no'}",
+            "compacted" if provider.full else "tells no overflow",
+        )
+    )
 
 
 def counted_words(names: List[str]) -> str:
@@ -202,8 +213,10 @@ def expect_conversation(provider: Provider, upstream: ProviderUpstream, work: pa
     ids = [call["id"] for call in whole.calls]
     expect_equal([call_id for call_id, _ in whole.results], ids, "ids of results and calls")
     own = [(sent, call.id) for sent, call in zip(ids, calls) if call.id not in ("", "null")]
-    expect_equal([sent for sent, _ in own], [call_id for _, call_id in own], "the provider's own ids")
-    words = ("first-result \u00fc\u20ac \"quoted\"", "second-result", "third-result", "fourth-result")
+    expect_equal(
+        [sent for sent, _ in own], [call_id for _, call_id in own], "the provider's own ids"
+    )
+    words = ('first-result \u00fc\u20ac "quoted"', "second-result", "third-result", "fourth-result")
     for (_, found), word in zip(whole.results, words):
         expect(f"the-{word}" in found, f"the {word} is {found!r}")
     said = [m.get("content") for m in whole.messages if m["role"] == "assistant"][0]
@@ -258,143 +271,313 @@ def expect_usage(provider: Provider, upstream: ProviderUpstream, run: ClaudeRun)
 # --- the providers ------------------------------------------------------------------------------
 
 OPENAI_IDS = (
-    "call_kX3Yw1u9aQmVtR7sLz0bNcE2", "call_0fJd8Ha5pWqZxT4yBvKu6GiM",
-    "call_7RrSe2NnLl9CcPpOo1DdFfJj", "call_vV5tT6uU8wW0xX2yY3zZ4aAb",
+    "call_kX3Yw1u9aQmVtR7sLz0bNcE2",
+    "call_0fJd8Ha5pWqZxT4yBvKu6GiM",
+    "call_7RrSe2NnLl9CcPpOo1DdFfJj",
+    "call_vV5tT6uU8wW0xX2yY3zZ4aAb",
 )
 PROVIDERS: Dict[str, Provider] = {
     "openai": Provider(
-        "openai", "gpt-4.1", "/v1", shapes.OPENAI, rules.GPT_4_1_RULES, OPENAI_IDS,
+        "openai",
+        "gpt-4.1",
+        "/v1",
+        shapes.OPENAI,
+        rules.GPT_4_1_RULES,
+        OPENAI_IDS,
         shapes.openai_error,
-        Refusal("This model's maximum context length is 1047576 tokens. However, your messages resulted in 1061234 "
-                "tokens (1041234 in the messages, 20000 in the functions). Please reduce the length of the messages "
-                "or functions.", "messages", "context_length_exceeded"),
+        Refusal(
+            "This model's maximum context length is 1047576 tokens. However, your messages resulted in 1061234 "
+            "tokens (1041234 in the messages, 20000 in the functions). Please reduce the length of the messages "
+            "or functions.",
+            "messages",
+            "context_length_exceeded",
+        ),
     ),
     "openai-gpt-5": Provider(
-        "openai", "gpt-5", "/v1", shapes.OPENAI._replace(calls=shapes.calls_mixed),
-        rules.GPT_5_RULES, OPENAI_IDS, shapes.openai_error,
-        Refusal("Input tokens exceed the configured limit of 272000 tokens. Your messages resulted in 281404 tokens. "
-                "Please reduce the length of the messages.", "messages", "context_length_exceeded"),
+        "openai",
+        "gpt-5",
+        "/v1",
+        shapes.OPENAI._replace(calls=shapes.calls_mixed),
+        rules.GPT_5_RULES,
+        OPENAI_IDS,
+        shapes.openai_error,
+        Refusal(
+            "Input tokens exceed the configured limit of 272000 tokens. Your messages resulted in 281404 tokens. "
+            "Please reduce the length of the messages.",
+            "messages",
+            "context_length_exceeded",
+        ),
     ),
     "openai-gpt-5.4": Provider(
-        "openai", "gpt-5.4", "/v1", shapes.OPENAI, rules.GPT_5_4_RULES, OPENAI_IDS,
+        "openai",
+        "gpt-5.4",
+        "/v1",
+        shapes.OPENAI,
+        rules.GPT_5_4_RULES,
+        OPENAI_IDS,
         shapes.openai_error,
-        Refusal("Your input exceeds the context window of this model. Please adjust your input and try again.",
-                "messages", "context_length_exceeded"),
+        Refusal(
+            "Your input exceeds the context window of this model. Please adjust your input and try again.",
+            "messages",
+            "context_length_exceeded",
+        ),
     ),
     "openai-gpt-5.6": Provider(
-        "openai", "gpt-5.6", "/v1", shapes.OPENAI, rules.GPT_5_6_RULES, OPENAI_IDS,
+        "openai",
+        "gpt-5.6",
+        "/v1",
+        shapes.OPENAI,
+        rules.GPT_5_6_RULES,
+        OPENAI_IDS,
         shapes.openai_error,
-        Refusal("Input tokens exceed the configured limit of 922000 tokens. Your messages resulted in 930014 tokens. "
-                "Please reduce the length of the messages.", "messages", "context_length_exceeded"),
+        Refusal(
+            "Input tokens exceed the configured limit of 922000 tokens. Your messages resulted in 930014 tokens. "
+            "Please reduce the length of the messages.",
+            "messages",
+            "context_length_exceeded",
+        ),
     ),
     "openai-o4-mini": Provider(
-        "openai", "o4-mini", "/v1", shapes.OPENAI, rules.O4_MINI_RULES, OPENAI_IDS,
+        "openai",
+        "o4-mini",
+        "/v1",
+        shapes.OPENAI,
+        rules.O4_MINI_RULES,
+        OPENAI_IDS,
         shapes.openai_error,
-        Refusal("This model's maximum context length is 200000 tokens. However, your messages resulted in 204308 "
-                "tokens. Please reduce the length of the messages.", "messages", "context_length_exceeded"),
+        Refusal(
+            "This model's maximum context length is 200000 tokens. However, your messages resulted in 204308 "
+            "tokens. Please reduce the length of the messages.",
+            "messages",
+            "context_length_exceeded",
+        ),
     ),
     "azure": Provider(
-        "azure", "team-chat", "", shapes.AZURE, rules.AZURE_RULES, OPENAI_IDS,
+        "azure",
+        "team-chat",
+        "",
+        shapes.AZURE,
+        rules.AZURE_RULES,
+        OPENAI_IDS,
         shapes.openai_error,
-        Refusal("Input tokens exceed the configured limit of 272000 tokens. Your messages resulted in 281404 tokens. "
-                "Please reduce the length of the messages.", "messages", "context_length_exceeded"),
+        Refusal(
+            "Input tokens exceed the configured limit of 272000 tokens. Your messages resulted in 281404 tokens. "
+            "Please reduce the length of the messages.",
+            "messages",
+            "context_length_exceeded",
+        ),
         asks_at="/openai/deployments/team-chat/chat/completions?api-version=2024-10-21",
         key_header=("api-key", KEY),
         settings=(("AZURE_API_VERSION", "2024-10-21"),),
     ),
     "openrouter": Provider(
-        "openrouter", "anthropic/claude-sonnet-4.5", "/api/v1", shapes.OPENROUTER,
+        "openrouter",
+        "anthropic/claude-sonnet-4.5",
+        "/api/v1",
+        shapes.OPENROUTER,
         rules.OPENROUTER_RULES,
-        ("toolu_01A", "toolu_01B", "toolu_01C", "toolu_01D"), shapes.openrouter_error,
-        Refusal("This endpoint's maximum context length is 200000 tokens. However, you requested about 268000 tokens "
-                "(184000 of text input, 20000 of tool input, 64000 in the output). Please reduce the length of either "
-                "one, or use the \"middle-out\" transform to compress your prompt automatically."),
+        ("toolu_01A", "toolu_01B", "toolu_01C", "toolu_01D"),
+        shapes.openrouter_error,
+        Refusal(
+            "This endpoint's maximum context length is 200000 tokens. However, you requested about 268000 tokens "
+            "(184000 of text input, 20000 of tool input, 64000 in the output). Please reduce the length of either "
+            'one, or use the "middle-out" transform to compress your prompt automatically.'
+        ),
         shapes.openrouter_own_error,
         cache_marks=rules.CACHE_MARKS_ON_PARTS,
     ),
     "deepseek": Provider(
-        "deepseek", "deepseek-chat", "", shapes.DEEPSEEK, rules.DEEPSEEK_RULES,
-        ("call_00_a1", "call_00_b2", "call_01_c3", "call_02_d4"), shapes.openai_error,
-        Refusal("This model's maximum context length is 131072 tokens. However, you requested 141072 tokens (132880 in "
-                "the messages, 8192 in the completion). Please reduce the length of the messages or completion.",
-                None, "invalid_request_error"),
+        "deepseek",
+        "deepseek-chat",
+        "",
+        shapes.DEEPSEEK,
+        rules.DEEPSEEK_RULES,
+        ("call_00_a1", "call_00_b2", "call_01_c3", "call_02_d4"),
+        shapes.openai_error,
+        Refusal(
+            "This model's maximum context length is 131072 tokens. However, you requested 141072 tokens (132880 in "
+            "the messages, 8192 in the completion). Please reduce the length of the messages or completion.",
+            None,
+            "invalid_request_error",
+        ),
     ),
     "deepseek-thinking": Provider(
-        "deepseek", "deepseek-reasoner", "/v1", shapes.DEEPSEEK_THINKING,
+        "deepseek",
+        "deepseek-reasoner",
+        "/v1",
+        shapes.DEEPSEEK_THINKING,
         rules.DEEPSEEK_THINKING_RULES,
-        ("call_00_a1", "call_00_b2", "call_01_c3", "call_02_d4"), shapes.openai_error,
-        Refusal("This model's maximum context length is 131072 tokens. However, you requested 196072 tokens (132072 in "
-                "the messages, 64000 in the completion). Please reduce the length of the messages or completion.",
-                None, "invalid_request_error"),
+        ("call_00_a1", "call_00_b2", "call_01_c3", "call_02_d4"),
+        shapes.openai_error,
+        Refusal(
+            "This model's maximum context length is 131072 tokens. However, you requested 196072 tokens (132072 in "
+            "the messages, 64000 in the completion). Please reduce the length of the messages or completion.",
+            None,
+            "invalid_request_error",
+        ),
         thought_back="reasoning_content",
     ),
     "xai": Provider(
-        "xai", "grok-code-fast-1", "/v1", shapes.XAI, rules.XAI_RULES,
-        ("call_51873962", "call_10472938", "call_77120934", "call_90817263"), shapes.xai_error,
-        Refusal("This model's maximum prompt length is 256000 but the request contains 256917 tokens."),
+        "xai",
+        "grok-code-fast-1",
+        "/v1",
+        shapes.XAI,
+        rules.XAI_RULES,
+        ("call_51873962", "call_10472938", "call_77120934", "call_90817263"),
+        shapes.xai_error,
+        Refusal(
+            "This model's maximum prompt length is 256000 but the request contains 256917 tokens."
+        ),
     ),
     "gemini": Provider(
-        "gemini", "gemini-3-pro-preview", "/v1beta/openai", shapes.GEMINI, rules.GEMINI_RULES,
-        ("jm4owj31", "", "", ""), shapes.gemini_error,
-        Refusal("The input token count (1050321) exceeds the maximum number of tokens allowed (1048576)."),
+        "gemini",
+        "gemini-3-pro-preview",
+        "/v1beta/openai",
+        shapes.GEMINI,
+        rules.GEMINI_RULES,
+        ("jm4owj31", "", "", ""),
+        shapes.gemini_error,
+        Refusal(
+            "The input token count (1050321) exceeds the maximum number of tokens allowed (1048576)."
+        ),
     ),
     "mistral": Provider(
         # Not every deployment makes ids: those say "null", and take only proper ones back.
-        "mistral", "magistral-medium-latest", "/v1", shapes.MISTRAL, rules.MISTRAL_RULES,
-        ("D681PevKs", "aB3dE6gH9", "null", "null"), shapes.mistral_error,
-        Refusal("Prompt contains 133217 tokens and 0 draft tokens, too large for model with 131072 maximum context "
-                "length", None, "3051"),
+        "mistral",
+        "magistral-medium-latest",
+        "/v1",
+        shapes.MISTRAL,
+        rules.MISTRAL_RULES,
+        ("D681PevKs", "aB3dE6gH9", "null", "null"),
+        shapes.mistral_error,
+        Refusal(
+            "Prompt contains 133217 tokens and 0 draft tokens, too large for model with 131072 maximum context "
+            "length",
+            None,
+            "3051",
+        ),
     ),
     "groq": Provider(
-        "groq", "qwen/qwen3-32b", "/openai/v1", shapes.GROQ, rules.GROQ_RULES,
-        ("fzb3tqz7j", "8kq1v0m2n", "p5w9x4c6d", "s7h2r8t3y"), shapes.groq_error,
-        Refusal("Please reduce the length of the messages or completion.", "messages", "context_length_exceeded"),
+        "groq",
+        "qwen/qwen3-32b",
+        "/openai/v1",
+        shapes.GROQ,
+        rules.GROQ_RULES,
+        ("fzb3tqz7j", "8kq1v0m2n", "p5w9x4c6d", "s7h2r8t3y"),
+        shapes.groq_error,
+        Refusal(
+            "Please reduce the length of the messages or completion.",
+            "messages",
+            "context_length_exceeded",
+        ),
     ),
     "together": Provider(
-        "together", "Qwen/Qwen3-235B-A22B-Thinking-2507", "/v1", shapes.TOGETHER,
-        rules.TOGETHER_RULES, OPENAI_IDS, shapes.together_error,
-        Refusal("Input validation error: `inputs` tokens + `max_new_tokens` must be <= 262145. Given: 270011 `inputs` "
-                "tokens and 64000 `max_new_tokens`", status=422),
+        "together",
+        "Qwen/Qwen3-235B-A22B-Thinking-2507",
+        "/v1",
+        shapes.TOGETHER,
+        rules.TOGETHER_RULES,
+        OPENAI_IDS,
+        shapes.together_error,
+        Refusal(
+            "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 262145. Given: 270011 `inputs` "
+            "tokens and 64000 `max_new_tokens`",
+            status=422,
+        ),
     ),
     "vllm": Provider(
-        "vllm", "Qwen/Qwen3-Coder-30B-A3B-Instruct", "/v1", shapes.VLLM, rules.VLLM_RULES,
-        tuple(f"chatcmpl-tool-{letter * 32}" for letter in "abcd"), shapes.vllm_error,
-        Refusal("'max_tokens' or 'max_completion_tokens' is too large: 64000. This model's maximum context length is "
-                "131072 tokens and your request has 132904 input tokens (64000 > 131072 - 132904). None"),
+        "vllm",
+        "Qwen/Qwen3-Coder-30B-A3B-Instruct",
+        "/v1",
+        shapes.VLLM,
+        rules.VLLM_RULES,
+        tuple(f"chatcmpl-tool-{letter * 32}" for letter in "abcd"),
+        shapes.vllm_error,
+        Refusal(
+            "'max_tokens' or 'max_completion_tokens' is too large: 64000. This model's maximum context length is "
+            "131072 tokens and your request has 132904 input tokens (64000 > 131072 - 132904). None"
+        ),
     ),
     "llamacpp": Provider(
-        "llamacpp", "gpt-oss-20b", "/v1", shapes.LLAMACPP, rules.LLAMACPP_RULES,
-        tuple(letter * 32 for letter in "WXYZ"), shapes.llamacpp_error,
-        Refusal("request (41500 tokens) exceeds the available context size (40960 tokens), try increasing it"),
+        "llamacpp",
+        "gpt-oss-20b",
+        "/v1",
+        shapes.LLAMACPP,
+        rules.LLAMACPP_RULES,
+        tuple(letter * 32 for letter in "WXYZ"),
+        shapes.llamacpp_error,
+        Refusal(
+            "request (41500 tokens) exceeds the available context size (40960 tokens), try increasing it"
+        ),
         shapes.llamacpp_overflow,
         aside=(("/props", {"default_generation_settings": {"n_ctx": 131072}, "total_slots": 1}),),
     ),
     "ollama": Provider(
         # It cuts the front of a prompt that is too long, and says nothing of it.
-        "ollama", "qwen3:14b", "/v1", shapes.OLLAMA, rules.OLLAMA_RULES,
-        ("call_7qd2r0xk", "call_h1m5u8ze", "call_p9w3b6ty", "call_c4n7v2sa"), shapes.openai_error,
+        "ollama",
+        "qwen3:14b",
+        "/v1",
+        shapes.OLLAMA,
+        rules.OLLAMA_RULES,
+        ("call_7qd2r0xk", "call_h1m5u8ze", "call_p9w3b6ty", "call_c4n7v2sa"),
+        shapes.openai_error,
         None,
         aside=(
-            ("/api/ps", {"models": [{"name": "qwen3:14b", "model": "qwen3:14b", "context_length": 131072}]}),
-            ("/api/show", {"capabilities": ["completion", "tools", "thinking"],
-                           "model_info": {"qwen3.context_length": 131072}}),
+            (
+                "/api/ps",
+                {"models": [{"name": "qwen3:14b", "model": "qwen3:14b", "context_length": 131072}]},
+            ),
+            (
+                "/api/show",
+                {
+                    "capabilities": ["completion", "tools", "thinking"],
+                    "model_info": {"qwen3.context_length": 131072},
+                },
+            ),
         ),
     ),
     "lmstudio": Provider(
-        "lmstudio", "qwen3-30b-a3b", "/v1", shapes.LMSTUDIO, rules.LMSTUDIO_RULES,
-        ("388110531", "907263514", "120394857", "665544332"), shapes.lmstudio_error,
-        Refusal("Trying to keep the first 41500 tokens when context the overflows. However, the model is loaded with "
-                "context length of only 40960 tokens, which is not enough. Try to load the model with a larger context "
-                "length, or provide a shorter input"),
+        "lmstudio",
+        "qwen3-30b-a3b",
+        "/v1",
+        shapes.LMSTUDIO,
+        rules.LMSTUDIO_RULES,
+        ("388110531", "907263514", "120394857", "665544332"),
+        shapes.lmstudio_error,
+        Refusal(
+            "Trying to keep the first 41500 tokens when context the overflows. However, the model is loaded with "
+            "context length of only 40960 tokens, which is not enough. Try to load the model with a larger context "
+            "length, or provide a shorter input"
+        ),
         shapes.lmstudio_late_error,
-        aside=(("/api/v0/models", {"object": "list", "data": [
-            {"id": "qwen3-30b-a3b", "max_context_length": 131072, "loaded_context_length": 131072}]}),),
+        aside=(
+            (
+                "/api/v0/models",
+                {
+                    "object": "list",
+                    "data": [
+                        {
+                            "id": "qwen3-30b-a3b",
+                            "max_context_length": 131072,
+                            "loaded_context_length": 131072,
+                        }
+                    ],
+                },
+            ),
+        ),
     ),
     "openwebui": Provider(
-        "openwebui", "qwen3:14b", "/api", shapes.OPENWEBUI, rules.OPENWEBUI_RULES,
-        tuple(f"call_{letter * 8}-0000-4000-8000-{letter * 12}" for letter in "abcd"), shapes.webui_error,
-        Refusal("This model's maximum context length is 40960 tokens. However, you requested 105500 tokens (41500 in "
-                "the messages, 64000 in the completion). Please reduce the length of the messages or completion."),
+        "openwebui",
+        "qwen3:14b",
+        "/api",
+        shapes.OPENWEBUI,
+        rules.OPENWEBUI_RULES,
+        tuple(f"call_{letter * 8}-0000-4000-8000-{letter * 12}" for letter in "abcd"),
+        shapes.webui_error,
+        Refusal(
+            "This model's maximum context length is 40960 tokens. However, you requested 105500 tokens (41500 in "
+            "the messages, 64000 in the completion). Please reduce the length of the messages or completion."
+        ),
     ),
 }
 
