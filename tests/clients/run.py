@@ -23,6 +23,7 @@ from tests.clients.claude_code import CLAUDE_CODE_CHECKS
 from tests.clients.install import InstallError, default_folder, open_cache
 from tests.clients.lab import Lab, Skipped, Trap, end_leftovers
 from tests.clients.other_server import OTHER_SERVER_CHECKS
+from tests.clients.providers import PROVIDER_CHECKS
 from tests.clients.redcap import REDCAP_CHECKS, SLOW_REDCAP_CHECKS
 from tests.clients.sdks import SDK_CHECKS
 from tests.clients.single_file import SINGLE_FILE_CHECKS
@@ -32,6 +33,7 @@ Check = Callable[[Lab], str]
 CHECKS: Dict[str, Check] = {
     **SINGLE_FILE_CHECKS,
     **CLAUDE_CODE_CHECKS,
+    **PROVIDER_CHECKS,
     **REDCAP_CHECKS,
     **SLOW_REDCAP_CHECKS,
     **SDK_CHECKS,
