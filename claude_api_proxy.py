@@ -4349,9 +4349,11 @@ PROFILES: Dict[str, Profile] = {
         ("api.groq.com",),
         {"schema_level": 1, "answer_format": "text"},
         (
-            ("gpt-oss*", {"thinking": "reasoning_effort"}),
-            ("qwen3*", {"thinking": "reasoning_effort", "efforts": ("none", "default")}),
+            ("llama-3.3-70b*", {"max_output": 32_768}),
+            ("gpt-oss*", {"max_output": 65_536, "thinking": "reasoning_effort"}),
             ("gpt-oss*", {"extra": (("reasoning_format", "parsed"),)}),
+            ("qwen3-32b*", {"max_output": 40_960}),
+            ("qwen3*", {"thinking": "reasoning_effort", "efforts": ("none", "default")}),
             ("qwen3*", {"extra": (("reasoning_format", "parsed"),)}),
         ),
     ),
@@ -7711,6 +7713,8 @@ class OpenAIUpstream:
         # Model -> what its provider has taught; written whole, so that readers need no lock.
         self._learned: Dict[str, ChatOptions] = {}
         self._memory = ReasoningMemory(time.monotonic)
+        # What the base URL lacked, found out by a 404: "" or "/v1".
+        self._missing_path = ""
         self.catalog = ModelCatalog(self._fetch_limits, time.monotonic)
 
     def describe(self) -> str:
@@ -7779,6 +7783,8 @@ class OpenAIUpstream:
                 return Asked(response, options, tokens)
             with closing(response):
                 refusal = response.read()
+            if response.status == 404 and self._found_path(refusal):
+                continue
             repaired = repair_of(options, response.status, refusal, chat)
             if repaired is None or repaired in tried or len(tried) > MOST_REPAIRS:
                 raise self._failure(response, refusal, request, exchange)
@@ -7796,8 +7802,16 @@ class OpenAIUpstream:
             self._learned[model] = learned
             exchange.facts["learned"] = learned_words(before, learned)
 
+    def _found_path(self, refusal: bytes) -> bool:
+        """Whether it is worth asking under /v1, which users leave out of a base URL."""
+        lacks = "/v1" not in urlsplit(self._config.openai_base_url).path
+        if self._missing_path or self._profile == "azure" or not lacks or names_model(refusal):
+            return False
+        self._missing_path = "/v1"
+        return True
+
     def _call(self, model: str, body: bytes) -> Call:
-        target, path = split_url(chat_url(self._config, model))
+        target, path = split_url(chat_url(self._config, model, self._missing_path))
         return Call("POST", target, path, self._headers, body)
 
     def _failure(
@@ -7806,6 +7820,7 @@ class OpenAIUpstream:
         tokens = count_input_tokens(request) if response.status in (400, 413, 422) else 0
         error = upstream_error(response.status, response.headers, body, tokens, time.time())
         if error.status == 404:
+            self._missing_path = ""
             asked, model = self._config.openai_base_url, request.get("model", "")
             error.message += f" (asked {asked} for model {model}, by {exchange.facts.get('route')})"
         return error
@@ -7877,6 +7892,11 @@ def chat_body(
     return chat, body, tokens
 
 
+def names_model(refusal: bytes) -> bool:
+    """Whether a 404 is about a model; else it is about the path."""
+    return b"model" in refusal.lower()
+
+
 def repair_of(
     options: ChatOptions, status: int, refusal: bytes, chat: Dict[str, Any]
 ) -> Optional[ChatOptions]:
@@ -7915,14 +7935,14 @@ def limit_max_tokens(request: Request, config: Config) -> Request:
     return {**request, "max_tokens": allowed} if allowed != asked else request
 
 
-def chat_url(config: Config, model: str) -> str:
+def chat_url(config: Config, model: str, missing: str = "") -> str:
     """The Chat Completions URL of the base URL as users write it; for Azure with the deployment.
 
     Azure's base is the resource, or a deployment, or its newer /openai/v1, which wants no version.
     """
     base, version = config.openai_base_url, config.azure_api_version
     if not version or base.endswith("/v1"):
-        return f"{base}/chat/completions"
+        return f"{base}{missing}/chat/completions"
     if "/openai/deployments/" not in base:
         base = azure_deployment(base, model)
     return f"{base}/chat/completions?api-version={quote(version, safe='')}"

@@ -15,6 +15,7 @@ from tests.support import (
     ask,
     chat_stream,
     delta,
+    http_answer,
     json_answer,
     message_body,
     running_proxy,
@@ -207,3 +208,22 @@ def test_no_note_or_log_line_holds_what_was_written(start):
     answer = ask(proxy.port, body, fields=("x-proxy-notes: 1",))
     wait_until(lambda: any(line["event"] == "request" for line in proxy.log_lines()))
     assert "CANARY" not in proxy.log_text.getvalue() + json.dumps(answer.headers) + USAGE["id"]
+
+
+@pytest.mark.parametrize("body", [b"404 page not found", b"<html><title>404</title></html>", b'{"detail":"Not Found"}', b""])
+def test_a_base_url_without_v1_is_found_out_once(form, body):
+    def script(request):
+        return text_answer("fine") if "/v1/" in request.line else http_answer(404, body)
+
+    with ScriptedUpstream(script) as upstream:
+        environ = {**upstream_environ(upstream), "OPENAI_BASE_URL": upstream.url[: -len("/v1")]}
+        with running_proxy(form, environ) as proxy:
+            assert [texts(ask(proxy.port, message_body())) for _ in range(2)] == ["fine", "fine"]
+    assert [request.line.split()[1] for request in upstream.requests] == [
+        "/chat/completions", "/v1/chat/completions", "/v1/chat/completions"]
+
+
+@pytest.mark.parametrize("message", ["The model `x` does not exist", "no such thing"])
+def test_a_404_behind_v1_is_told(start, message):
+    proxy, upstream = start(json_answer(404, {"error": {"message": message}}))
+    assert ask(proxy.port, message_body()).status == 404 and len(upstream.requests) == 1

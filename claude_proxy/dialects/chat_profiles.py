@@ -143,9 +143,11 @@ PROFILES: Dict[str, Profile] = {
         ("api.groq.com",),
         {"schema_level": 1, "answer_format": "text"},
         (
-            ("gpt-oss*", {"thinking": "reasoning_effort"}),
-            ("qwen3*", {"thinking": "reasoning_effort", "efforts": ("none", "default")}),
+            ("llama-3.3-70b*", {"max_output": 32_768}),
+            ("gpt-oss*", {"max_output": 65_536, "thinking": "reasoning_effort"}),
             ("gpt-oss*", {"extra": (("reasoning_format", "parsed"),)}),
+            ("qwen3-32b*", {"max_output": 40_960}),
+            ("qwen3*", {"thinking": "reasoning_effort", "efforts": ("none", "default")}),
             ("qwen3*", {"extra": (("reasoning_format", "parsed"),)}),
         ),
     ),
