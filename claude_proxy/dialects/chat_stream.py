@@ -4,8 +4,7 @@
 
 Providers agree on little more than the names of the fields, so every chunk is taken for what it
 holds: text, reasoning, refusal, pieces of tool calls, a finish reason, usage, an error; anything
-else is passed over. Blocks are opened and closed by `EventWriter` alone. Of parallel calls that
-arrive interleaved the first is told live, and the others wait their turn (`CallBook`).
+else is passed over (`ChatAnswer`).
 
 Nothing is yielded before the first chunk that means something, so that an error until then can
 still be a status. A stream that ends before its finish reason is an error and leaves its block
@@ -16,35 +15,27 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+import string
+from collections.abc import Iterable, Iterator
+from typing import Any, Dict, Optional, Tuple
 
-from claude_proxy.dialects.chat_calls import CallBook
-from claude_proxy.dialects.think_tags import ThinkSplitter
+from claude_proxy.dialects.chat_answer import ChatAnswer, ChatAsked
 from claude_proxy.errors import ProxyError, upstream_error, upstream_error_object
 from claude_proxy.events import CUT_SHORT, Event, EventWriter
-from claude_proxy.sse import FrameSplitter, frame_data
+from claude_proxy.sse import SSE_BOM, FrameSplitter, frame_data
 
 CHAT_DONE: Dict[str, Any] = {"done": True}
 
-# finish_reason -> stop_reason; a tool call in the answer turns "end_turn" into "tool_use".
-CHAT_STOP_REASONS = {
-    "length": "max_tokens",
-    "max_tokens": "max_tokens",
-    "model_length": "max_tokens",
-    "content_filter": "refusal",
-    "safety": "refusal",
-    "SAFETY": "refusal",
-    "RECITATION": "refusal",
-    "PROHIBITED_CONTENT": "refusal",
-}
-CHAT_FAILURES = ("error", "abort", "MALFORMED_FUNCTION_CALL", "insufficient_system_resource")
 # json.loads would guess the encoding of each chunk anew.
 CHUNK_DECODER = json.JSONDecoder()
-
+NOT_JSON = "the upstream sent an event that is not JSON"
 LARGEST_JSON_BODY = 64 * 1024 * 1024
-# First byte of a body -> what it is, whatever its content type says.
-BODY_KINDS = {b"{": "json", b"[": "json", b"<": "page"}
+# First byte of a body -> what it is, whatever its content type says. No field of an event stream
+# begins with a capital or a digit: that is a sentence.
+BODY_KINDS = {
+    **{letter.encode(): "page" for letter in string.ascii_uppercase + string.digits},
+    **{b"{": "json", b"[": "json", b"<": "page", b'"': "page"},
+}
 
 
 # --- bytes -> chunks ---------------------------------------------------------------------------
@@ -53,33 +44,54 @@ BODY_KINDS = {b"{": "json", b"[": "json", b"<": "page"}
 def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
     """Decode an answer's body: JSON chunks in events, or one JSON object although a stream was
     asked for. `[DONE]` becomes CHAT_DONE and ends it."""
-    splitter, whole, kind = FrameSplitter(), bytearray(), ""
-    for piece in pieces:
-        if not kind:
-            piece = piece.lstrip()
-            if not piece:
-                continue
-            kind = BODY_KINDS.get(piece[:1], "events")
-            whole += piece
-        elif kind != "events":
-            whole += piece
-            if len(whole) > LARGEST_JSON_BODY:
-                raise ProxyError(502, "the upstream's answer is larger than any model's")
-        if kind == "events":
-            for frame in splitter.feed(piece):
-                chunk = frame_to_chunk(frame)
-                if chunk is not None:
-                    yield chunk
-                    if chunk is CHAT_DONE:
-                        return
-    if kind == "json":
-        yield decode_chunk(bytes(whole)) or {}
-        yield CHAT_DONE
+    rest = iter(pieces)
+    kind, start = body_start(rest)
+    if kind == "events":
+        yield from event_chunks(itertools.chain([start], rest))
         return
+    whole = whole_body(itertools.chain([start], rest))
     if kind == "page":
-        raise upstream_error(502, {}, bytes(whole))
+        raise upstream_error(502, {}, whole)
+    chunk = decode_chunk(whole)
+    if chunk is None or "choices" not in chunk:
+        raise upstream_error_object(chunk)
+    yield chunk
+    yield CHAT_DONE
+
+
+def body_start(pieces: Iterator[bytes]) -> Tuple[str, bytes]:
+    """(what the body is, its beginning without blanks and byte order mark)."""
+    start = b""
+    for piece in pieces:
+        start = (start + piece).lstrip()
+        if start.startswith(SSE_BOM):
+            start = start[len(SSE_BOM) :].lstrip()
+        if start and not SSE_BOM.startswith(start):
+            return BODY_KINDS.get(start[:1], "events"), start
+    return "events", start
+
+
+def whole_body(pieces: Iterable[bytes]) -> bytes:
+    whole = bytearray()
+    for piece in pieces:
+        whole += piece
+        if len(whole) > LARGEST_JSON_BODY:
+            raise ProxyError(502, "the upstream's answer is larger than any model's")
+    return bytes(whole)
+
+
+def event_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
+    """The chunks of an event stream, up to its `[DONE]`."""
+    splitter = FrameSplitter()
+    for piece in pieces:
+        for frame in splitter.feed(piece):
+            chunk = frame_to_chunk(frame)
+            if chunk is not None:
+                yield chunk
+                if chunk is CHAT_DONE:
+                    return
     for frame in splitter.finish():
-        chunk = frame_to_chunk(frame)
+        chunk = last_chunk(frame)
         if chunk is not None:
             yield chunk
 
@@ -95,7 +107,17 @@ def frame_to_chunk(frame: bytes) -> Optional[Dict[str, Any]]:
         return CHAT_DONE
     if event == "error":
         raise upstream_error_object(loads_or_text(data))
-    return decode_chunk(data)
+    if event in ("", "message") or data[:1] in b"{[":
+        return decode_chunk(data)
+    return None  # of another name and not JSON: a sign of life
+
+
+def last_chunk(frame: bytes) -> Optional[Dict[str, Any]]:
+    """The chunk in what stands behind the last blank line: if that is not JSON, it was cut."""
+    try:
+        return frame_to_chunk(frame)
+    except ProxyError as error:
+        raise ProxyError(502, CUT_SHORT) if error.message == NOT_JSON else error from None
 
 
 def loads_or_text(data: bytes) -> Any:
@@ -109,7 +131,7 @@ def decode_chunk(data: bytes) -> Optional[Dict[str, Any]]:
     try:
         chunk = CHUNK_DECODER.decode(str(data, "utf-8"))
     except (ValueError, RecursionError):
-        raise ProxyError(502, "the upstream sent an event that is not JSON") from None
+        raise ProxyError(502, NOT_JSON) from None
     if type(chunk) is dict:
         return chunk
     if isinstance(chunk, list) and chunk and isinstance(chunk[0], dict):
@@ -118,21 +140,6 @@ def decode_chunk(data: bytes) -> Optional[Dict[str, Any]]:
 
 
 # --- chunks -> events --------------------------------------------------------------------------
-
-
-class ChatAsked(NamedTuple):
-    """What has to be known of the request to retell its answer.
-
-    `tool_names` maps names as the upstream knows them to the client's own, `used_ids` are those of
-    calls earlier in the conversation, `only_tool` is the name where one tool is offered; the
-    `input_estimate` is asked for input tokens if the upstream reports none.
-    """
-
-    tool_names: Mapping[str, str] = {}
-    used_ids: Iterable[str] = ()
-    only_tool: str = ""
-    stops: Sequence[str] = ()
-    input_estimate: Callable[[], int] = lambda: 0
 
 
 def chunks_to_events(
@@ -151,227 +158,12 @@ def chunks_to_events(
                 answer.done = True
                 break
             yield from answer.chunk(chunk)
+            if answer.stopped:
+                break
     except ProxyError as error:
         # Behind the finish reason there is nothing that a broken connection could take away.
-        if error.message != CUT_SHORT or not answer.finished():
+        if error.message != CUT_SHORT or not answer.finished:
             raise
+    except RecursionError:
+        raise ProxyError(502, "the upstream sent an event that is nested too deeply") from None
     yield from answer.finish()
-
-
-class ChatAnswer:
-    """One answer being retold."""
-
-    def __init__(self, write: EventWriter, asked: ChatAsked) -> None:
-        self.done = False
-        self._write = write
-        self._asked = asked
-        self._calls = CallBook(write, asked.tool_names, asked.used_ids, asked.only_tool)
-        self._think = ThinkSplitter()
-        self._usage: Dict[str, Any] = {}
-        self._finish: Optional[str] = None
-        self._matched_stop: Optional[str] = None
-        self._refusal: List[str] = []
-        self._held: List[Tuple[Callable[[str], Iterable[Event]], str]] = []
-        self._told = 0
-
-    def finished(self) -> bool:
-        return bool(self._finish)
-
-    def chunk(self, chunk: Dict[str, Any]) -> Iterable[Event]:
-        """The events that a chunk leads to."""
-        if chunk.get("error") or chunk.get("object") == "error":
-            raise upstream_error_object(chunk)
-        aside = chunk.get("x_groq")
-        usage = chunk.get("usage") or (aside.get("usage") if isinstance(aside, dict) else None)
-        if isinstance(usage, dict):
-            # A last chunk of zeros takes nothing back.
-            self._usage.update((k, v) for k, v in usage.items() if v or k not in self._usage)
-        choices = chunk.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        if not isinstance(choice, dict) or choice.get("index"):
-            return ()
-        delta = choice["delta"] if choice.get("delta") is not None else choice.get("message")
-        events = self._delta(delta) if isinstance(delta, dict) else ()
-        finish = choice.get("finish_reason")
-        if not finish:
-            return events
-        events = [*events]
-        self._note_finish(str(finish), choice)
-        return events
-
-    def _note_finish(self, finish: str, choice: Dict[str, Any]) -> None:
-        if finish in CHAT_FAILURES:
-            raise upstream_error_object(
-                choice.get("error") or {"message": f"the model failed: {finish}"}
-            )
-        self._finish = finish
-        matched = choice.get("stop_reason") or choice.get("matched_stop")
-        self._matched_stop = matched if isinstance(matched, str) else None
-
-    def _delta(self, delta: Dict[str, Any]) -> Iterable[Event]:
-        content = delta.get("content")
-        if len(delta) == 1 and type(content) is str:  # the common case
-            return self._text(content)
-        return list(self._parts(delta, content))
-
-    def _parts(self, delta: Dict[str, Any], content: Any) -> Iterator[Event]:
-        yield from self._thought(reasoning_text(delta))
-        if isinstance(content, str):
-            yield from self._text(content)
-        elif isinstance(content, list):
-            yield from self._content_list(content)
-        refusal = delta.get("refusal")
-        if isinstance(refusal, str) and refusal:
-            self._refusal.append(refusal)
-            yield from self._text(refusal)
-        legacy = delta.get("function_call")
-        calls = delta.get("tool_calls") or ([{"index": 0, "function": legacy}] if legacy else [])
-        for call in calls if isinstance(calls, list) else [calls]:
-            if isinstance(call, dict):
-                yield from self._release_text_before(call)
-                yield from self._calls.add(call)
-
-    def _content_list(self, parts: List[Any]) -> Iterator[Event]:
-        """Mistral's list content: thinking parts and text parts."""
-        for part in parts:
-            if not isinstance(part, dict):
-                continue
-            if part.get("type") == "thinking":
-                yield from self._thought(thinking_part_text(part.get("thinking")))
-            elif isinstance(part.get("text"), str):
-                yield from self._text(part["text"])
-
-    def _thought(self, text: str) -> Iterable[Event]:
-        return self._in_turn(self._write.thinking, text) if text else ()
-
-    def _text(self, text: str) -> Iterable[Event]:
-        if not text:
-            return ()
-        if self._think.active:
-            thought, text = self._think.feed(text)
-            return [*self._thought(thought), *self._plain_text(text)]
-        return self._plain_text(text)
-
-    def _plain_text(self, text: str) -> Iterable[Event]:
-        return self._in_turn(self._write.text, text) if text else ()
-
-    def _in_turn(self, tell: Callable[[str], Iterable[Event]], text: str) -> Iterable[Event]:
-        """Tell text or thought, behind what waits; amid a call that is not complete it waits."""
-        if not self._calls.any:
-            self._told += len(text)
-            return tell(text)
-        self._held.append((tell, text))
-        return () if self._calls.busy() else self._release()
-
-    def _release(self) -> Iterable[Event]:
-        """What was said amid calls, once they are complete; blank text is dropped there."""
-        held, self._held = self._held, []
-        if not any(text.strip() for _, text in held):
-            return ()
-        self._told += sum(len(text) for _, text in held)
-        runs = itertools.groupby(held, lambda one: one[0])
-        joined = [(tell, "".join(text for _, text in run)) for tell, run in runs]
-        calls = list(self._calls.finish())
-        return [*calls, *(event for tell, text in joined for event in tell(text))]
-
-    def _release_text_before(self, call: Dict[str, Any]) -> Iterable[Event]:
-        thought, text = self._think.end()
-        events = [*self._thought(thought), *self._plain_text(text)]
-        return events if self._calls.busy() else [*events, *self._release()]
-
-    def finish(self) -> Iterator[Event]:
-        """The end: what was held back, the stop reason, the usage."""
-        thought, text = self._think.end()
-        if not self._finish and not (self.done and (self._write.started or thought or text)):
-            raise ProxyError(502, CUT_SHORT)
-        yield from self._thought(thought)
-        yield from self._plain_text(text)
-        yield from self._calls.finish()
-        yield from self._release()
-        reason, more = self._stop_reason()
-        yield from self._write.finish(reason, self._final_usage(), **more)
-
-    def _stop_reason(self) -> Tuple[str, Dict[str, Any]]:
-        if self._refusal:
-            explanation = "".join(self._refusal)
-            return "refusal", {"stop_details": refusal_details(explanation)}
-        reason = CHAT_STOP_REASONS.get(self._finish or "", "end_turn")
-        if reason == "refusal":
-            return "refusal", {"stop_details": refusal_details(None)}
-        if reason == "end_turn" and self._calls.any:
-            return "tool_use", {}
-        if reason == "end_turn" and self._matched_stop in self._asked.stops:
-            return "stop_sequence", {"stop_sequence": self._matched_stop}
-        return reason, {}
-
-    def _final_usage(self) -> Dict[str, Any]:
-        if not self._usage:
-            told = max(1, (self._told + self._calls.told) // 4)
-            return {"input_tokens": self._asked.input_estimate(), "output_tokens": told}
-        usage = chat_usage(self._usage)
-        if not any(usage[key] for key in usage if key != "output_tokens"):
-            usage["input_tokens"] = self._asked.input_estimate()
-        return usage
-
-
-def refusal_details(explanation: Optional[str]) -> Dict[str, Any]:
-    return {"type": "refusal", "category": None, "explanation": explanation}
-
-
-def reasoning_text(delta: Dict[str, Any]) -> str:
-    """The reasoning in a delta, under the name that this provider gives it."""
-    for key in ("reasoning_content", "reasoning"):
-        if isinstance(delta.get(key), str) and delta[key]:
-            return delta[key]
-    details = delta.get("reasoning_details")
-    parts = [d for d in details if isinstance(d, dict)] if isinstance(details, list) else []
-    return "".join(thinking_part_text(d.get("text") or d.get("summary")) for d in parts)
-
-
-def thinking_part_text(inner: Any) -> str:
-    """The text of a thinking part: itself, or that of the parts in it."""
-    if isinstance(inner, list):
-        return "".join(thinking_part_text(p.get("text")) for p in inner if isinstance(p, dict))
-    return inner if isinstance(inner, str) else ""
-
-
-def chat_usage(usage: Mapping[str, Any]) -> Dict[str, Any]:
-    """Messages usage: `input_tokens` leaves out what was read from, or written to, a cache."""
-    details = usage.get("prompt_tokens_details")
-    details = details if isinstance(details, dict) else {}
-    read = first_count(
-        details.get("cached_tokens"),
-        usage.get("prompt_cache_hit_tokens"),
-        usage.get("cached_tokens"),
-        usage.get("cache_read_input_tokens"),
-    )
-    written = first_count(
-        details.get("cache_write_tokens"), usage.get("cache_creation_input_tokens")
-    )
-    prompt, completion = (
-        first_count(usage.get("prompt_tokens")),
-        first_count(usage.get("completion_tokens")),
-    )
-    total = first_count(usage.get("total_tokens"))
-    reasons = usage.get("completion_tokens_details")
-    reasoned = first_count(reasons.get("reasoning_tokens")) if isinstance(reasons, dict) else 0
-    if reasoned and total == prompt + completion + reasoned:
-        completion = total - prompt  # xAI counts reasoning apart
-    return {
-        "input_tokens": max(0, prompt - read - written),
-        "cache_read_input_tokens": read,
-        "cache_creation_input_tokens": written,
-        "output_tokens": completion,
-    }
-
-
-def first_count(*values: Any) -> int:
-    """The first value above 0 as a number; providers send null, text and fractions."""
-    for value in values:
-        try:
-            number = int(float(value))
-        except (TypeError, ValueError, OverflowError):
-            continue
-        if number > 0:
-            return number
-    return 0
