@@ -23,7 +23,7 @@ from claude_proxy.errors import ProxyError
 from claude_proxy.events import CUT_SHORT, EventWriter, check_grammar, events_to_message
 from claude_proxy.sse import encode_event
 
-STREAMS = int(os.environ.get("FUZZ_STREAMS", 0)) or 1000
+STREAMS = int(os.environ.get("FUZZ_STREAMS", 0)) or 1500
 BATCHES = 3
 
 # --- what is sent ---------------------------------------------------------------------------------
@@ -111,7 +111,8 @@ def encode_chunks(chunks, pick, done=True):
 
 # --- damage ---------------------------------------------------------------------------------------
 
-ODD = (None, True, False, 0, 1, -1, 2.5, float("nan"), float("inf"), 10**40, "", "x", "0", "null", "<think>", "STOP", "\n", [], {}, [[]], [None], {"a": {}},
+DEEP = {b'"@deep@"': b"[" * 900 + b"]" * 900, b'"@far too deep@"': b'{"error":' * 20_000}
+ODD = ("@deep@", "@far too deep@", None, True, False, 0, 1, -1, 2.5, float("nan"), float("inf"), 10**40, "", "x", "0", "null", "<think>", "STOP", "\n", [], {}, [[]], [None], {"a": {}},
        "{}", "{", "}", '{"a":1}', "error", "length", "content_filter", [{"text": "t"}], {"message": "m"}, "A", "reasoning", [0, "y", {"index": 0}])
 EXTRA_KEYS = ("reasoning", "reasoning_content", "reasoning_details", "content", "refusal", "tool_calls", "function_call", "finish_reason", "index", "delta", "message",
               "usage", "error", "object", "choices", "id", "name", "arguments", "function", "custom", "type", "extra_content", "stop_reason", "x_groq", "timings", "service_tier")
@@ -186,6 +187,8 @@ def damaged(pick):
     if pick.random() < 0.1:
         return json.dumps(pick.choice(chunks)).encode()
     raw = encode_chunks(chunks, pick, done=pick.random() < 0.8)
+    for mark, deep in DEEP.items():
+        raw = raw.replace(mark, deep, 1)
     return damage_bytes(raw, pick) if pick.random() < 0.3 else raw
 
 
@@ -234,7 +237,7 @@ def check_outcome(events, error, late):
 
 
 def cuts(raw, pick, byte_by_byte):
-    if byte_by_byte:
+    if byte_by_byte and len(raw) < 20_000:
         return [raw[i:i + 1] for i in range(len(raw))]
     borders = sorted({0, len(raw), *(pick.randrange(len(raw) + 1) for _ in range(pick.randrange(1, 12)))})
     return [raw[start:end] for start, end in zip(borders, borders[1:])]

@@ -233,13 +233,13 @@ class ChatAnswer:
         return () if self._calls.busy() else self._release()
 
     def _release(self) -> Iterable[Event]:
-        """What was said amid calls, once they are complete; blank text alone is no block."""
-        if not any(text.strip() for _, text in self._held):
+        """What was said amid calls, once they are complete; blank text alone is no block, but it
+        may be the beginning of one."""
+        runs = joined_runs(self._held)
+        if not any(text.strip() for _, text in runs):
             return ()
-        held, self._held = self._held, []
-        runs = itertools.groupby(held, lambda one: one[0])
-        joined = [(kind, "".join(text for _, text in run)) for kind, run in runs]
-        said = [(kind, text) for kind, text in joined if text.strip()]
+        self._held = [] if runs[-1][1].strip() else [runs.pop()]
+        said = joined_runs([(kind, text) for kind, text in runs if text.strip()])
         self._told += sum(len(text) for _, text in said)
         calls = list(self._calls.finish())
         return [*calls, *(event for kind, text in said for event in self._tell[kind](text))]
@@ -324,6 +324,12 @@ class ChatAnswer:
 
 
 INPUT_COUNTS = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+
+
+def joined_runs(held: List[Tuple[str, str]]) -> List[Tuple[str, str]]:
+    """(kind, text) with neighbours of one kind joined."""
+    runs = itertools.groupby(held, lambda one: one[0])
+    return [(kind, "".join(text for _, text in run)) for kind, run in runs]
 
 
 def refusal_details(explanation: Optional[str]) -> Dict[str, Any]:
