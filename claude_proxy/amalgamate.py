@@ -25,7 +25,7 @@ MODULES = (
     "dialects/chat_blocks", "dialects/chat_tools",
     "dialects/chat_request", "dialects/chat_repairs",
     "dialects/chat_calls", "dialects/think_tags", "dialects/stop_watch", "dialects/chat_usage",
-    "dialects/thought_writer", "dialects/chat_answer", "dialects/chat_stream",
+    "dialects/thought_writer", "dialects/chat_frames", "dialects/chat_stream",
     "dialects/text_tools", "dialects/text_calls", "dialects/text_turns",
     "routing", "auth", "exchange", "inflight", "slots", "late", "pool", "transport",
     "upstreams/upstream", "upstreams/openai", "upstreams/redcap_form", "upstreams/redcap_reply",
