@@ -9,13 +9,14 @@ it in place; the model maps are at the top of its first section. Sections, each 
 
   config, config_load, settings_text, dotenv, log, errors, http1, sse, events, tokens,
   dialects/dialect, dialects/anthropic, dialects/carriers, dialects/chat_options,
-  dialects/chat_blocks, dialects/chat_schemas, dialects/chat_tools, dialects/chat_thinking,
-  dialects/chat_members, dialects/chat_shapes, dialects/chat_request, dialects/chat_profiles,
-  dialects/chat_repairs, dialects/chat_calls, dialects/think_tags, dialects/chat_stream,
-  dialects/stop_watch, dialects/text_tools, dialects/text_calls, dialects/text_turns, routing, auth,
-  exchange, inflight, slots, late, pool, transport, limits, reasoning_memory, upstreams/upstream,
-  upstreams/openai, upstreams/redcap_form, upstreams/redcap_reply, upstreams/redcap, upstreams/demo,
-  wire, app, server, cli, __main__
+  dialects/chat_blocks, dialects/chat_schemas, dialects/chat_tools, dialects/think_tags,
+  dialects/stop_watch, dialects/chat_thinking, dialects/chat_members, dialects/chat_shapes,
+  dialects/chat_request, dialects/chat_profiles, dialects/chat_repairs, dialects/chat_calls,
+  dialects/chat_usage, dialects/thought_writer, dialects/chat_frames, dialects/chat_stream,
+  dialects/text_tools, dialects/text_calls, dialects/text_turns, routing, auth, exchange, inflight,
+  slots, late, pool, transport, limits, reasoning_memory, upstreams/upstream, upstreams/openai,
+  upstreams/redcap_form, upstreams/redcap_reply, upstreams/redcap, upstreams/demo, wire, app,
+  server, cli, __main__
 """
 
 from __future__ import annotations
@@ -3454,6 +3455,11 @@ def demand_call(chat: Dict[str, Any], words: str, options: ChatOptions, notes: L
     return words
 
 
+def wants_one_call(request: Request) -> bool:
+    choice = request.get("tool_choice")
+    return isinstance(choice, dict) and choice.get("disable_parallel_tool_use") is True
+
+
 def search_note(request: Request, chat: Dict[str, Any]) -> str:
     """What the model is told where the client asked for a web search and nothing else."""
     choice = request.get("tool_choice")
@@ -3512,6 +3518,122 @@ def used_call_ids(request: Request) -> Set[str]:
     """The ids of the calls in the conversation so far."""
     blocks = history_blocks(request, "assistant")
     return {str(block.get("id")) for block in blocks if block.get("type") == "tool_use"}
+
+
+# ==================================================================================================
+# dialects/think_tags
+# ==================================================================================================
+# Reasoning that a model writes into its text, between think tags, taken out of it. Pure.
+
+THINK_OPENINGS = ("<think>", "<thinking>", "<thought>", "<seed:think>")
+
+
+class ThinkSplitter:
+    """Takes reasoning out of a text that begins with a think tag.
+
+    Only the very start counts: later tags may be what the answer is about. A tag may be cut
+    anywhere, so text that may become one is held back. `opened`: the prompt ends with the opening
+    tag, so the answer begins with reasoning and need not bring more than the closing one.
+    """
+
+    def __init__(self, opened: bool = False) -> None:
+        self.active = True
+        self._held = ""
+        self._step = self._opening
+        self._closing = ""
+        self._opened = opened
+
+    def feed(self, text: str) -> Tuple[str, str]:
+        """(reasoning, visible text) that are certain now."""
+        self._held += text
+        return self._step()
+
+    def _opening(self) -> Tuple[str, str]:
+        start = self._held.lstrip()
+        opening = next((tag for tag in THINK_OPENINGS if start.startswith(tag)), "")
+        if opening:
+            self._held = start[len(opening) :]
+        elif not start or any(tag.startswith(start) for tag in THINK_OPENINGS):
+            return "", ""
+        elif not self._opened:
+            return self._release()
+        self._closing = "</" + (opening or "<think>")[1:]
+        self._step = self._thinking
+        return self._thinking()
+
+    def _thinking(self) -> Tuple[str, str]:
+        thought, closed, rest = self._held.partition(self._closing)
+        if closed:
+            self._held, self._step, self._closing = rest, self._behind, ""
+            return thought, self._behind()[1]
+        cut = len(self._held) - longest_overlap(self._held, self._closing)
+        thought, self._held = self._held[:cut], self._held[cut:]
+        return thought, ""
+
+    def _behind(self) -> Tuple[str, str]:
+        # The empty lines between reasoning and answer belong to neither.
+        self._held = self._held.lstrip("\n")
+        return self._release() if self._held else ("", "")
+
+    def _release(self) -> Tuple[str, str]:
+        self.active = False
+        text, self._held = self._held, ""
+        return "", text
+
+    def end(self) -> Tuple[str, str]:
+        """What is held at the end: reasoning if its tag was never closed."""
+        self.active = False
+        held, self._held = self._held, ""
+        return (held, "") if self._closing else ("", held)
+
+
+def longest_overlap(text: str, mark: str) -> int:
+    """How much of the end of `text` is a beginning of `mark`."""
+    return next(
+        (n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0
+    )
+
+
+# ==================================================================================================
+# dialects/stop_watch
+# ==================================================================================================
+# Stop sequences, watched for in an answer whose upstream does not know or heed them. Pure.
+
+class StopWatch:
+    """Ends a text at the first stop sequence in it.
+
+    One may be cut anywhere, so text that may become one is held back. What counts is which is
+    complete first: then the pieces that the text comes in make no difference.
+    """
+
+    def __init__(self, stops: Iterable[str]) -> None:
+        self.matched = ""
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def feed(self, text: str) -> str:
+        """The text that is certain now; none behind a stop sequence."""
+        if self.matched:
+            return ""
+        text, self._held = self._held + text, ""
+        places = [(text.find(stop), stop) for stop in self._stops]
+        found = [(place + len(stop), place, stop) for place, stop in places if place >= 0]
+        if found:
+            _, place, self.matched = min(found)
+            return text[:place]
+        cut = len(text) - max(longest_overlap(text, stop) for stop in self._stops)
+        text, self._held = text[:cut], text[cut:]
+        return text
+
+    def end(self) -> str:
+        """What was held back: no stop sequence, as it turns out."""
+        held, self._held = self._held, ""
+        return held
+
+
+def stop_strings(stops: Iterable[object]) -> List[str]:
+    """The stop sequences that can be watched for."""
+    return [stop for stop in stops if isinstance(stop, str) and stop]
 
 
 # ==================================================================================================
@@ -3783,7 +3905,7 @@ def sampling_members(request: Request, options: ChatOptions, notes: List[str]) -
 
 def stop_sequences(request: Request) -> List[str]:
     """The sequences that count: texts that are not empty."""
-    return [s for s in as_list(request.get("stop_sequences")) if isinstance(s, str) and s]
+    return stop_strings(as_list(request.get("stop_sequences")))
 
 
 def stop_members(request: Request, options: ChatOptions) -> Dict[str, Any]:
@@ -4709,11 +4831,18 @@ def learned_words(before: ChatOptions, after: ChatOptions) -> str:
 # and what comes for the others waits until it is complete.
 
 class ToolCall:
-    """One call being put together. `pending` is what has not been told."""
+    """One call being put together. `pending` is what has not been told.
 
-    def __init__(self, call_id: str = "", name: str = "") -> None:
+    A custom tool's input is free text and not JSON: it becomes the member `input` of an object.
+    """
+
+    def __init__(self, call_id: str, name: str, index: Any = None, custom: bool = False) -> None:
         self.id = call_id
         self.name = name
+        self.index = index
+        self.custom = custom
+        self.told_id = ""
+        self.extra: Optional[Dict[str, Any]] = None
         self.pending: List[str] = []
         self.arguments: List[str] = []
         self.live = False
@@ -4723,16 +4852,29 @@ class ToolCall:
 
     def add(self, text: str) -> None:
         """More of the arguments. A first piece `null` is nothing, unless it is a part of more."""
+        if self.custom:
+            self._append(("" if self.arguments else '{"input":"') + encode_json(text)[1:-1])
+            return
         if text == "null" and not self.arguments:
             self._null = True
             return
         if self._null and text[:1] not in "{[":
             text = "null" + text
         self._null = False
+        self._append(text)
+
+    def _append(self, text: str) -> None:
         self.arguments.append(text)
         self.pending.append(text)
         self._last = text.rstrip()[-1:] or self._last
         self._complete = None
+
+    def end(self) -> None:
+        """There is no more of it."""
+        if self.custom and not self.complete():
+            if not self.arguments:
+                self.add("")
+            self._append('"}')
 
     def complete(self) -> bool:
         """Whether the arguments so far are one JSON object."""
@@ -4742,7 +4884,11 @@ class ToolCall:
 
 
 class CallBook:
-    """The calls of one answer, in the order they began. One is live: its pieces flow at once."""
+    """The calls of one answer, in the order they began. One is live: its pieces flow at once.
+
+    `most` calls are told and no more. `carry_extra` is given the `extra_content` of a call just
+    before the call is told; what comes too late for that is in `late_extras`.
+    """
 
     def __init__(
         self,
@@ -4750,20 +4896,47 @@ class CallBook:
         names: Mapping[str, str],
         used_ids: Iterable[str],
         only_tool: str = "",
+        most: Optional[int] = None,
+        carry_extra: Optional[Callable[[Dict[str, Any]], None]] = None,
     ) -> None:
         self.any = False
         self.told = 0
+        self.late_extras: List[Tuple[str, Dict[str, Any]]] = []
         self._write = write
         self._names = names
         self._nameless = only_tool or "unknown"
+        self._most = most
+        self._carry_extra = carry_extra
         self._calls: List[ToolCall] = []
         self._by_index: Dict[Any, ToolCall] = {}
         self._next = 0
         self._ids = set(used_ids)
 
+    # --- what there is --------------------------------------------------------------------------
+
+    def _kept(self) -> List[ToolCall]:
+        return self._calls if self._most is None else self._calls[: self._most]
+
     def busy(self) -> bool:
         """Whether a call has begun that is not complete."""
-        return any(not call.complete() for call in self._calls[self._next :])
+        return any(not call.complete() for call in self._kept()[self._next :])
+
+    def idle(self) -> bool:
+        """Whether every call that has begun is told to its end."""
+        return self._next >= len(self._kept())
+
+    def whole(self) -> bool:
+        """Whether there are calls, and all of them are complete."""
+        return self.any and all(call.complete() for call in self._kept())
+
+    def dropped(self) -> int:
+        return len(self._calls) - len(self._kept())
+
+    def told_ids(self) -> List[str]:
+        """The ids of the calls as the client knows them."""
+        return [call.told_id for call in self._calls if call.live]
+
+    # --- deltas ---------------------------------------------------------------------------------
 
     def add(self, delta: Dict[str, Any]) -> Iterable[Event]:
         """Take one element of `tool_calls`."""
@@ -4772,22 +4945,29 @@ class CallBook:
         name = function.get("name") if isinstance(function.get("name"), str) else ""
         text = argument_text(function.get("arguments", function.get("input")))
         call_id = str(delta.get("id") or "")
-        if not (call_id or name or text):
+        extra = delta.get("extra_content") if self._carry_extra else None
+        if not (call_id or name or text or (extra and self._calls)):
             return ()
         self.any = True
-        call = self._call_of(delta.get("index"), call_id, name, text)
+        call = self._call_of(delta.get("index"), call_id, name, text, is_custom(delta))
+        if extra:
+            self._take_extra(call, extra)
         if text:
             call.add(text)
         return self._tell()
 
-    def _call_of(self, index: Any, call_id: str, name: str, text: str) -> ToolCall:
+    def _call_of(
+        self, index: Any, call_id: str, name: str, text: str, custom: bool = False
+    ) -> ToolCall:
         """The call that a delta continues, or a new one."""
-        index = index if isinstance(index, (int, str)) else None
+        index = index if isinstance(index, (int, float, str)) else None
         call = self._by_index.get(index) if index is not None else None
         if call is None and (index is None or not (call_id or name)):
             call = self._without_index(call_id, name)
+        elif call is None and call_id:
+            call = self._named_without_index(call_id, index)
         if call is None or self._begins_another(call, call_id, name, text):
-            call = ToolCall(call_id, name)
+            call = ToolCall(call_id, name, index, custom)
             self._calls.append(call)
             self._by_index[index] = call
             return call
@@ -4800,6 +4980,14 @@ class CallBook:
             return next((c for c in self._calls if c.id == call_id), None)
         return None if name or not self._calls else self._calls[-1]
 
+    def _named_without_index(self, call_id: str, index: Any) -> Optional[ToolCall]:
+        """A call that began without an index, and goes on with one."""
+        found = next((c for c in self._calls if c.id == call_id and c.index is None), None)
+        if found is not None:
+            found.index = index
+            self._by_index[index] = found
+        return found
+
     @staticmethod
     def _begins_another(call: ToolCall, call_id: str, name: str, text: str) -> bool:
         """Gemini gives every parallel call the same index; its ids and names tell them apart."""
@@ -4809,17 +4997,26 @@ class CallBook:
             return bool(name) or call.complete()
         return bool(name) and text.lstrip().startswith("{") and call.complete()
 
-    def _tell(self) -> Iterator[Event]:
-        """Tell what can be told: the live call's pieces, and the next one if that is complete."""
-        while self._next < len(self._calls):
+    def _take_extra(self, call: ToolCall, extra: Any) -> None:
+        if call.live and isinstance(extra, dict):
+            self.late_extras.append((call.told_id, extra))
+        elif isinstance(extra, dict):
+            call.extra = extra
+
+    # --- telling --------------------------------------------------------------------------------
+
+    def _tell(self, last: bool = False) -> Iterator[Event]:
+        """Tell what can be told: the live call's pieces, and the next one if that is complete.
+
+        An id may come late, so until there are arguments a call without one waits, unless this is
+        the last that is heard of it.
+        """
+        while not self.idle():
             call = self._calls[self._next]
             if not call.live:
-                if not call.name:
+                if not call.name or not (call.id or call.arguments or last):
                     return
-                call.live = True
-                yield from self._write.tool_use(
-                    self._unique_id(call), self._names.get(call.name, call.name)
-                )
+                yield from self._begin(call)
             for text in call.pending:
                 self.told += len(text)
                 yield from self._write.input_json(text)
@@ -4827,6 +5024,13 @@ class CallBook:
             if self._next + 1 == len(self._calls) or not call.complete():
                 return
             self._next += 1
+
+    def _begin(self, call: ToolCall) -> Iterable[Event]:
+        call.live = True
+        call.told_id = self._unique_id(call)
+        if self._carry_extra and call.extra:
+            self._carry_extra(call.extra)
+        return self._write.tool_use(call.told_id, self._names.get(call.name, call.name))
 
     def _unique_id(self, call: ToolCall) -> str:
         """The call's own id, or one like it: some servers count from 0 in every answer, and a
@@ -4838,14 +5042,22 @@ class CallBook:
         self._ids.add(found)
         return found
 
-    def finish(self) -> Iterator[Event]:
-        """Tell the calls that are left, as they are; later deltas begin new ones."""
-        while self._next < len(self._calls):
+    def finish(self, cut: bool = False) -> Iterator[Event]:
+        """Tell the calls that are left, as they are; `cut`: the answer ended amid them."""
+        while not self.idle():
             call = self._calls[self._next]
             call.name = call.name or self._nameless
-            yield from self._tell()
-            if self._calls[self._next] is call:
+            if not cut:
+                call.end()
+            yield from self._tell(last=True)
+            if not self.idle() and self._calls[self._next] is call:
                 self._next += 1
+
+
+def is_custom(delta: Mapping[str, Any]) -> bool:
+    """Whether a call's input is free text."""
+    named = delta.get("type") == "custom" or isinstance(delta.get("custom"), dict)
+    return named and not delta.get("function")
 
 
 def is_json(text: str) -> bool:
@@ -4864,147 +5076,212 @@ def argument_text(arguments: Any) -> str:
 
 
 # ==================================================================================================
-# dialects/think_tags
+# dialects/chat_usage
 # ==================================================================================================
-# Reasoning that a model writes into its text, between think tags, taken out of it. Pure.
+# What a Chat Completions answer says of its tokens, as Messages has it. Pure.
+#
+# Chat's prompt tokens include what a cache held, those of Messages do not: told both in full, a
+# client would count the cache twice. Every member is a number, whatever the provider sent.
 
-THINK_OPENINGS = ("<think>", "<thinking>", "<seed:think>")
+def largest_counts(found: Dict[str, int], told: Mapping[str, Any], prefix: str = "") -> None:
+    """Take each count into `found` if it is larger; those of an inner object as `outer.inner`.
 
-
-class ThinkSplitter:
-    """Takes reasoning out of a text that begins with a think tag.
-
-    Only the very start counts: later tags may be what the answer is about. A tag may be cut
-    anywhere, so text that may become one is held back.
+    Usage may come in every chunk, in parts, or with zeros at the end.
     """
-
-    def __init__(self) -> None:
-        self.active = True
-        self._held = ""
-        self._step = self._opening
-        self._closing = ""
-
-    def feed(self, text: str) -> Tuple[str, str]:
-        """(reasoning, visible text) that are certain now."""
-        self._held += text
-        return self._step()
-
-    def _opening(self) -> Tuple[str, str]:
-        start = self._held.lstrip()
-        opening = next((tag for tag in THINK_OPENINGS if start.startswith(tag)), "")
-        if opening:
-            self._closing = "</" + opening[1:]
-            self._held = start[len(opening) :]
-            self._step = self._thinking
-            return self._thinking()
-        if start and not any(tag.startswith(start) for tag in THINK_OPENINGS):
-            return self._release()
-        return "", ""
-
-    def _thinking(self) -> Tuple[str, str]:
-        thought, closed, rest = self._held.partition(self._closing)
-        if closed:
-            self._held, self._step, self._closing = rest, self._behind, ""
-            return thought, self._behind()[1]
-        cut = len(self._held) - longest_overlap(self._held, self._closing)
-        thought, self._held = self._held[:cut], self._held[cut:]
-        return thought, ""
-
-    def _behind(self) -> Tuple[str, str]:
-        # The empty lines between reasoning and answer belong to neither.
-        self._held = self._held.lstrip("\n")
-        return self._release() if self._held else ("", "")
-
-    def _release(self) -> Tuple[str, str]:
-        self.active = False
-        text, self._held = self._held, ""
-        return "", text
-
-    def end(self) -> Tuple[str, str]:
-        """What is held at the end: reasoning if its tag was never closed."""
-        self.active = False
-        held, self._held = self._held, ""
-        return (held, "") if self._closing else ("", held)
+    for key, value in told.items():
+        if isinstance(value, dict) and not prefix:
+            largest_counts(found, value, key + ".")
+            continue
+        count = first_count(value)
+        if count > found.get(prefix + key, 0):
+            found[prefix + key] = count
 
 
-def longest_overlap(text: str, mark: str) -> int:
-    """How much of the end of `text` is a beginning of `mark`."""
-    return next(
-        (n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0
-    )
+def chat_usage(counts: Mapping[str, int]) -> Dict[str, Any]:
+    """Messages usage: `input_tokens` leaves out what was read from, or written to, a cache."""
+    read = first_count(*(counts.get(key) for key in CACHE_READ))
+    written = first_count(*(counts.get(key) for key in CACHE_WRITTEN))
+    prompt = max(counts.get("prompt_tokens", 0), read + counts.get("prompt_n", 0))
+    usage = {
+        "input_tokens": max(0, prompt - read - written),
+        "cache_read_input_tokens": read,
+        "cache_creation_input_tokens": written,
+        "output_tokens": output_tokens(counts),
+    }
+    reasoned, searched = counts.get(REASONED, 0), counts.get(SEARCHED, 0)
+    if reasoned:
+        usage["output_tokens_details"] = {"thinking_tokens": reasoned}
+    if searched:
+        usage["server_tool_use"] = {"web_search_requests": searched}
+    return usage
+
+
+# Names of one thing at several providers, the usual one first.
+CACHE_READ = (
+    "prompt_tokens_details.cached_tokens",
+    "prompt_cache_hit_tokens",
+    "cached_tokens",
+    "cache_read_input_tokens",
+    "cache_n",
+)
+CACHE_WRITTEN = ("prompt_tokens_details.cache_write_tokens", "cache_creation_input_tokens")
+REASONED = "completion_tokens_details.reasoning_tokens"
+SEARCHED = "server_tool_use.web_search_requests"
+
+
+def output_tokens(counts: Mapping[str, int]) -> int:
+    """Completion tokens, and the reasoning where it was counted apart (xAI)."""
+    prompt, completion = counts.get("prompt_tokens", 0), counts.get("completion_tokens", 0)
+    apart = counts.get("total_tokens", 0) - prompt - completion
+    return completion + apart if 0 < apart <= counts.get(REASONED, 0) else completion
+
+
+def first_count(*values: Any) -> int:
+    """The first value above 0 as a number; providers send null, text and fractions."""
+    for value in values:
+        try:
+            number = int(float(value))
+        except (TypeError, ValueError, OverflowError):
+            continue
+        if number > 0:
+            return number
+    return 0
 
 
 # ==================================================================================================
-# dialects/chat_stream
+# dialects/thought_writer
 # ==================================================================================================
-# Chat Completions answers -> Messages events. Pure: no I/O, no clock.
+# An event writer whose thinking blocks carry what has to come back, or hide what they say. Pure.
 #
-#     bytes --chat_chunks--> chunks --chunks_to_events--> events
+# What is opaque belongs to the thinking block that stands before a text or a call, as its signature.
+# A block is sealed when something else begins; where something is to be carried and no thinking block
+# is open, an empty one is put in. An answer should not end in one, so at the end there is none.
+
+class ThoughtWriter:
+    """Stands before an EventWriter and has its methods; `hide` leaves the thinking text out."""
+
+    def __init__(self, write: EventWriter, hide: bool = False) -> None:
+        self._write = write
+        self._hide = hide
+        self._details: List[Dict[str, Any]] = []
+        self._extra: Optional[Dict[str, Any]] = None
+        self._shown: List[str] = []
+
+    @property
+    def started(self) -> bool:
+        return self._write.started
+
+    @property
+    def open_block(self) -> str:
+        return self._write.open_block
+
+    @property
+    def message_id(self) -> str:
+        return self._write.message_id
+
+    @property
+    def blocks_begun(self) -> int:
+        return self._write.blocks_begun
+
+    def carry_details(self, details: List[Dict[str, Any]]) -> None:
+        """Reasoning parts for the thinking block that is open, or the next one."""
+        self._details += details
+
+    def carry_extra(self, extra: Dict[str, Any]) -> None:
+        """The extra content of the call that begins now."""
+        self._extra = extra
+
+    def thinking(self, text: str) -> List[Event]:
+        if not self._hide:
+            self._shown.append(text)
+            return self._write.thinking(text)
+        return [e for e in self._write.thinking("") if e["type"] != "content_block_delta"]
+
+    def text(self, text: str) -> List[Event]:
+        sealed = self._seal() if self.open_block != "text" else []
+        return [*sealed, *self._write.text(text)]
+
+    def tool_use(self, tool_id: str, name: str) -> List[Event]:
+        return [*self._seal(), *self._write.tool_use(tool_id, name)]
+
+    def input_json(self, partial_json: str) -> List[Event]:
+        return self._write.input_json(partial_json)
+
+    def finish(self, stop_reason: Optional[str], usage: Dict[str, Any], **more: Any) -> List[Event]:
+        sealed = self._seal() if self.open_block == "thinking" else []
+        return [*sealed, *self._write.finish(stop_reason, usage, **more)]
+
+    def _seal(self) -> List[Event]:
+        """The end of a thinking block, with what it carries."""
+        carrier, thinking = self._carrier(), self.open_block == "thinking"
+        self._details, self._extra, self._shown = [], None, []
+        if not carrier:
+            return []
+        if thinking:
+            return self._write.signature(carrier)
+        return self._write.block({"type": "thinking", "thinking": "", "signature": carrier})
+
+    def _carrier(self) -> str:
+        if self._extra is not None:
+            return pack_carrier("extra_content", self._extra)
+        return pack_details(self._details, "".join(self._shown)) if self._details else ""
+
+
+# ==================================================================================================
+# dialects/chat_frames
+# ==================================================================================================
+# The body of a Chat Completions answer -> its chunks. Pure: no I/O.
 #
-# Providers agree on little more than the names of the fields, so every chunk is taken for what it
-# holds: text, reasoning, refusal, pieces of tool calls, a finish reason, usage, an error; anything
-# else is passed over. Blocks are opened and closed by `EventWriter` alone. Of parallel calls that
-# arrive interleaved the first is told live, and the others wait their turn (`CallBook`).
-#
-# Nothing is yielded before the first chunk that means something, so that an error until then can
-# still be a status. A stream that ends before its finish reason is an error and leaves its block
-# open: the client would take a closed one for whole.
+# The content type says little: an error, a whole completion or a web page may come where a stream was
+# asked for, so the first byte decides.
 
 CHAT_DONE: Dict[str, Any] = {"done": True}
 
-# finish_reason -> stop_reason; a tool call in the answer turns "end_turn" into "tool_use".
-CHAT_STOP_REASONS = {
-    "length": "max_tokens",
-    "max_tokens": "max_tokens",
-    "model_length": "max_tokens",
-    "content_filter": "refusal",
-    "safety": "refusal",
-    "SAFETY": "refusal",
-    "RECITATION": "refusal",
-    "PROHIBITED_CONTENT": "refusal",
-}
-CHAT_FAILURES = ("error", "abort", "MALFORMED_FUNCTION_CALL", "insufficient_system_resource")
 # json.loads would guess the encoding of each chunk anew.
 CHUNK_DECODER = json.JSONDecoder()
-
+NOT_JSON = "the upstream sent an event that is not JSON"
 LARGEST_JSON_BODY = 64 * 1024 * 1024
-# First byte of a body -> what it is, whatever its content type says.
-BODY_KINDS = {b"{": "json", b"[": "json", b"<": "page"}
+# First byte of a body -> what it is, whatever its content type says. No field of an event stream
+# begins with a capital or a digit: that is a sentence.
+BODY_KINDS = {
+    **{letter.encode(): "page" for letter in string.ascii_uppercase + string.digits},
+    **{b"{": "json", b"[": "json", b"<": "page", b'"': "page"},
+}
 
 
-# --- bytes -> chunks ---------------------------------------------------------------------------
-
-
-def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
-    """Decode an answer's body: JSON chunks in events, or one JSON object although a stream was
-    asked for. `[DONE]` becomes CHAT_DONE and ends it."""
-    splitter, whole, kind = FrameSplitter(), bytearray(), ""
+def body_start(pieces: Iterator[bytes]) -> Tuple[str, bytes]:
+    """(what the body is, its beginning without blanks and byte order mark)."""
+    start = b""
     for piece in pieces:
-        if not kind:
-            piece = piece.lstrip()
-            if not piece:
-                continue
-            kind = BODY_KINDS.get(piece[:1], "events")
-            whole += piece
-        elif kind != "events":
-            whole += piece
-            if len(whole) > LARGEST_JSON_BODY:
-                raise ProxyError(502, "the upstream's answer is larger than any model's")
-        if kind == "events":
-            for frame in splitter.feed(piece):
-                chunk = frame_to_chunk(frame)
-                if chunk is not None:
-                    yield chunk
-                    if chunk is CHAT_DONE:
-                        return
-    if kind == "json":
-        yield decode_chunk(bytes(whole)) or {}
-        yield CHAT_DONE
-        return
-    if kind == "page":
-        raise upstream_error(502, {}, bytes(whole))
+        start = (start + piece).lstrip()
+        if start.startswith(SSE_BOM):
+            start = start[len(SSE_BOM) :].lstrip()
+        if start and not SSE_BOM.startswith(start):
+            return BODY_KINDS.get(start[:1], "events"), start
+    return "events", start
+
+
+def whole_body(pieces: Iterable[bytes]) -> bytes:
+    whole = bytearray()
+    for piece in pieces:
+        whole += piece
+        if len(whole) > LARGEST_JSON_BODY:
+            raise ProxyError(502, "the upstream's answer is larger than any model's")
+    return bytes(whole)
+
+
+def event_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
+    """The chunks of an event stream, up to its `[DONE]`."""
+    splitter = FrameSplitter()
+    for piece in pieces:
+        for frame in splitter.feed(piece):
+            chunk = frame_to_chunk(frame)
+            if chunk is not None:
+                yield chunk
+                if chunk is CHAT_DONE:
+                    return
     for frame in splitter.finish():
-        chunk = frame_to_chunk(frame)
+        chunk = last_chunk(frame)
         if chunk is not None:
             yield chunk
 
@@ -5020,7 +5297,17 @@ def frame_to_chunk(frame: bytes) -> Optional[Dict[str, Any]]:
         return CHAT_DONE
     if event == "error":
         raise upstream_error_object(loads_or_text(data))
-    return decode_chunk(data)
+    if event in ("", "message") or data[:1] in b"{[":
+        return decode_chunk(data)
+    return None  # of another name and not JSON: a sign of life
+
+
+def last_chunk(frame: bytes) -> Optional[Dict[str, Any]]:
+    """The chunk in what stands behind the last blank line: if that is not JSON, it was cut."""
+    try:
+        return frame_to_chunk(frame)
+    except ProxyError as error:
+        raise ProxyError(502, CUT_SHORT) if error.message == NOT_JSON else error from None
 
 
 def loads_or_text(data: bytes) -> Any:
@@ -5034,7 +5321,7 @@ def decode_chunk(data: bytes) -> Optional[Dict[str, Any]]:
     try:
         chunk = CHUNK_DECODER.decode(str(data, "utf-8"))
     except (ValueError, RecursionError):
-        raise ProxyError(502, "the upstream sent an event that is not JSON") from None
+        raise ProxyError(502, NOT_JSON) from None
     if type(chunk) is dict:
         return chunk
     if isinstance(chunk, list) and chunk and isinstance(chunk[0], dict):
@@ -5042,7 +5329,51 @@ def decode_chunk(data: bytes) -> Optional[Dict[str, Any]]:
     return chunk if isinstance(chunk, dict) else None
 
 
-# --- chunks -> events --------------------------------------------------------------------------
+# ==================================================================================================
+# dialects/chat_stream
+# ==================================================================================================
+# Chat Completions answers -> Messages events. Pure: no I/O, no clock.
+#
+#     bytes --chat_chunks--> chunks --chunks_to_events--> events
+#
+# Providers agree on little more than the names of the fields, so every chunk is taken for what it
+# holds: text, reasoning, refusal, pieces of tool calls, a finish reason, usage, an error; anything
+# else is passed over. Blocks are opened and closed by the event writer alone. Of parallel calls that
+# arrive interleaved the first is told live, and the others wait their turn (`CallBook`).
+#
+# Nothing is yielded before the first chunk that means something, so that an error until then can
+# still be a status. A stream that ends before its finish reason is an error and leaves its block
+# open: the client would take a closed one for whole.
+
+# finish_reason, in lower case -> stop_reason; a tool call in the answer turns "end_turn" into
+# "tool_use".
+CHAT_STOP_REASONS = {
+    **dict.fromkeys(("length", "max_tokens", "model_length"), "max_tokens"),
+    **dict.fromkeys(("content_filter", "safety", "recitation", "prohibited_content"), "refusal"),
+}
+CHAT_FAILURES = ("error", "abort", "malformed_function_call", "insufficient_system_resource")
+# Those that mean what they say, besides the ones above.
+PLAIN_FINISHES = tuple("stop tool_calls function_call eos end_turn complete tool_use".split())
+# What may stand in a log, of an upstream's id or finish reason.
+LOGGED_WORD = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
+
+
+def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
+    """Decode an answer's body: JSON chunks in events, or one JSON object although a stream was
+    asked for. `[DONE]` becomes CHAT_DONE and ends it."""
+    rest = iter(pieces)
+    kind, start = body_start(rest)
+    if kind == "events":
+        yield from event_chunks(itertools.chain([start], rest))
+        return
+    whole = whole_body(itertools.chain([start], rest))
+    if kind == "page":
+        raise upstream_error(502, {}, whole)
+    chunk = decode_chunk(whole)
+    if chunk is None or "choices" not in chunk:
+        raise upstream_error_object(chunk)
+    yield chunk
+    yield CHAT_DONE
 
 
 class ChatAsked(NamedTuple):
@@ -5051,6 +5382,12 @@ class ChatAsked(NamedTuple):
     `tool_names` maps names as the upstream knows them to the client's own, `used_ids` are those of
     calls earlier in the conversation, `only_tool` is the name where one tool is offered; the
     `input_estimate` is asked for input tokens if the upstream reports none.
+
+    `one_call` drops every call but the first, `hide_thinking` the text of the reasoning; with
+    `think_opened` the prompt ends within a think tag. `carry` is what has to come back with the
+    next request ("reasoning_details" or "extra_content"): it goes into signatures, and what comes
+    too late for that to `late`, with the ids of the calls that it belongs to and its kind. `note`
+    is told facts for the log.
     """
 
     tool_names: Mapping[str, str] = {}
@@ -5058,6 +5395,12 @@ class ChatAsked(NamedTuple):
     only_tool: str = ""
     stops: Sequence[str] = ()
     input_estimate: Callable[[], int] = lambda: 0
+    one_call: bool = False
+    hide_thinking: bool = False
+    think_opened: bool = False
+    carry: str = ""
+    late: Callable[[List[str], str, Any], None] = lambda ids, kind, data: None
+    note: Callable[[str, Any], None] = lambda key, value: None
 
 
 def chunks_to_events(
@@ -5076,10 +5419,14 @@ def chunks_to_events(
                 answer.done = True
                 break
             yield from answer.chunk(chunk)
+            if answer.stopped:
+                break
     except ProxyError as error:
         # Behind the finish reason there is nothing that a broken connection could take away.
-        if error.message != CUT_SHORT or not answer.finished():
+        if error.message != CUT_SHORT or not answer.finished:
             raise
+    except RecursionError:
+        raise ProxyError(502, "the upstream sent an event that is nested too deeply") from None
     yield from answer.finish()
 
 
@@ -5088,33 +5435,54 @@ class ChatAnswer:
 
     def __init__(self, write: EventWriter, asked: ChatAsked) -> None:
         self.done = False
-        self._write = write
+        self.stopped = False
         self._asked = asked
-        self._calls = CallBook(write, asked.tool_names, asked.used_ids, asked.only_tool)
-        self._think = ThinkSplitter()
-        self._usage: Dict[str, Any] = {}
+        self._thoughts = ThoughtWriter(write, asked.hide_thinking)
+        plain = not (asked.carry or asked.hide_thinking)
+        self._write: Any = write if plain else self._thoughts
+        self._calls = CallBook(
+            self._write,
+            asked.tool_names,
+            asked.used_ids,
+            asked.only_tool,
+            1 if asked.one_call else None,
+            self._thoughts.carry_extra if asked.carry == "extra_content" else None,
+        )
+        self._think = ThinkSplitter(asked.think_opened)
+        stops = stop_strings(asked.stops)
+        self._watch = StopWatch(stops) if stops else None
+        self._upstream_id = ""
+        self._counts: Dict[str, int] = {}
+        self._tier = ""
         self._finish: Optional[str] = None
         self._matched_stop: Optional[str] = None
         self._refusal: List[str] = []
-        self._held: List[Tuple[Callable[[str], Iterable[Event]], str]] = []
-        self._told = 0
+        self._late_details: List[Dict[str, Any]] = []
+        self._tell = {"text": self._write.text, "thinking": self._write.thinking}
+        self._held: List[Tuple[str, str]] = []  # (key of _tell, text)
+        self._told = self._thought_told = 0
 
+    @property
     def finished(self) -> bool:
+        """Whether the finish reason has come."""
         return bool(self._finish)
+
+    # --- a chunk --------------------------------------------------------------------------------
 
     def chunk(self, chunk: Dict[str, Any]) -> Iterable[Event]:
         """The events that a chunk leads to."""
         if chunk.get("error") or chunk.get("object") == "error":
             raise upstream_error_object(chunk)
-        aside = chunk.get("x_groq")
-        usage = chunk.get("usage") or (aside.get("usage") if isinstance(aside, dict) else None)
-        if isinstance(usage, dict):
-            # A last chunk of zeros takes nothing back.
-            self._usage.update((k, v) for k, v in usage.items() if v or k not in self._usage)
+        if not self._upstream_id:
+            self._note_id(chunk.get("id"))
+        if chunk.get("usage") or chunk.get("x_groq"):
+            self._note_usage(chunk)
         choices = chunk.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict) or choice.get("index"):
-            return ()
+            choice = first_choice(choices)
+            if choice is None:
+                return ()
         delta = choice["delta"] if choice.get("delta") is not None else choice.get("message")
         events = self._delta(delta) if isinstance(delta, dict) else ()
         finish = choice.get("finish_reason")
@@ -5122,10 +5490,29 @@ class ChatAnswer:
             return events
         events = [*events]
         self._note_finish(str(finish), choice)
+        self._note_tier(chunk)
         return events
 
+    def _note_id(self, upstream_id: Any) -> None:
+        if isinstance(upstream_id, str) and LOGGED_WORD.fullmatch(upstream_id):
+            self._upstream_id = upstream_id
+            self._asked.note("upstream_id", upstream_id)
+
+    def _note_usage(self, chunk: Dict[str, Any]) -> None:
+        """Token counts, wherever in the chunk they are; those of llama.cpp's timings too."""
+        aside = chunk.get("x_groq")
+        usage = chunk.get("usage") or (aside.get("usage") if isinstance(aside, dict) else None)
+        for counts in (usage, chunk.get("timings")):
+            if isinstance(counts, dict):
+                largest_counts(self._counts, counts)
+        self._note_tier(chunk)
+
+    def _note_tier(self, chunk: Dict[str, Any]) -> None:
+        if chunk.get("service_tier") == "priority":
+            self._tier = "priority"
+
     def _note_finish(self, finish: str, choice: Dict[str, Any]) -> None:
-        if finish in CHAT_FAILURES:
+        if finish.lower() in CHAT_FAILURES:
             raise upstream_error_object(
                 choice.get("error") or {"message": f"the model failed: {finish}"}
             )
@@ -5141,10 +5528,12 @@ class ChatAnswer:
 
     def _parts(self, delta: Dict[str, Any], content: Any) -> Iterator[Event]:
         yield from self._thought(reasoning_text(delta))
+        if self._asked.carry == "reasoning_details":
+            self._take_details(delta.get("reasoning_details"))
         if isinstance(content, str):
             yield from self._text(content)
-        elif isinstance(content, list):
-            yield from self._content_list(content)
+        elif isinstance(content, (list, dict)):
+            yield from self._content_list(content if isinstance(content, list) else [content])
         refusal = delta.get("refusal")
         if isinstance(refusal, str) and refusal:
             self._refusal.append(refusal)
@@ -5152,22 +5541,37 @@ class ChatAnswer:
         legacy = delta.get("function_call")
         calls = delta.get("tool_calls") or ([{"index": 0, "function": legacy}] if legacy else [])
         for call in calls if isinstance(calls, list) else [calls]:
-            if isinstance(call, dict):
-                yield from self._release_text_before(call)
+            if isinstance(call, dict) and not self.stopped:
+                yield from self._before_call()
                 yield from self._calls.add(call)
 
     def _content_list(self, parts: List[Any]) -> Iterator[Event]:
-        """Mistral's list content: thinking parts and text parts."""
+        """Content in parts: thinking (Mistral's, or reasoning summaries) and text."""
         for part in parts:
             if not isinstance(part, dict):
                 continue
-            if part.get("type") == "thinking":
-                yield from self._thought(thinking_part_text(part.get("thinking")))
+            if part.get("type") in ("thinking", "reasoning"):
+                inner = part.get("thinking") or part.get("summary") or part.get("text")
+                yield from self._thought(thinking_part_text(inner))
             elif isinstance(part.get("text"), str):
                 yield from self._text(part["text"])
 
+    def _take_details(self, details: Any) -> None:
+        """Reasoning parts for the block that is open or comes; too late once a call has begun."""
+        parts = [d for d in details if isinstance(d, dict)] if isinstance(details, list) else []
+        if self._calls.any:
+            self._late_details += parts
+        else:
+            self._thoughts.carry_details(parts)
+
+    # --- text and thought -----------------------------------------------------------------------
+
     def _thought(self, text: str) -> Iterable[Event]:
-        return self._in_turn(self._write.thinking, text) if text else ()
+        if not text:
+            return ()
+        self._thought_told += len(text)
+        before = self._unwatched()
+        return [*before, *self._in_turn("thinking", text)]
 
     def _text(self, text: str) -> Iterable[Event]:
         if not text:
@@ -5178,69 +5582,133 @@ class ChatAnswer:
         return self._plain_text(text)
 
     def _plain_text(self, text: str) -> Iterable[Event]:
-        return self._in_turn(self._write.text, text) if text else ()
+        if self._watch is not None:
+            text = self._watch.feed(text)
+            # A call that has begun is not given up amid its arguments.
+            self.stopped = bool(self._watch.matched) and not self._calls.busy()
+        return self._in_turn("text", text) if text else ()
 
-    def _in_turn(self, tell: Callable[[str], Iterable[Event]], text: str) -> Iterable[Event]:
+    def _unwatched(self) -> Iterable[Event]:
+        """The text held back for a stop sequence that something else has cut off."""
+        text = self._watch.end() if self._watch is not None else ""
+        return self._in_turn("text", text) if text else ()
+
+    def _in_turn(self, kind: str, text: str) -> Iterable[Event]:
         """Tell text or thought, behind what waits; amid a call that is not complete it waits."""
-        if not self._calls.any:
+        if not self._calls.any or (kind == self._write.open_block and self._calls.idle()):
             self._told += len(text)
-            return tell(text)
-        self._held.append((tell, text))
+            return self._tell[kind](text)
+        self._held.append((kind, text))
         return () if self._calls.busy() else self._release()
 
     def _release(self) -> Iterable[Event]:
-        """What was said amid calls, once they are complete; blank text is dropped there."""
-        held, self._held = self._held, []
-        if not any(text.strip() for _, text in held):
+        """What was said amid calls, once they are complete; blank text alone is no block, but it
+        may be the beginning of one."""
+        runs = joined_runs(self._held)
+        if not any(text.strip() for _, text in runs):
             return ()
-        self._told += sum(len(text) for _, text in held)
-        runs = itertools.groupby(held, lambda one: one[0])
-        joined = [(tell, "".join(text for _, text in run)) for tell, run in runs]
+        self._held = [] if runs[-1][1].strip() else [runs.pop()]
+        said = joined_runs([(kind, text) for kind, text in runs if text.strip()])
+        self._told += sum(len(text) for _, text in said)
         calls = list(self._calls.finish())
-        return [*calls, *(event for tell, text in joined for event in tell(text))]
+        return [*calls, *(event for kind, text in said for event in self._tell[kind](text))]
 
-    def _release_text_before(self, call: Dict[str, Any]) -> Iterable[Event]:
-        thought, text = self._think.end()
-        events = [*self._thought(thought), *self._plain_text(text)]
-        return events if self._calls.busy() else [*events, *self._release()]
+    def _before_call(self) -> Iterable[Event]:
+        """What has to be told before a piece of a call; blank text is dropped there."""
+        events: List[Event] = []
+        if self._think.active:
+            thought, text = self._think.end()
+            text = text if text.strip() else ""
+            events = [*self._thought(thought), *self._plain_text(text)]
+        if self._watch is not None:
+            events += self._unwatched()
+        if self._held and not self._calls.busy():
+            events += self._release()
+            self._held = []
+        return events
+
+    # --- the end --------------------------------------------------------------------------------
 
     def finish(self) -> Iterator[Event]:
         """The end: what was held back, the stop reason, the usage."""
         thought, text = self._think.end()
-        if not self._finish and not (self.done and (self._write.started or thought or text)):
+        something = self._write.started or self._calls.any or thought or text
+        if not (self._finish or self.stopped or (self.done and something)):
             raise ProxyError(502, CUT_SHORT)
         yield from self._thought(thought)
         yield from self._plain_text(text)
-        yield from self._calls.finish()
+        yield from self._unwatched()
+        yield from self._calls.finish(cut=self._mapped_finish() != "end_turn")
         yield from self._release()
+        self._hand_over()
+        self._note_oddities()
         reason, more = self._stop_reason()
         yield from self._write.finish(reason, self._final_usage(), **more)
+
+    def _hand_over(self) -> None:
+        """What has to come back, and came too late for a signature."""
+        if self._late_details:
+            details = merge_details(self._late_details)
+            self._asked.late(self._calls.told_ids(), "reasoning_details", details)
+        for call_id, extra in self._calls.late_extras:
+            self._asked.late([call_id], "extra_content", extra)
+
+    def _note_oddities(self) -> None:
+        finish, note = self._finish or "", self._asked.note
+        known = (*PLAIN_FINISHES, *CHAT_STOP_REASONS, "")
+        if finish.lower() not in known:
+            note("finish_reason", finish if LOGGED_WORD.fullmatch(finish) else "unknown")
+        if self._told == self._thought_told and not self._calls.any:
+            note("empty_answer", True)
+        if self._calls.dropped():
+            note("calls_dropped", self._calls.dropped())
+
+    def _mapped_finish(self) -> str:
+        return CHAT_STOP_REASONS.get((self._finish or "").lower(), "end_turn")
 
     def _stop_reason(self) -> Tuple[str, Dict[str, Any]]:
         if self._refusal:
             explanation = "".join(self._refusal)
             return "refusal", {"stop_details": refusal_details(explanation)}
-        reason = CHAT_STOP_REASONS.get(self._finish or "", "end_turn")
-        if reason == "refusal":
+        reason = self._mapped_finish()
+        if reason == "refusal" and not self._calls.whole():
             return "refusal", {"stop_details": refusal_details(None)}
-        if reason == "end_turn" and self._calls.any:
+        if reason != "max_tokens" and self._calls.any:
             return "tool_use", {}
+        if self._watch is not None and self._watch.matched:
+            return "stop_sequence", {"stop_sequence": self._watch.matched}
         if reason == "end_turn" and self._matched_stop in self._asked.stops:
             return "stop_sequence", {"stop_sequence": self._matched_stop}
         return reason, {}
 
     def _final_usage(self) -> Dict[str, Any]:
-        if not self._usage:
+        usage: Dict[str, Any] = chat_usage(self._counts)
+        if not self._counts:
             told = max(1, (self._told + self._calls.told) // 4)
-            return {"input_tokens": self._asked.input_estimate(), "output_tokens": told}
-        usage = chat_usage(self._usage)
-        if not any(usage[key] for key in usage if key != "output_tokens"):
+            usage = {"input_tokens": 0, "output_tokens": told}
+            self._asked.note("usage", "estimated")
+        if not any(value for key, value in usage.items() if key in INPUT_COUNTS):
             usage["input_tokens"] = self._asked.input_estimate()
-        return usage
+        return {**usage, "service_tier": self._tier} if self._tier else usage
+
+
+INPUT_COUNTS = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+
+
+def joined_runs(held: List[Tuple[str, str]]) -> List[Tuple[str, str]]:
+    """(kind, text) with neighbours of one kind joined."""
+    runs = itertools.groupby(held, lambda one: one[0])
+    return [(kind, "".join(text for _, text in run)) for kind, run in runs]
 
 
 def refusal_details(explanation: Optional[str]) -> Dict[str, Any]:
     return {"type": "refusal", "category": None, "explanation": explanation}
+
+
+def first_choice(choices: Any) -> Optional[Dict[str, Any]]:
+    """The choice with index 0; of others there is nothing to tell."""
+    found = [c for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
+    return next((c for c in found if c.get("index") in (None, 0, "0")), None)
 
 
 def reasoning_text(delta: Dict[str, Any]) -> str:
@@ -5258,126 +5726,6 @@ def thinking_part_text(inner: Any) -> str:
     if isinstance(inner, list):
         return "".join(thinking_part_text(p.get("text")) for p in inner if isinstance(p, dict))
     return inner if isinstance(inner, str) else ""
-
-
-def chat_usage(usage: Mapping[str, Any]) -> Dict[str, Any]:
-    """Messages usage: `input_tokens` leaves out what was read from, or written to, a cache."""
-    details = usage.get("prompt_tokens_details")
-    details = details if isinstance(details, dict) else {}
-    read = first_count(
-        details.get("cached_tokens"),
-        usage.get("prompt_cache_hit_tokens"),
-        usage.get("cached_tokens"),
-        usage.get("cache_read_input_tokens"),
-    )
-    written = first_count(
-        details.get("cache_write_tokens"), usage.get("cache_creation_input_tokens")
-    )
-    prompt, completion = (
-        first_count(usage.get("prompt_tokens")),
-        first_count(usage.get("completion_tokens")),
-    )
-    total = first_count(usage.get("total_tokens"))
-    reasons = usage.get("completion_tokens_details")
-    reasoned = first_count(reasons.get("reasoning_tokens")) if isinstance(reasons, dict) else 0
-    if reasoned and total == prompt + completion + reasoned:
-        completion = total - prompt  # xAI counts reasoning apart
-    return {
-        "input_tokens": max(0, prompt - read - written),
-        "cache_read_input_tokens": read,
-        "cache_creation_input_tokens": written,
-        "output_tokens": completion,
-    }
-
-
-def first_count(*values: Any) -> int:
-    """The first value above 0 as a number; providers send null, text and fractions."""
-    for value in values:
-        try:
-            number = int(float(value))
-        except (TypeError, ValueError, OverflowError):
-            continue
-        if number > 0:
-            return number
-    return 0
-
-
-# ==================================================================================================
-# dialects/stop_watch
-# ==================================================================================================
-# Ends an answer at a stop sequence, whoever was asked to. Pure.
-#
-# Providers take few sequences or none, and most do not say which one matched. So the proxy watches
-# the text itself: what might be the beginning of a sequence is held back until it is clear. Thinking
-# and tool input are not watched.
-
-class StopWatch:
-    """Looks for the first of some sequences in a text that comes in pieces."""
-
-    def __init__(self, sequences: Sequence[str]) -> None:
-        # The longest first: of two that begin together it is the one that was meant.
-        ordered = sorted(sequences, key=len, reverse=True)
-        self._found = re.compile("|".join(map(re.escape, ordered)))
-        self._beginnings = {s[:size] for s in sequences for size in range(1, len(s))}
-        self._longest = max(map(len, sequences)) - 1
-        self._held = ""
-
-    def feed(self, text: str) -> Tuple[str, Optional[str]]:
-        """(text that is certain, the sequence that ends it or None)."""
-        text = self._held + text
-        match = self._found.search(text)
-        if match:
-            self._held = ""
-            return text[: match.start()], match.group()
-        cut = next(
-            (n for n in range(min(self._longest, len(text)), 0, -1)
-             if text[-n:] in self._beginnings), 0,
-        )  # fmt: skip
-        self._held = text[len(text) - cut :]
-        return text[: len(text) - cut], None
-
-    def end(self) -> str:
-        """What was held back, if nothing more comes."""
-        held, self._held = self._held, ""
-        return held
-
-
-def watch_stops(
-    events: Iterable[Event], sequences: Sequence[str], input_tokens: Callable[[], int]
-) -> Iterator[Event]:
-    """The events up to the first stop sequence in a text; then the end that the API tells.
-
-    After a match nothing more is read, so usage is estimated: `input_tokens` for the prompt.
-    """
-    watch, told = StopWatch(sequences), 0
-    for event in events:
-        delta = event.get("delta") if event["type"] == "content_block_delta" else None
-        if delta is not None and delta["type"] == "text_delta":
-            text, matched = watch.feed(delta["text"])
-            told += len(text)
-            if text:
-                yield {**event, "delta": {**delta, "text": text}}
-            if matched:
-                usage = {"input_tokens": input_tokens(), "output_tokens": max(1, told // 4)}
-                yield from stopped_events(event["index"], matched, usage)
-                return
-            continue
-        if event["type"] == "content_block_stop":
-            yield from held_text(event["index"], watch.end())
-        yield event
-
-
-def held_text(index: int, text: str) -> Iterator[Event]:
-    if text:
-        delta = {"type": "text_delta", "text": text}
-        yield {"type": "content_block_delta", "index": index, "delta": delta}
-
-
-def stopped_events(index: int, sequence: str, usage: Dict[str, Any]) -> Iterator[Event]:
-    yield {"type": "content_block_stop", "index": index}
-    delta = {"stop_reason": "stop_sequence", "stop_sequence": sequence}
-    yield {"type": "message_delta", "delta": delta, "usage": usage}
-    yield {"type": "message_stop"}
 
 
 # ==================================================================================================
@@ -7743,22 +8091,25 @@ class OpenAIUpstream:
         asked = self._ask(request, exchange)
         with closing(asked.response):
             usage = {"input_tokens": asked.input_tokens, "output_tokens": 1}
-            events = chunks_to_events(
+            yield from chunks_to_events(
                 chat_chunks(asked.response.pieces()),
                 EventWriter(exchange.message_id, exchange.model, usage),
                 self._asked(request, asked.options, exchange),
             )
-            stops = stop_sequences(request)
-            count = partial(count_input_tokens, request)
-            yield from watch_stops(events, stops, count) if stops else events
 
     def _asked(self, request: Request, options: ChatOptions, exchange: Exchange) -> ChatAsked:
+        carried = options.replay in ("reasoning_details", "extra_content")
         return ChatAsked(
-            chat_tool_names(request, options),
-            used_call_ids(request),
-            only_tool_name(request),
-            stop_sequences(request),
-            lambda: count_input_tokens(request),
+            tool_names=chat_tool_names(request, options),
+            used_ids=used_call_ids(request),
+            only_tool=only_tool_name(request),
+            stops=stop_sequences(request),
+            input_estimate=partial(count_input_tokens, request),
+            one_call=wants_one_call(request) and "parallel_tool_calls" in options.drop,
+            hide_thinking=hides_thinking(request),
+            carry=options.replay if carried else "",
+            late=partial(self._memory.keep, exchange.keys),
+            note=exchange.facts.__setitem__,
         )
 
     def _options(self, model: str) -> ChatOptions:

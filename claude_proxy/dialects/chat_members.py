@@ -15,6 +15,7 @@ from claude_proxy.dialects.chat_blocks import as_list
 from claude_proxy.dialects.chat_options import ChatOptions
 from claude_proxy.dialects.chat_schemas import meets_strict_rules
 from claude_proxy.dialects.chat_thinking import as_dict, thinking_members
+from claude_proxy.dialects.stop_watch import stop_strings
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import Request
 from claude_proxy.sse import encode_json
@@ -77,7 +78,7 @@ def sampling_members(request: Request, options: ChatOptions, notes: List[str]) -
 
 def stop_sequences(request: Request) -> List[str]:
     """The sequences that count: texts that are not empty."""
-    return [s for s in as_list(request.get("stop_sequences")) if isinstance(s, str) and s]
+    return stop_strings(as_list(request.get("stop_sequences")))
 
 
 def stop_members(request: Request, options: ChatOptions) -> Dict[str, Any]:

@@ -4,7 +4,7 @@
 
 Providers agree on little more than the names of the fields, so every chunk is taken for what it
 holds: text, reasoning, refusal, pieces of tool calls, a finish reason, usage, an error; anything
-else is passed over. Blocks are opened and closed by `EventWriter` alone. Of parallel calls that
+else is passed over. Blocks are opened and closed by the event writer alone. Of parallel calls that
 arrive interleaved the first is told live, and the others wait their turn (`CallBook`).
 
 Nothing is yielded before the first chunk that means something, so that an error until then can
@@ -15,109 +15,55 @@ open: the client would take a closed one for whole.
 from __future__ import annotations
 
 import itertools
-import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
+from claude_proxy.dialects.carriers import merge_details
 from claude_proxy.dialects.chat_calls import CallBook
+from claude_proxy.dialects.chat_frames import (
+    CHAT_DONE,
+    body_start,
+    decode_chunk,
+    event_chunks,
+    whole_body,
+)
+from claude_proxy.dialects.chat_usage import chat_usage, largest_counts
+from claude_proxy.dialects.stop_watch import StopWatch, stop_strings
 from claude_proxy.dialects.think_tags import ThinkSplitter
+from claude_proxy.dialects.thought_writer import ThoughtWriter
 from claude_proxy.errors import ProxyError, upstream_error, upstream_error_object
 from claude_proxy.events import CUT_SHORT, Event, EventWriter
-from claude_proxy.sse import FrameSplitter, frame_data
 
-CHAT_DONE: Dict[str, Any] = {"done": True}
-
-# finish_reason -> stop_reason; a tool call in the answer turns "end_turn" into "tool_use".
+# finish_reason, in lower case -> stop_reason; a tool call in the answer turns "end_turn" into
+# "tool_use".
 CHAT_STOP_REASONS = {
-    "length": "max_tokens",
-    "max_tokens": "max_tokens",
-    "model_length": "max_tokens",
-    "content_filter": "refusal",
-    "safety": "refusal",
-    "SAFETY": "refusal",
-    "RECITATION": "refusal",
-    "PROHIBITED_CONTENT": "refusal",
+    **dict.fromkeys(("length", "max_tokens", "model_length"), "max_tokens"),
+    **dict.fromkeys(("content_filter", "safety", "recitation", "prohibited_content"), "refusal"),
 }
-CHAT_FAILURES = ("error", "abort", "MALFORMED_FUNCTION_CALL", "insufficient_system_resource")
-# json.loads would guess the encoding of each chunk anew.
-CHUNK_DECODER = json.JSONDecoder()
-
-LARGEST_JSON_BODY = 64 * 1024 * 1024
-# First byte of a body -> what it is, whatever its content type says.
-BODY_KINDS = {b"{": "json", b"[": "json", b"<": "page"}
-
-
-# --- bytes -> chunks ---------------------------------------------------------------------------
+CHAT_FAILURES = ("error", "abort", "malformed_function_call", "insufficient_system_resource")
+# Those that mean what they say, besides the ones above.
+PLAIN_FINISHES = tuple("stop tool_calls function_call eos end_turn complete tool_use".split())
+# What may stand in a log, of an upstream's id or finish reason.
+LOGGED_WORD = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 
 
 def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
     """Decode an answer's body: JSON chunks in events, or one JSON object although a stream was
     asked for. `[DONE]` becomes CHAT_DONE and ends it."""
-    splitter, whole, kind = FrameSplitter(), bytearray(), ""
-    for piece in pieces:
-        if not kind:
-            piece = piece.lstrip()
-            if not piece:
-                continue
-            kind = BODY_KINDS.get(piece[:1], "events")
-            whole += piece
-        elif kind != "events":
-            whole += piece
-            if len(whole) > LARGEST_JSON_BODY:
-                raise ProxyError(502, "the upstream's answer is larger than any model's")
-        if kind == "events":
-            for frame in splitter.feed(piece):
-                chunk = frame_to_chunk(frame)
-                if chunk is not None:
-                    yield chunk
-                    if chunk is CHAT_DONE:
-                        return
-    if kind == "json":
-        yield decode_chunk(bytes(whole)) or {}
-        yield CHAT_DONE
+    rest = iter(pieces)
+    kind, start = body_start(rest)
+    if kind == "events":
+        yield from event_chunks(itertools.chain([start], rest))
         return
+    whole = whole_body(itertools.chain([start], rest))
     if kind == "page":
-        raise upstream_error(502, {}, bytes(whole))
-    for frame in splitter.finish():
-        chunk = frame_to_chunk(frame)
-        if chunk is not None:
-            yield chunk
-
-
-def frame_to_chunk(frame: bytes) -> Optional[Dict[str, Any]]:
-    """The chunk in a frame; None for comments and for JSON that is no object."""
-    event, data = frame_data(frame)
-    if data[:1] == b"{" and not event:  # the common case
-        return decode_chunk(data)
-    if not data.strip():
-        return None
-    if data.strip() == b"[DONE]":
-        return CHAT_DONE
-    if event == "error":
-        raise upstream_error_object(loads_or_text(data))
-    return decode_chunk(data)
-
-
-def loads_or_text(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        return {"error": data.decode("utf-8", "replace")}
-
-
-def decode_chunk(data: bytes) -> Optional[Dict[str, Any]]:
-    try:
-        chunk = CHUNK_DECODER.decode(str(data, "utf-8"))
-    except (ValueError, RecursionError):
-        raise ProxyError(502, "the upstream sent an event that is not JSON") from None
-    if type(chunk) is dict:
-        return chunk
-    if isinstance(chunk, list) and chunk and isinstance(chunk[0], dict):
-        chunk = chunk[0]  # Gemini wraps its errors in a list
-    return chunk if isinstance(chunk, dict) else None
-
-
-# --- chunks -> events --------------------------------------------------------------------------
+        raise upstream_error(502, {}, whole)
+    chunk = decode_chunk(whole)
+    if chunk is None or "choices" not in chunk:
+        raise upstream_error_object(chunk)
+    yield chunk
+    yield CHAT_DONE
 
 
 class ChatAsked(NamedTuple):
@@ -126,6 +72,12 @@ class ChatAsked(NamedTuple):
     `tool_names` maps names as the upstream knows them to the client's own, `used_ids` are those of
     calls earlier in the conversation, `only_tool` is the name where one tool is offered; the
     `input_estimate` is asked for input tokens if the upstream reports none.
+
+    `one_call` drops every call but the first, `hide_thinking` the text of the reasoning; with
+    `think_opened` the prompt ends within a think tag. `carry` is what has to come back with the
+    next request ("reasoning_details" or "extra_content"): it goes into signatures, and what comes
+    too late for that to `late`, with the ids of the calls that it belongs to and its kind. `note`
+    is told facts for the log.
     """
 
     tool_names: Mapping[str, str] = {}
@@ -133,6 +85,12 @@ class ChatAsked(NamedTuple):
     only_tool: str = ""
     stops: Sequence[str] = ()
     input_estimate: Callable[[], int] = lambda: 0
+    one_call: bool = False
+    hide_thinking: bool = False
+    think_opened: bool = False
+    carry: str = ""
+    late: Callable[[List[str], str, Any], None] = lambda ids, kind, data: None
+    note: Callable[[str, Any], None] = lambda key, value: None
 
 
 def chunks_to_events(
@@ -151,10 +109,14 @@ def chunks_to_events(
                 answer.done = True
                 break
             yield from answer.chunk(chunk)
+            if answer.stopped:
+                break
     except ProxyError as error:
         # Behind the finish reason there is nothing that a broken connection could take away.
-        if error.message != CUT_SHORT or not answer.finished():
+        if error.message != CUT_SHORT or not answer.finished:
             raise
+    except RecursionError:
+        raise ProxyError(502, "the upstream sent an event that is nested too deeply") from None
     yield from answer.finish()
 
 
@@ -163,33 +125,54 @@ class ChatAnswer:
 
     def __init__(self, write: EventWriter, asked: ChatAsked) -> None:
         self.done = False
-        self._write = write
+        self.stopped = False
         self._asked = asked
-        self._calls = CallBook(write, asked.tool_names, asked.used_ids, asked.only_tool)
-        self._think = ThinkSplitter()
-        self._usage: Dict[str, Any] = {}
+        self._thoughts = ThoughtWriter(write, asked.hide_thinking)
+        plain = not (asked.carry or asked.hide_thinking)
+        self._write: Any = write if plain else self._thoughts
+        self._calls = CallBook(
+            self._write,
+            asked.tool_names,
+            asked.used_ids,
+            asked.only_tool,
+            1 if asked.one_call else None,
+            self._thoughts.carry_extra if asked.carry == "extra_content" else None,
+        )
+        self._think = ThinkSplitter(asked.think_opened)
+        stops = stop_strings(asked.stops)
+        self._watch = StopWatch(stops) if stops else None
+        self._upstream_id = ""
+        self._counts: Dict[str, int] = {}
+        self._tier = ""
         self._finish: Optional[str] = None
         self._matched_stop: Optional[str] = None
         self._refusal: List[str] = []
-        self._held: List[Tuple[Callable[[str], Iterable[Event]], str]] = []
-        self._told = 0
+        self._late_details: List[Dict[str, Any]] = []
+        self._tell = {"text": self._write.text, "thinking": self._write.thinking}
+        self._held: List[Tuple[str, str]] = []  # (key of _tell, text)
+        self._told = self._thought_told = 0
 
+    @property
     def finished(self) -> bool:
+        """Whether the finish reason has come."""
         return bool(self._finish)
+
+    # --- a chunk --------------------------------------------------------------------------------
 
     def chunk(self, chunk: Dict[str, Any]) -> Iterable[Event]:
         """The events that a chunk leads to."""
         if chunk.get("error") or chunk.get("object") == "error":
             raise upstream_error_object(chunk)
-        aside = chunk.get("x_groq")
-        usage = chunk.get("usage") or (aside.get("usage") if isinstance(aside, dict) else None)
-        if isinstance(usage, dict):
-            # A last chunk of zeros takes nothing back.
-            self._usage.update((k, v) for k, v in usage.items() if v or k not in self._usage)
+        if not self._upstream_id:
+            self._note_id(chunk.get("id"))
+        if chunk.get("usage") or chunk.get("x_groq"):
+            self._note_usage(chunk)
         choices = chunk.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict) or choice.get("index"):
-            return ()
+            choice = first_choice(choices)
+            if choice is None:
+                return ()
         delta = choice["delta"] if choice.get("delta") is not None else choice.get("message")
         events = self._delta(delta) if isinstance(delta, dict) else ()
         finish = choice.get("finish_reason")
@@ -197,10 +180,29 @@ class ChatAnswer:
             return events
         events = [*events]
         self._note_finish(str(finish), choice)
+        self._note_tier(chunk)
         return events
 
+    def _note_id(self, upstream_id: Any) -> None:
+        if isinstance(upstream_id, str) and LOGGED_WORD.fullmatch(upstream_id):
+            self._upstream_id = upstream_id
+            self._asked.note("upstream_id", upstream_id)
+
+    def _note_usage(self, chunk: Dict[str, Any]) -> None:
+        """Token counts, wherever in the chunk they are; those of llama.cpp's timings too."""
+        aside = chunk.get("x_groq")
+        usage = chunk.get("usage") or (aside.get("usage") if isinstance(aside, dict) else None)
+        for counts in (usage, chunk.get("timings")):
+            if isinstance(counts, dict):
+                largest_counts(self._counts, counts)
+        self._note_tier(chunk)
+
+    def _note_tier(self, chunk: Dict[str, Any]) -> None:
+        if chunk.get("service_tier") == "priority":
+            self._tier = "priority"
+
     def _note_finish(self, finish: str, choice: Dict[str, Any]) -> None:
-        if finish in CHAT_FAILURES:
+        if finish.lower() in CHAT_FAILURES:
             raise upstream_error_object(
                 choice.get("error") or {"message": f"the model failed: {finish}"}
             )
@@ -216,10 +218,12 @@ class ChatAnswer:
 
     def _parts(self, delta: Dict[str, Any], content: Any) -> Iterator[Event]:
         yield from self._thought(reasoning_text(delta))
+        if self._asked.carry == "reasoning_details":
+            self._take_details(delta.get("reasoning_details"))
         if isinstance(content, str):
             yield from self._text(content)
-        elif isinstance(content, list):
-            yield from self._content_list(content)
+        elif isinstance(content, (list, dict)):
+            yield from self._content_list(content if isinstance(content, list) else [content])
         refusal = delta.get("refusal")
         if isinstance(refusal, str) and refusal:
             self._refusal.append(refusal)
@@ -227,22 +231,37 @@ class ChatAnswer:
         legacy = delta.get("function_call")
         calls = delta.get("tool_calls") or ([{"index": 0, "function": legacy}] if legacy else [])
         for call in calls if isinstance(calls, list) else [calls]:
-            if isinstance(call, dict):
-                yield from self._release_text_before(call)
+            if isinstance(call, dict) and not self.stopped:
+                yield from self._before_call()
                 yield from self._calls.add(call)
 
     def _content_list(self, parts: List[Any]) -> Iterator[Event]:
-        """Mistral's list content: thinking parts and text parts."""
+        """Content in parts: thinking (Mistral's, or reasoning summaries) and text."""
         for part in parts:
             if not isinstance(part, dict):
                 continue
-            if part.get("type") == "thinking":
-                yield from self._thought(thinking_part_text(part.get("thinking")))
+            if part.get("type") in ("thinking", "reasoning"):
+                inner = part.get("thinking") or part.get("summary") or part.get("text")
+                yield from self._thought(thinking_part_text(inner))
             elif isinstance(part.get("text"), str):
                 yield from self._text(part["text"])
 
+    def _take_details(self, details: Any) -> None:
+        """Reasoning parts for the block that is open or comes; too late once a call has begun."""
+        parts = [d for d in details if isinstance(d, dict)] if isinstance(details, list) else []
+        if self._calls.any:
+            self._late_details += parts
+        else:
+            self._thoughts.carry_details(parts)
+
+    # --- text and thought -----------------------------------------------------------------------
+
     def _thought(self, text: str) -> Iterable[Event]:
-        return self._in_turn(self._write.thinking, text) if text else ()
+        if not text:
+            return ()
+        self._thought_told += len(text)
+        before = self._unwatched()
+        return [*before, *self._in_turn("thinking", text)]
 
     def _text(self, text: str) -> Iterable[Event]:
         if not text:
@@ -253,69 +272,133 @@ class ChatAnswer:
         return self._plain_text(text)
 
     def _plain_text(self, text: str) -> Iterable[Event]:
-        return self._in_turn(self._write.text, text) if text else ()
+        if self._watch is not None:
+            text = self._watch.feed(text)
+            # A call that has begun is not given up amid its arguments.
+            self.stopped = bool(self._watch.matched) and not self._calls.busy()
+        return self._in_turn("text", text) if text else ()
 
-    def _in_turn(self, tell: Callable[[str], Iterable[Event]], text: str) -> Iterable[Event]:
+    def _unwatched(self) -> Iterable[Event]:
+        """The text held back for a stop sequence that something else has cut off."""
+        text = self._watch.end() if self._watch is not None else ""
+        return self._in_turn("text", text) if text else ()
+
+    def _in_turn(self, kind: str, text: str) -> Iterable[Event]:
         """Tell text or thought, behind what waits; amid a call that is not complete it waits."""
-        if not self._calls.any:
+        if not self._calls.any or (kind == self._write.open_block and self._calls.idle()):
             self._told += len(text)
-            return tell(text)
-        self._held.append((tell, text))
+            return self._tell[kind](text)
+        self._held.append((kind, text))
         return () if self._calls.busy() else self._release()
 
     def _release(self) -> Iterable[Event]:
-        """What was said amid calls, once they are complete; blank text is dropped there."""
-        held, self._held = self._held, []
-        if not any(text.strip() for _, text in held):
+        """What was said amid calls, once they are complete; blank text alone is no block, but it
+        may be the beginning of one."""
+        runs = joined_runs(self._held)
+        if not any(text.strip() for _, text in runs):
             return ()
-        self._told += sum(len(text) for _, text in held)
-        runs = itertools.groupby(held, lambda one: one[0])
-        joined = [(tell, "".join(text for _, text in run)) for tell, run in runs]
+        self._held = [] if runs[-1][1].strip() else [runs.pop()]
+        said = joined_runs([(kind, text) for kind, text in runs if text.strip()])
+        self._told += sum(len(text) for _, text in said)
         calls = list(self._calls.finish())
-        return [*calls, *(event for tell, text in joined for event in tell(text))]
+        return [*calls, *(event for kind, text in said for event in self._tell[kind](text))]
 
-    def _release_text_before(self, call: Dict[str, Any]) -> Iterable[Event]:
-        thought, text = self._think.end()
-        events = [*self._thought(thought), *self._plain_text(text)]
-        return events if self._calls.busy() else [*events, *self._release()]
+    def _before_call(self) -> Iterable[Event]:
+        """What has to be told before a piece of a call; blank text is dropped there."""
+        events: List[Event] = []
+        if self._think.active:
+            thought, text = self._think.end()
+            text = text if text.strip() else ""
+            events = [*self._thought(thought), *self._plain_text(text)]
+        if self._watch is not None:
+            events += self._unwatched()
+        if self._held and not self._calls.busy():
+            events += self._release()
+            self._held = []
+        return events
+
+    # --- the end --------------------------------------------------------------------------------
 
     def finish(self) -> Iterator[Event]:
         """The end: what was held back, the stop reason, the usage."""
         thought, text = self._think.end()
-        if not self._finish and not (self.done and (self._write.started or thought or text)):
+        something = self._write.started or self._calls.any or thought or text
+        if not (self._finish or self.stopped or (self.done and something)):
             raise ProxyError(502, CUT_SHORT)
         yield from self._thought(thought)
         yield from self._plain_text(text)
-        yield from self._calls.finish()
+        yield from self._unwatched()
+        yield from self._calls.finish(cut=self._mapped_finish() != "end_turn")
         yield from self._release()
+        self._hand_over()
+        self._note_oddities()
         reason, more = self._stop_reason()
         yield from self._write.finish(reason, self._final_usage(), **more)
+
+    def _hand_over(self) -> None:
+        """What has to come back, and came too late for a signature."""
+        if self._late_details:
+            details = merge_details(self._late_details)
+            self._asked.late(self._calls.told_ids(), "reasoning_details", details)
+        for call_id, extra in self._calls.late_extras:
+            self._asked.late([call_id], "extra_content", extra)
+
+    def _note_oddities(self) -> None:
+        finish, note = self._finish or "", self._asked.note
+        known = (*PLAIN_FINISHES, *CHAT_STOP_REASONS, "")
+        if finish.lower() not in known:
+            note("finish_reason", finish if LOGGED_WORD.fullmatch(finish) else "unknown")
+        if self._told == self._thought_told and not self._calls.any:
+            note("empty_answer", True)
+        if self._calls.dropped():
+            note("calls_dropped", self._calls.dropped())
+
+    def _mapped_finish(self) -> str:
+        return CHAT_STOP_REASONS.get((self._finish or "").lower(), "end_turn")
 
     def _stop_reason(self) -> Tuple[str, Dict[str, Any]]:
         if self._refusal:
             explanation = "".join(self._refusal)
             return "refusal", {"stop_details": refusal_details(explanation)}
-        reason = CHAT_STOP_REASONS.get(self._finish or "", "end_turn")
-        if reason == "refusal":
+        reason = self._mapped_finish()
+        if reason == "refusal" and not self._calls.whole():
             return "refusal", {"stop_details": refusal_details(None)}
-        if reason == "end_turn" and self._calls.any:
+        if reason != "max_tokens" and self._calls.any:
             return "tool_use", {}
+        if self._watch is not None and self._watch.matched:
+            return "stop_sequence", {"stop_sequence": self._watch.matched}
         if reason == "end_turn" and self._matched_stop in self._asked.stops:
             return "stop_sequence", {"stop_sequence": self._matched_stop}
         return reason, {}
 
     def _final_usage(self) -> Dict[str, Any]:
-        if not self._usage:
+        usage: Dict[str, Any] = chat_usage(self._counts)
+        if not self._counts:
             told = max(1, (self._told + self._calls.told) // 4)
-            return {"input_tokens": self._asked.input_estimate(), "output_tokens": told}
-        usage = chat_usage(self._usage)
-        if not any(usage[key] for key in usage if key != "output_tokens"):
+            usage = {"input_tokens": 0, "output_tokens": told}
+            self._asked.note("usage", "estimated")
+        if not any(value for key, value in usage.items() if key in INPUT_COUNTS):
             usage["input_tokens"] = self._asked.input_estimate()
-        return usage
+        return {**usage, "service_tier": self._tier} if self._tier else usage
+
+
+INPUT_COUNTS = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+
+
+def joined_runs(held: List[Tuple[str, str]]) -> List[Tuple[str, str]]:
+    """(kind, text) with neighbours of one kind joined."""
+    runs = itertools.groupby(held, lambda one: one[0])
+    return [(kind, "".join(text for _, text in run)) for kind, run in runs]
 
 
 def refusal_details(explanation: Optional[str]) -> Dict[str, Any]:
     return {"type": "refusal", "category": None, "explanation": explanation}
+
+
+def first_choice(choices: Any) -> Optional[Dict[str, Any]]:
+    """The choice with index 0; of others there is nothing to tell."""
+    found = [c for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
+    return next((c for c in found if c.get("index") in (None, 0, "0")), None)
 
 
 def reasoning_text(delta: Dict[str, Any]) -> str:
@@ -333,45 +416,3 @@ def thinking_part_text(inner: Any) -> str:
     if isinstance(inner, list):
         return "".join(thinking_part_text(p.get("text")) for p in inner if isinstance(p, dict))
     return inner if isinstance(inner, str) else ""
-
-
-def chat_usage(usage: Mapping[str, Any]) -> Dict[str, Any]:
-    """Messages usage: `input_tokens` leaves out what was read from, or written to, a cache."""
-    details = usage.get("prompt_tokens_details")
-    details = details if isinstance(details, dict) else {}
-    read = first_count(
-        details.get("cached_tokens"),
-        usage.get("prompt_cache_hit_tokens"),
-        usage.get("cached_tokens"),
-        usage.get("cache_read_input_tokens"),
-    )
-    written = first_count(
-        details.get("cache_write_tokens"), usage.get("cache_creation_input_tokens")
-    )
-    prompt, completion = (
-        first_count(usage.get("prompt_tokens")),
-        first_count(usage.get("completion_tokens")),
-    )
-    total = first_count(usage.get("total_tokens"))
-    reasons = usage.get("completion_tokens_details")
-    reasoned = first_count(reasons.get("reasoning_tokens")) if isinstance(reasons, dict) else 0
-    if reasoned and total == prompt + completion + reasoned:
-        completion = total - prompt  # xAI counts reasoning apart
-    return {
-        "input_tokens": max(0, prompt - read - written),
-        "cache_read_input_tokens": read,
-        "cache_creation_input_tokens": written,
-        "output_tokens": completion,
-    }
-
-
-def first_count(*values: Any) -> int:
-    """The first value above 0 as a number; providers send null, text and fractions."""
-    for value in values:
-        try:
-            number = int(float(value))
-        except (TypeError, ValueError, OverflowError):
-            continue
-        if number > 0:
-            return number
-    return 0

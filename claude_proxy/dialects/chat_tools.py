@@ -256,6 +256,11 @@ def demand_call(chat: Dict[str, Any], words: str, options: ChatOptions, notes: L
     return words
 
 
+def wants_one_call(request: Request) -> bool:
+    choice = request.get("tool_choice")
+    return isinstance(choice, dict) and choice.get("disable_parallel_tool_use") is True
+
+
 def search_note(request: Request, chat: Dict[str, Any]) -> str:
     """What the model is told where the client asked for a web search and nothing else."""
     choice = request.get("tool_choice")

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import Tuple
 
-THINK_OPENINGS = ("<think>", "<thinking>", "<seed:think>")
+THINK_OPENINGS = ("<think>", "<thinking>", "<thought>", "<seed:think>")
 
 
 class ThinkSplitter:
     """Takes reasoning out of a text that begins with a think tag.
 
     Only the very start counts: later tags may be what the answer is about. A tag may be cut
-    anywhere, so text that may become one is held back.
+    anywhere, so text that may become one is held back. `opened`: the prompt ends with the opening
+    tag, so the answer begins with reasoning and need not bring more than the closing one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, opened: bool = False) -> None:
         self.active = True
         self._held = ""
         self._step = self._opening
         self._closing = ""
+        self._opened = opened
 
     def feed(self, text: str) -> Tuple[str, str]:
         """(reasoning, visible text) that are certain now."""
@@ -29,13 +31,14 @@ class ThinkSplitter:
         start = self._held.lstrip()
         opening = next((tag for tag in THINK_OPENINGS if start.startswith(tag)), "")
         if opening:
-            self._closing = "</" + opening[1:]
             self._held = start[len(opening) :]
-            self._step = self._thinking
-            return self._thinking()
-        if start and not any(tag.startswith(start) for tag in THINK_OPENINGS):
+        elif not start or any(tag.startswith(start) for tag in THINK_OPENINGS):
+            return "", ""
+        elif not self._opened:
             return self._release()
-        return "", ""
+        self._closing = "</" + (opening or "<think>")[1:]
+        self._step = self._thinking
+        return self._thinking()
 
     def _thinking(self) -> Tuple[str, str]:
         thought, closed, rest = self._held.partition(self._closing)

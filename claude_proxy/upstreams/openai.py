@@ -28,8 +28,13 @@ from claude_proxy.dialects.chat_repairs import (
 )
 from claude_proxy.dialects.chat_request import messages_to_chat
 from claude_proxy.dialects.chat_stream import ChatAsked, chat_chunks, chunks_to_events
-from claude_proxy.dialects.chat_tools import chat_tool_names, only_tool_name, used_call_ids
-from claude_proxy.dialects.stop_watch import watch_stops
+from claude_proxy.dialects.chat_thinking import hides_thinking
+from claude_proxy.dialects.chat_tools import (
+    chat_tool_names,
+    only_tool_name,
+    used_call_ids,
+    wants_one_call,
+)
 from claude_proxy.dialects.text_tools import needs_text_tools
 from claude_proxy.dialects.text_turns import text_tool_events
 from claude_proxy.errors import (
@@ -113,22 +118,25 @@ class OpenAIUpstream:
         asked = self._ask(request, exchange)
         with closing(asked.response):
             usage = {"input_tokens": asked.input_tokens, "output_tokens": 1}
-            events = chunks_to_events(
+            yield from chunks_to_events(
                 chat_chunks(asked.response.pieces()),
                 EventWriter(exchange.message_id, exchange.model, usage),
                 self._asked(request, asked.options, exchange),
             )
-            stops = stop_sequences(request)
-            count = partial(count_input_tokens, request)
-            yield from watch_stops(events, stops, count) if stops else events
 
     def _asked(self, request: Request, options: ChatOptions, exchange: Exchange) -> ChatAsked:
+        carried = options.replay in ("reasoning_details", "extra_content")
         return ChatAsked(
-            chat_tool_names(request, options),
-            used_call_ids(request),
-            only_tool_name(request),
-            stop_sequences(request),
-            lambda: count_input_tokens(request),
+            tool_names=chat_tool_names(request, options),
+            used_ids=used_call_ids(request),
+            only_tool=only_tool_name(request),
+            stops=stop_sequences(request),
+            input_estimate=partial(count_input_tokens, request),
+            one_call=wants_one_call(request) and "parallel_tool_calls" in options.drop,
+            hide_thinking=hides_thinking(request),
+            carry=options.replay if carried else "",
+            late=partial(self._memory.keep, exchange.keys),
+            note=exchange.facts.__setitem__,
         )
 
     def _options(self, model: str) -> ChatOptions:
