@@ -532,7 +532,7 @@ VLLM = Shape(
 )
 LLAMACPP = Shape(
     chunk_of("chatcmpl-Zt3aQ", "gpt-oss-20b-mxfp4.gguf", system_fingerprint="b6500-2572f32a"),
-    PLAIN_USAGE,
+    PLAIN_USAGE._replace(counted=(8000, 12000, 0, 75)),
     opening=({"role": "assistant", "content": None},),
     thought=thought_as("reasoning_content"),
     calls=calls_begun,
