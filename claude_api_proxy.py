@@ -14,9 +14,9 @@ it in place; the model maps are at the top of its first section. Sections, each 
   dialects/chat_request, dialects/chat_profiles, dialects/chat_repairs, dialects/chat_calls,
   dialects/chat_usage, dialects/thought_writer, dialects/chat_frames, dialects/chat_stream,
   dialects/text_tools, dialects/text_calls, dialects/text_turns, routing, auth, exchange, inflight,
-  slots, late, pool, transport, limits, reasoning_memory, upstreams/upstream, upstreams/openai,
-  upstreams/redcap_form, upstreams/redcap_reply, upstreams/redcap, upstreams/demo, wire, app,
-  server, cli, __main__
+  slots, late, pool, transport, limits, reasoning_memory, json_edit, agents, relay, routes, keys,
+  upstreams/upstream, upstreams/openai, upstreams/redcap_form, upstreams/redcap_reply,
+  upstreams/redcap, upstreams/demo, upstreams/anthropic, wire, answering, app, server, cli, __main__
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ from functools import partial
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from ipaddress import ip_address
+from itertools import chain
+from json.decoder import scanstring
 from pathlib import Path
 from re import Match
 from typing import (
@@ -103,6 +105,9 @@ MODEL_ALIASES: Dict[str, Dict[str, str]] = {
         "claude-3-7-sonnet-20250219": "claude",
         "claude-sonnet-4": "claude",
         "gpt-4-1": "gpt-4.1",
+    },
+    "anthropic": {
+        # "claude-opus*": "claude-sonnet-5",
     },
     "demo": {"*": "demo"},
 }
@@ -153,6 +158,8 @@ DEFAULT_MODELS: Dict[str, Dict[str, str]] = {
         "SMALL_MODEL": "claude-haiku-4.5",
     },
     "redcap 2026-01": {"BIG_MODEL": "claude", "MIDDLE_MODEL": "claude", "SMALL_MODEL": "gpt-4o"},
+    # Claude's names are its own there.
+    "anthropic": {"BIG_MODEL": "", "MIDDLE_MODEL": "", "SMALL_MODEL": ""},
     "other": {"BIG_MODEL": "gpt-4o", "MIDDLE_MODEL": "gpt-4o", "SMALL_MODEL": "gpt-4o-mini"},
 }
 
@@ -161,7 +168,7 @@ LISTED_MODELS: Tuple[str, ...] = ("claude-opus-4-8", "claude-sonnet-5", "claude-
 
 # --- end of the model maps ---------------------------------------------------------------------
 
-UPSTREAM_NAMES = ("redcap", "openai", "demo")
+UPSTREAM_NAMES = ("redcap", "openai", "anthropic", "demo")
 # What `chat_profiles` knows of.
 PROFILE_NAMES = (
     "openai", "azure", "openrouter", "deepseek", "xai", "gemini", "mistral", "groq", "together",
@@ -173,6 +180,7 @@ PROFILE_NAMES = (
 OPENAI_KEY_PREFIXES = ("sk-proj-", "sk-svcacct-", "sk-admin-")
 OPENAI_OWN_URL = "https://api.openai.com/v1"
 OPENROUTER_URL = "https://openrouter.ai/api/v1"
+ANTHROPIC_URL = "https://api.anthropic.com"
 
 CUSTOM_HEADER_PREFIX = "CUSTOM_HEADER_"
 FRAMING_HEADERS = ("connection", "content-length", "transfer-encoding", "upgrade")
@@ -256,6 +264,18 @@ def seconds_parser(low: float = 0.01, high: float = 86400.0) -> Callable[[str], 
     return parse_seconds
 
 
+DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds, also written 300s, 5m or 1h."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)", text)
+    seconds = float(match.group(1)) * DURATION_UNITS[match.group(2)] if match else 0.0
+    if not 0.01 <= seconds <= 86400:
+        raise ValueError("must be a duration such as 300, 300s or 5m")
+    return seconds
+
+
 def parse_bool(text: str) -> bool:
     if text.lower() not in BOOL_WORDS:
         raise ValueError("must be true or false")
@@ -284,6 +304,28 @@ def parse_model_map(text: str) -> Tuple[Tuple[str, str], ...]:
     if not all(name and target for name, target in rows):
         raise ValueError("must be name=model pairs separated by commas")
     return rows
+
+
+def parse_agent_map(text: str) -> Tuple[Tuple[str, str], ...]:
+    """Pairs agent:model; a model may carry its upstream's name (agent:openai:gpt-4o)."""
+    pairs = [pair.partition(":") for pair in parse_text(text).split(",") if pair.strip()]
+    rows = tuple((name.strip(), target.strip()) for name, _, target in pairs)
+    if not all(name and target for name, target in rows):
+        raise ValueError("must be agent:model pairs separated by commas")
+    return rows
+
+
+def parse_windows(text: str) -> Tuple[Tuple[str, str], ...]:
+    rows = parse_model_map(text)
+    if not all(re.fullmatch(r"[0-9]{3,9}", size) for _, size in rows):
+        raise ValueError("must be model=tokens pairs separated by commas")
+    return rows
+
+
+def parse_forward_url(text: str) -> str:
+    """A base URL without a slash or /v1 at its end; "" for none."""
+    base = parse_base_url(text)
+    return base[: -len("/v1")] if base.endswith("/v1") else base
 
 
 def parse_base_url(text: str) -> str:
@@ -346,10 +388,11 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("DRAIN_TIMEOUT", "600", seconds_parser(low=0),
             "seconds that answers under way may take when the proxy is stopped", "Listening"),
     Setting("UPSTREAM", "", choice_parser(*UPSTREAM_NAMES),
-            "redcap, openai or demo; unset, the one that settings below name, else demo",
+            "redcap, openai, anthropic or demo; unset, the one that settings below name, else demo",
             "Upstream"),
     Setting("OPENAI_API_KEY", "", parse_header_text,
-            "key for the upstream", "Upstream", secret=True),
+            "key for the upstream; several with commas between, used in turn",
+            "Upstream", secret=True),
     Setting("OPENAI_BASE_URL", "", parse_base_url,
             "OpenAI-compatible API; unset, OpenAI for sk-proj- keys, else OpenRouter", "Upstream"),
     Setting("AZURE_API_VERSION", "", parse_api_version,
@@ -398,6 +441,21 @@ SETTINGS: Tuple[Setting, ...] = (
             "calls at a time; others wait, each user in turn", "REDCap"),
     Setting("REDCAP_MAX_BYTES", "8388608", number_parser(1024, 1 << 31),
             "largest form that REDCap's PHP takes (post_max_size)", "REDCap"),
+    Setting("ANTHROPIC_FORWARD_URL", "", parse_forward_url,
+            "the Anthropic API; unset, https://api.anthropic.com with UPSTREAM=anthropic",
+            "Anthropic"),
+    Setting("ANTHROPIC_UPSTREAM_KEY", "", parse_header_text,
+            "key in place of the client's own credential; several with commas between",
+            "Anthropic", secret=True),
+    Setting("ANTHROPIC_VERSION", "2023-06-01", parse_header_text,
+            "anthropic-version of requests that come without one", "Anthropic"),
+    Setting("ANTHROPIC_MAX_RETRIES", "0", number_parser(0, 10),
+            "repeats of a request that failed before its answer began; clients repeat themselves",
+            "Anthropic"),
+    Setting("ANTHROPIC_RESPONSE_HEADER_TIMEOUT", "300", parse_duration,
+            "longest wait for an answer's first byte: 300, 300s or 5m", "Anthropic"),
+    Setting("ANTHROPIC_DEMOTE_NONSTREAMING", "false", parse_bool,
+            "true streams requests that are not, and answers them whole", "Anthropic"),
     Setting("BIG_MODEL", "", parse_text,
             "model for opus; unset, one that suits the base URL", "Models"),
     Setting("MIDDLE_MODEL", "", parse_text,
@@ -419,6 +477,27 @@ SETTINGS: Tuple[Setting, ...] = (
             "only none is accepted in this version", "Models"),
     Setting("PROMPT_MAX_SYSTEM_TOKENS", "4096", number_parser(1, 10**9),
             "used with PROMPT_COMPRESSION", "Models"),
+    Setting("SUBAGENT_MAPPINGS", "", parse_agent_map,
+            "comma list of agent:model; requests of these Claude Code agents go there", "Routing"),
+    Setting("SUBAGENT_FOLDERS", "", parse_names,
+            "folders of agents' files (.claude/agents), by whose text agents are known too",
+            "Routing"),
+    Setting("BACKGROUND_MODEL", "", parse_text,
+            "model for Claude Code's titles, page summaries and counting calls", "Routing"),
+    Setting("VISION_MODEL", "", parse_text,
+            "model for requests with images, unless they go to the Anthropic API", "Routing"),
+    Setting("LONG_CONTEXT_MODEL", "", parse_text,
+            "model for requests that do not fit the window of the chosen one", "Routing"),
+    Setting("MODEL_WINDOWS", "", parse_windows,
+            "comma list of model=tokens, the windows; a model may be a glob", "Routing"),
+    Setting("FALLBACK_MODELS", "", parse_names,
+            "models, or upstream:model, tried in order when the chosen one fails", "Routing"),
+    Setting("FALLBACK_TIMEOUT", "0", seconds_parser(low=0),
+            "seconds for a first byte before the next is tried; 0 waits as long as ever",
+            "Routing"),
+    Setting("KEY_COOLDOWN", "60", seconds_parser(),
+            "seconds that one of several keys rests after a 429 or 529 without retry-after",
+            "Routing"),
     Setting("LOG_LEVEL", "info", choice_parser("debug", "info", "warning", "error", "critical"),
             "debug, info, warning, error or critical", "Logging"),
     Setting("LOG_FORMAT", "auto", choice_parser("auto", "text", "json"),
@@ -652,15 +731,21 @@ def resolve_upstream(values: Mapping[str, Any]) -> Dict[str, str]:
     key, base = values["OPENAI_API_KEY"], values["OPENAI_BASE_URL"]
     named = "openai" if key or base or values["AZURE_API_VERSION"] else "demo"
     named = "redcap" if values["REDCAP_API_URL"] else named
+    forward = values["ANTHROPIC_FORWARD_URL"]
+    named = values["UPSTREAM"] or ("anthropic" if forward else named)
+    if named == "anthropic" or values["ANTHROPIC_UPSTREAM_KEY"]:
+        forward = forward or ANTHROPIC_URL
     if key and not base:
         base = OPENAI_OWN_URL if key.startswith(OPENAI_KEY_PREFIXES) else OPENROUTER_URL
-    return {"UPSTREAM": values["UPSTREAM"] or named, "OPENAI_BASE_URL": base}
+    return {"UPSTREAM": named, "OPENAI_BASE_URL": base, "ANTHROPIC_FORWARD_URL": forward}
 
 
 def resolve_models(values: Mapping[str, Any]) -> Dict[str, str]:
     host = urlsplit(values["OPENAI_BASE_URL"]).hostname or ""
     if values["UPSTREAM"] == "redcap":
         host = f"redcap {values['REDCAP_ERA']}"
+    if values["UPSTREAM"] == "anthropic":
+        host = "anthropic"
     models = dict(DEFAULT_MODELS.get(host, DEFAULT_MODELS["other"]))
     if values["BIG_MODEL"]:
         models["MIDDLE_MODEL"] = values["BIG_MODEL"]
@@ -6588,7 +6673,7 @@ def choose_route(config: Config, requested: str) -> Route:
             return target_route(config, target, reason)
     if not name:
         return target_route(config, config.big_model, "no model named")
-    return Route(upstream, name, "as named")
+    return Route(usual_upstream(config, name), name, "as named")
 
 
 def matching_targets(
@@ -6618,7 +6703,15 @@ def split_upstream(name: str, default: str) -> Tuple[str, str]:
 
 def target_route(config: Config, target: str, reason: str) -> Route:
     upstream, model = split_upstream(target, config.upstream)
+    if model == target:
+        upstream = usual_upstream(config, model)
     return Route(upstream, model, reason)
+
+
+def usual_upstream(config: Config, model: str) -> str:
+    """The upstream of a model that names none: the Anthropic API has Claude's models alone."""
+    elsewhere = config.upstream == "anthropic" and config.openai_base_url
+    return "openai" if elsewhere and "claude" not in model.lower() else config.upstream
 
 
 def first_match(rules: Iterable[Tuple[str, str]], name: str) -> Optional[str]:
@@ -6744,7 +6837,8 @@ def is_loopback(name: str) -> bool:
 
 def check_content_type(config: Config, request: HttpRequest) -> None:
     """A POST must be JSON: the types that a web form can send are never that."""
-    if request.method != "POST":
+    relayed = config.upstream == "anthropic" and request.path.startswith("/v1/")
+    if request.method != "POST" or relayed and not request.path.startswith("/v1/messages"):
         return
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (
@@ -6862,6 +6956,8 @@ class Exchange:
         self.form: Optional[AnswerForm] = None
         self.model = ""
         self.keys: Tuple[str, ...] = ()  # the credentials that the client showed
+        self.headers: Dict[str, str] = {}  # of the client's request
+        self.first_byte_limit = 0.0  # seconds, where there is another route to try
         self.first_event: Optional[float] = None
         self.open_block: Tuple[int, str] = (-1, "")
         self.usage: Dict[str, Any] = {}
@@ -6916,6 +7012,18 @@ class Exchange:
             if self.cancelled is not None:
                 callback()
 
+    def renew(self) -> bool:
+        """Go on after a wait that was too long, if nothing else has ended the exchange.
+
+        What else there may be (the client gone, TOTAL_TIMEOUT) the sweeper will find again.
+        """
+        with self._lock:
+            if self.cancelled is not None and self.cancelled.status != 504:
+                return False
+            self.cancelled, self.deadline = None, NEVER
+            self._wake.clear()
+        return True
+
     def off_cancel(self, callback: Callable[[], None]) -> None:
         with self._lock:
             if callback in self._callbacks:
@@ -6949,14 +7057,14 @@ class Exchange:
                 continue
             if self.first_event is None:
                 self.first_event = self.clock()
-            self._note_usage(event)
+            self.note_usage(event)
             yield event
             if kind == "content_block_start":
                 self.open_block = (event["index"], event["content_block"].get("type", ""))
             elif kind == "content_block_stop":
                 self.open_block = (-1, "")
 
-    def _note_usage(self, event: Event) -> None:
+    def note_usage(self, event: Event) -> None:
         usage = event.get("usage") or (event.get("message") or {}).get("usage") or {}
         self.usage.update((key, value) for key, value in usage.items() if value is not None)
         stop_reason = (event.get("delta") or {}).get("stop_reason")
@@ -7467,6 +7575,8 @@ class Call(NamedTuple):
     headers: Tuple[Tuple[str, str], ...]
     body: bytes
     once: bool = False
+    first_byte: float = 0  # seconds, if it is not the usual time
+    retries: Optional[int] = None  # if it is not the usual number
 
 
 class ConnectionLost(Exception):
@@ -7533,7 +7643,8 @@ class Transport:
         """
         attempt = 0
         while True:
-            last = attempt >= self._max_retries
+            allowed = self._max_retries if call.retries is None else call.retries
+            last = attempt >= allowed
             try:
                 response = self._attempt(exchange, call)
             except ProxyError as error:
@@ -7589,7 +7700,10 @@ class Transport:
         self, exchange: Exchange, call: Call, connection: UpstreamConnection
     ) -> UpstreamResponse:
         exchange.on_cancel(connection.interrupt)
-        exchange.arm(self._timeouts.first_byte, f"the first byte from {call.target}")
+        seconds = call.first_byte or self._timeouts.first_byte
+        if exchange.first_byte_limit:
+            seconds = min(seconds or NEVER, exchange.first_byte_limit)
+        exchange.arm(seconds, f"the first byte from {call.target}")
         try:
             head = encode_request_head(call.method, call.target_path, self._fields(call))
             try:
@@ -7665,6 +7779,10 @@ class UpstreamResponse:
         self._pool = pool
         self._body = response_body(head)
         self._closed = False
+
+    def raw_pieces(self) -> Iterator[bytes]:
+        """The body in pieces as it came, compressed or not; otherwise like `pieces`."""
+        return self._plain_pieces()
 
     def pieces(self) -> Iterator[bytes]:
         """The body in pieces, decoded, each as soon as it is here.
@@ -7989,6 +8107,651 @@ def with_carrier(message: Any, recall: Callable[[str], Optional[str]]) -> Any:
             return {**message, "content": [*blocks[:index], *(carried if carrier else ()),
                                            *blocks[index:]]}  # fmt: skip
     return message
+
+
+# ==================================================================================================
+# json_edit
+# ==================================================================================================
+# Change a value at the top level of a JSON object, and not one byte of anything else. Pure.
+#
+# A body that is only passed on is never decoded and encoded again: floats, huge integers, duplicate
+# keys, escapes and blanks would not survive it. The values are skipped by the standard library's
+# scanner, so an edit costs about as much as reading the JSON once.
+
+JSON_BLANKS = re.compile(r"[ \t\r\n]*")
+
+
+def number_as_text(digits: str) -> str:
+    return digits
+
+
+# Values are only skipped: a number of any length must not be read, nor NaN be refused here.
+SKIPPING_DECODER = json.JSONDecoder(
+    parse_int=number_as_text, parse_float=number_as_text, parse_constant=number_as_text
+)
+
+
+class Member(NamedTuple):
+    """A member of the object: its name, and where its value begins and ends."""
+
+    name: str
+    start: int
+    end: int
+
+
+def replace_members(body: bytes, values: Mapping[str, Any]) -> bytes:
+    """The body with these values for these names; one that is missing is put in front.
+
+    A name that is there several times is changed everywhere: readers differ in which one counts.
+    ValueError if the body is no JSON object.
+    """
+    text = body.decode("utf-8")
+    opening, members = object_members(text)
+    texts = {name: json.dumps(value) for name, value in values.items()}
+    parts: List[str] = []
+    position = 0
+    for member in members:
+        if member.name in texts:
+            parts += [text[position : member.start], texts[member.name]]
+            position = member.end
+    changed = "".join([*parts, text[position:]])
+    found = {member.name for member in members}
+    missing = [f"{json.dumps(n)}: {value}" for n, value in texts.items() if n not in found]
+    if missing:
+        comma = ", " if members else ""
+        changed = changed[:opening] + ", ".join(missing) + comma + changed[opening:]
+    return changed.encode("utf-8")
+
+
+def object_members(text: str) -> Tuple[int, List[Member]]:
+    """(position behind the opening brace, the object's members in order)."""
+    opening = skip_mark(text, len(text) - len(text.lstrip("\ufeff")), "{")
+    members = list(iter_members(text, opening))
+    return opening, members
+
+
+def iter_members(text: str, position: int) -> Iterator[Member]:
+    at = skip_blanks(text, position)
+    if text[at : at + 1] == "}":
+        return
+    while True:
+        at = skip_mark(text, at, '"')
+        name, at = scanstring(text, at, True)
+        start = skip_blanks(text, skip_mark(text, at, ":"))
+        _, end = SKIPPING_DECODER.raw_decode(text, start)
+        yield Member(name, start, end)
+        at = skip_blanks(text, end)
+        if text[at : at + 1] == "}":
+            return
+        at = skip_mark(text, at, ",")
+
+
+def skip_blanks(text: str, position: int) -> int:
+    match = JSON_BLANKS.match(text, position)
+    return match.end() if match else position
+
+
+def skip_mark(text: str, position: int, mark: str) -> int:
+    """The position behind a mark that has to come next."""
+    at = skip_blanks(text, position)
+    if text[at : at + 1] != mark:
+        raise ValueError(f"no {mark} at {at}")
+    return at + 1
+
+
+def read_members(body: bytes) -> Optional[Any]:
+    """What routing has to know of a body that may be odd; None if it is no JSON object.
+
+    Numbers that are too long to be read are left as text.
+    """
+    try:
+        value = ROUTING_DECODER.decode(body.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def short_int(digits: str) -> Any:
+    return int(digits) if len(digits) < 100 else digits
+
+
+ROUTING_DECODER = json.JSONDecoder(parse_int=short_int)
+
+
+# ==================================================================================================
+# agents
+# ==================================================================================================
+# Which named agent of Claude Code a request is from. The wire has no field for it.
+#
+# What is known, most certain first (2.1.197): an agent's file may name any model, which arrives
+# unchanged; the parent's `Agent` call says the type and the prompt, and the agent's first message
+# ends with that prompt; its system prompt begins with the text of its file. Requests of agents carry
+# an id header, so a main conversation is never taken for one.
+#
+# The calls of parents are remembered as hashes, for each session apart, in memory and with a bound.
+
+AGENT_HEADER = "x-claude-code-agent-id"
+SESSION_HEADER = "x-claude-code-session-id"
+AGENT_TOOLS = ("Agent", "Task")
+MOST_CALLS_KEPT = 4096
+# An agent's own text shorter than this could begin many prompts.
+SHORTEST_PROMPT = 20
+
+
+class AgentFound(NamedTuple):
+    """An agent's name, and by what it was recognised."""
+
+    name: str
+    means: str
+
+
+class AgentCalls:
+    """The agents that were called, by session and prompt."""
+
+    def __init__(self) -> None:
+        self._names: OrderedDict[bytes, Set[str]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def keep(self, session: str, prompt: str, name: str) -> None:
+        key = call_hash(session, prompt)
+        with self._lock:
+            self._names.setdefault(key, set()).add(name)
+            self._names.move_to_end(key)
+            while len(self._names) > MOST_CALLS_KEPT:
+                self._names.popitem(last=False)
+
+    def name_of(self, session: str, prompt: str) -> Optional[str]:
+        """The agent that was called with this prompt; None if nobody was, or two were."""
+        with self._lock:
+            names = self._names.get(call_hash(session, prompt), set())
+            return next(iter(names)) if len(names) == 1 else None
+
+
+def call_hash(session: str, prompt: str) -> bytes:
+    return hashlib.sha256(f"{session}\0{prompt}".encode("utf-8", "surrogatepass")).digest()
+
+
+def find_agent(
+    request: Request,
+    headers: Mapping[str, str],
+    mapped: Iterable[str],
+    calls: AgentCalls,
+    prompts: Mapping[str, str],
+) -> Optional[AgentFound]:
+    """The named agent that a request is from, if it is one of those that are mapped."""
+    names, model = tuple(mapped), str(request.get("model", ""))
+    if model in names:
+        return AgentFound(model, "model name")
+    if not headers.get(AGENT_HEADER):
+        return None
+    called = calls.name_of(headers.get(SESSION_HEADER, ""), first_prompt(request))
+    if called in names:
+        return AgentFound(str(called), "agent call")
+    own = agent_system_text(request)
+    fits = [name for name, text in prompts.items() if name in names and own.startswith(text)]
+    longest = max(fits, key=lambda name: len(prompts[name]), default=None)
+    return AgentFound(longest, "system prompt") if longest and called is None else None
+
+
+def first_prompt(request: Request) -> str:
+    """The last text of the first user message: what the agent was called with."""
+    messages = request.get("messages")
+    users = (m for m in messages if isinstance(m, dict) and m.get("role") == "user")
+    content = next(users, {}).get("content") if isinstance(messages, list) else None
+    if isinstance(content, str):
+        return content
+    blocks = content if isinstance(content, list) else []
+    texts = [b.get("text") for b in blocks if isinstance(b, dict) and b.get("type") == "text"]
+    return str(texts[-1]) if texts else ""
+
+
+def agent_system_text(request: Request) -> str:
+    """The part of the system prompt that an agent's file has written."""
+    system = request.get("system")
+    block = system[2] if isinstance(system, list) and len(system) > 2 else None
+    return str(block.get("text") or "") if isinstance(block, dict) else ""
+
+
+# --- calls in answers ----------------------------------------------------------------------------
+
+
+class CallListener:
+    """Listens to the events of an answer for calls of agents, and remembers them."""
+
+    def __init__(self, calls: AgentCalls, session: str) -> None:
+        self._calls = calls
+        self._session = session
+        self._open: Dict[int, List[str]] = {}
+
+    @property
+    def listening(self) -> bool:
+        """Whether a call of an agent is just being told."""
+        return bool(self._open)
+
+    def hear(self, event: Event) -> None:
+        kind, index = event.get("type"), event.get("index")
+        block, delta = event.get("content_block"), event.get("delta")
+        if kind == "content_block_start" and is_agent_call(block):
+            self._open[index] = []
+        elif kind == "content_block_delta" and index in self._open and isinstance(delta, dict):
+            self._open[index].append(str(delta.get("partial_json") or ""))
+        elif kind == "content_block_stop" and index in self._open:
+            self.hear_input("".join(self._open.pop(index)))
+
+    def hear_input(self, text: str) -> None:
+        try:
+            arguments = json.loads(text)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(arguments, dict):
+            self.hear_arguments(arguments)
+
+    def hear_arguments(self, arguments: Mapping[str, Any]) -> None:
+        name, prompt = arguments.get("subagent_type"), arguments.get("prompt")
+        if isinstance(name, str) and isinstance(prompt, str):
+            self._calls.keep(self._session, prompt, name)
+
+    def hear_message(self, message: Mapping[str, Any]) -> None:
+        """The same for an answer that came whole."""
+        content = message.get("content")
+        for block in content if isinstance(content, list) else ():
+            if is_agent_call(block) and isinstance(block.get("input"), dict):
+                self.hear_arguments(block["input"])
+
+
+def is_agent_call(block: Any) -> bool:
+    return (
+        isinstance(block, dict)
+        and block.get("type") == "tool_use"
+        and block.get("name") in AGENT_TOOLS
+    )
+
+
+def heard_events(events: Iterable[Event], listener: CallListener) -> Iterator[Event]:
+    for event in events:
+        listener.hear(event)
+        yield event
+
+
+# --- agents' files -------------------------------------------------------------------------------
+
+FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?\n(.*)\Z", re.DOTALL)
+FRONT_NAME = re.compile(r"^name:[ \t]*[\"']?([^\"'\r\n]+?)[\"']?[ \t]*$", re.MULTILINE)
+
+
+def read_agent_file(text: str) -> Optional[Tuple[str, str]]:
+    """(name, prompt) of a Claude Code agent's Markdown file; None if it is none."""
+    match = FRONT_MATTER.match(text)
+    named = FRONT_NAME.search(match.group(1)) if match else None
+    if match is None or named is None:
+        return None
+    prompt = match.group(2).replace("\r\n", "\n").strip()
+    return (named.group(1), prompt) if len(prompt) >= SHORTEST_PROMPT else None
+
+
+# ==================================================================================================
+# relay
+# ==================================================================================================
+# Passing an exchange on as it came: which headers travel, and what is seen on the way. Pure.
+#
+# Nothing in a body is changed here and nothing is looked at twice. `RelayWatch` sees the pieces of a
+# stream go by and reads the few frames that tell usage; if it cannot, the stream goes on without it.
+
+HeaderList = Tuple[Tuple[str, str], ...]
+
+# RFC 9110, 7.6.1, and what a connection's two ends settle between themselves.
+HOP_HEADERS = frozenset((
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection",
+    "te", "trailer", "transfer-encoding", "upgrade", "host", "content-length", "expect",
+))  # fmt: skip
+# Ours: the answer has to be readable on the way.
+OWN_REQUEST_HEADERS = HOP_HEADERS | {"accept-encoding", "x-proxy-notes"}
+CREDENTIAL_HEADERS = frozenset(("authorization", "x-api-key", "cookie"))
+DROPPED_RESPONSE_HEADERS = HOP_HEADERS | {"set-cookie"}
+
+# Frames with these words tell of usage or of the end; all others pass unread.
+TELLING_WORDS = (b'"usage"', b'"stop_reason"', b"error")
+
+
+def connection_named(headers: Mapping[str, str]) -> Set[str]:
+    """The headers that a Connection header says are for this hop alone."""
+    return {name.strip().lower() for name in headers.get("connection", "").split(",")}
+
+
+def relayed_request_headers(headers: Mapping[str, str]) -> HeaderList:
+    """A client's headers without those of the hop, and without its credentials."""
+    dropped = OWN_REQUEST_HEADERS | CREDENTIAL_HEADERS | connection_named(headers)
+    return tuple((name, value) for name, value in headers.items() if name not in dropped)
+
+
+def relayed_response_headers(headers: Mapping[str, str]) -> HeaderList:
+    dropped = DROPPED_RESPONSE_HEADERS | connection_named(headers)
+    return tuple((name, value) for name, value in headers.items() if name not in dropped)
+
+
+def client_credentials(headers: Mapping[str, str], own_keys: Iterable[str]) -> HeaderList:
+    """The client's credential headers that are meant for the upstream: none that is our own key."""
+    kept = []
+    for name in ("x-api-key", "authorization"):
+        value = headers.get(name, "")
+        bare = value.partition(" ")[2].strip() if name == "authorization" else value
+        if value and bare not in own_keys and value not in own_keys:
+            kept.append((name, value))
+    return tuple(kept)
+
+
+class RelayWatch:
+    """Sees the pieces of a stream go by and tells the exchange what logs need."""
+
+    def __init__(self, exchange: Exchange, listener: Optional[CallListener] = None) -> None:
+        self._exchange = exchange
+        self._listener = listener
+        self._splitter: Optional[FrameSplitter] = FrameSplitter()
+        self.failed: Optional[str] = None  # the type of an error event
+
+    def see(self, piece: bytes) -> None:
+        """Never raises: what cannot be read is nobody's business here."""
+        if self._exchange.first_event is None:
+            self._exchange.first_event = self._exchange.clock()
+        if self._splitter is None:
+            return
+        try:
+            frames = self._splitter.feed(piece)
+        except ProxyError:
+            self._splitter = None  # an event too large to be held
+            return
+        for frame in frames:
+            if any(word in frame for word in TELLING_WORDS) or self._is_heard(frame):
+                self._read(frame)
+
+    def _is_heard(self, frame: bytes) -> bool:
+        """Whether somebody listens for calls of agents, and this frame may be of one."""
+        listener = self._listener
+        return listener is not None and (listener.listening or b'"tool_use"' in frame)
+
+    def _read(self, frame: bytes) -> None:
+        try:
+            event = json.loads(frame_data(frame)[1])
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(event, dict):
+            return
+        if event.get("type") == "error":
+            error = event.get("error")
+            self.failed = str(error.get("type")) if isinstance(error, dict) else "error"
+        elif event.get("type") in ("message_start", "message_delta"):
+            self._exchange.note_usage(event)
+        elif self._listener is not None:
+            self._listener.hear(event)
+
+
+def note_whole_answer(
+    exchange: Exchange, body: bytes, listener: Optional[CallListener] = None
+) -> None:
+    """Read usage, stop reason and calls of agents of a message that came whole."""
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(message, dict) and message.get("type") == "message":
+        exchange.note_usage({"message": message, "delta": message})
+        if listener is not None:
+            listener.hear_message(message)
+
+
+# --- frames -> events ----------------------------------------------------------------------------
+
+
+def frames_to_events(pieces: Iterable[bytes]) -> Iterator[Event]:
+    """The events of an Anthropic stream; ProxyError at an error event.
+
+    Frames without data, and data that is no JSON object, are passed over.
+    """
+    splitter = FrameSplitter()
+    for piece in pieces:
+        for frame in splitter.feed(piece):
+            yield from frame_events(frame)
+    for frame in splitter.finish():
+        yield from frame_events(frame)
+
+
+def frame_events(frame: bytes) -> List[Event]:
+    data = frame_data(frame)[1]
+    if not data.strip():
+        return []
+    try:
+        event = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ProxyError(502, "the upstream sent an event that is not JSON") from None
+    if not isinstance(event, dict):
+        return []
+    if event.get("type") == "error":
+        raise event_error(event)
+    return [event]
+
+
+EVENT_ERROR_STATUSES: Dict[str, int] = {
+    "overloaded_error": 529, "rate_limit_error": 429, "invalid_request_error": 400,
+    "authentication_error": 401, "billing_error": 402, "permission_error": 403,
+    "not_found_error": 404, "request_too_large": 413, "timeout_error": 504,
+}  # fmt: skip
+
+
+def event_error(event: Mapping[str, Any]) -> ProxyError:
+    """An `error` event as the error that it would have been by status."""
+    error = event.get("error")
+    error = error if isinstance(error, dict) else {}
+    kind = str(error.get("type") or "api_error")
+    status = EVENT_ERROR_STATUSES.get(kind, 500)
+    message = str(error.get("message") or "the upstream reported an error without a message")
+    return ProxyError(status, message, kind, upstream_status=200)
+
+
+# ==================================================================================================
+# routes
+# ==================================================================================================
+# The routes to try for a request, first things first. Pure: settings and facts in, routes out.
+#
+# `routing.choose_route` says where a model's name leads. Here the request has its say: which agent it
+# is from, whether it is a small call in the background, whether it has images, whether it is too long
+# for the model. What is dear to find out is found out only when a setting asks for it.
+
+class RouteFacts(NamedTuple):
+    """What routing may ask of a request. `window` gives a route's window in tokens, 0: unknown."""
+
+    request: Request
+    agent: Optional[AgentFound] = None
+    tokens: Callable[[], int] = lambda: 0
+    window: Callable[[Route], int] = lambda route: 0
+
+
+def plan_routes(config: Config, facts: RouteFacts) -> List[Route]:
+    """The routes for a request in order: the chosen one, then FALLBACK_MODELS."""
+    first = first_route(config, facts)
+    others = [target_route(config, model, "FALLBACK_MODELS") for model in config.fallback_models]
+    routes: Dict[Tuple[str, str], Route] = {}
+    for route in (first, *others):
+        routes.setdefault((route.upstream, route.model), route)  # the same place is tried once
+    return list(routes.values())
+
+
+def first_route(config: Config, facts: RouteFacts) -> Route:
+    """Where the request goes if all is well; `reason` names every rule that had a say."""
+    requested = str(facts.request.get("model") or "")
+    mapped = agent_route(config, facts.agent) or background_route(config, facts.request)
+    route = mapped or choose_route(config, requested)
+    if mapped is None and route.reason == "named upstream":
+        return route  # the client has chosen
+    for rule in REQUEST_RULES:
+        moved = rule(config, facts, route)
+        route = moved._replace(reason=f"{route.reason}, {moved.reason}") if moved else route
+    return route
+
+
+def agent_route(config: Config, agent: Optional[AgentFound]) -> Optional[Route]:
+    target = dict(config.subagent_mappings).get(agent.name) if agent else None
+    if agent is None or target is None:
+        return None
+    return target_route(config, target, f"agent {agent.name} by {agent.means}")
+
+
+def background_route(config: Config, request: Request) -> Optional[Route]:
+    kind = background_kind(request) if config.background_model else ""
+    return target_route(config, config.background_model, f"background {kind}") if kind else None
+
+
+def background_kind(request: Request) -> str:
+    """What a small call of Claude Code (2.1.197) beside the conversation is for; "" for none."""
+    output = request.get("output_config")
+    output = output if isinstance(output, dict) else {}
+    without_tools = request.get("tools") == []
+    if without_tools and output.get("format"):
+        return "title"
+    if without_tools and len(as_list(request.get("system"))) == 2:
+        return "page summary"
+    counting = request.get("max_tokens") == 1 and request.get("stream") is not True
+    return "counting" if counting and not request.get("system") else ""
+
+
+def image_rule(config: Config, facts: RouteFacts, route: Route) -> Optional[Route]:
+    """Requests with images go to VISION_MODEL; the Anthropic API's own models see."""
+    if not config.vision_model or route.upstream == "anthropic":
+        return None
+    seen = has_image(facts.request.get("messages"))
+    return target_route(config, config.vision_model, "images") if seen else None
+
+
+def has_image(content: Any) -> bool:
+    """Whether there is an image anywhere inside, tool results included."""
+    pending = [content]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, list):
+            pending.extend(item)
+        elif isinstance(item, dict):
+            if item.get("type") == "image":
+                return True
+            pending.extend((item.get("content"), item.get("source")))
+    return False
+
+
+def size_rule(config: Config, facts: RouteFacts, route: Route) -> Optional[Route]:
+    """What does not fit the model's window goes to LONG_CONTEXT_MODEL."""
+    window = model_window(config, facts, route) if config.long_context_model else 0
+    wanted = facts.request.get("max_tokens")
+    answer = wanted if type(wanted) is int else 0
+    if not window or facts.tokens() + answer <= window:
+        return None
+    return target_route(config, config.long_context_model, f"over {window} tokens")
+
+
+def model_window(config: Config, facts: RouteFacts, route: Route) -> int:
+    """The window that settings name for a model, else the one that its upstream tells of."""
+    fits = (int(n) for pattern, n in config.model_windows if fnmatchcase(route.model, pattern))
+    return next(fits, 0) or facts.window(route)
+
+
+REQUEST_RULES: Tuple[Callable[[Config, RouteFacts, Route], Optional[Route]], ...] = (
+    image_rule, size_rule,
+)  # fmt: skip
+
+
+def explained_routes(config: Config, facts: RouteFacts) -> Iterator[str]:
+    """What would happen to a request and why, in lines for a person."""
+    requested = str(facts.request.get("model") or "")
+    yield f"model asked for: {requested or '(none)'}"
+    if facts.agent:
+        yield f"agent: {facts.agent.name}, recognised by its {facts.agent.means}"
+    kind = background_kind(facts.request)
+    if kind:
+        yield f"background call: {kind}"
+    yield f"images: {'yes' if has_image(facts.request.get('messages')) else 'no'}"
+    yield f"input tokens, estimated: {facts.tokens()}"
+    for number, route in enumerate(plan_routes(config, facts)):
+        word = "goes to" if number == 0 else "then to"
+        yield f"{word} {route.upstream}:{route.model or '(as asked)'} ({route.reason})"
+
+
+# ==================================================================================================
+# keys
+# ==================================================================================================
+# Several keys for one upstream: each in turn, and none that has just been refused for its rate.
+
+COOLING_STATUSES = (429, 529)
+
+
+class KeyRing:
+    """Hands out the keys in turn. A single key is never put aside: there is no other to take."""
+
+    def __init__(
+        self, keys: Sequence[str], clock: Callable[[], float], seconds: float = 60.0
+    ) -> None:
+        self._keys = tuple(dict.fromkeys(keys))
+        self._clock = clock
+        self._seconds = seconds
+        self._next = 0
+        self._cool_until: Dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def take(self) -> Optional[str]:
+        """The next key that may be used; None if there is none, or all of them are cooling."""
+        with self._lock:
+            now = self._clock()
+            for step in range(len(self._keys)):
+                index = (self._next + step) % len(self._keys)
+                if self._cool_until.get(self._keys[index], 0.0) <= now:
+                    self._next = index + 1
+                    return self._keys[index]
+        return None
+
+    def cool(self, key: str, seconds: Optional[float] = None) -> None:
+        """Put a key aside, for as long as its upstream says or else for the usual time."""
+        if len(self._keys) > 1:
+            with self._lock:
+                wait = self._seconds if seconds is None else seconds
+                self._cool_until[key] = self._clock() + wait
+
+    def seconds_left(self) -> int:
+        """Until the first key may be used again, at least 1."""
+        with self._lock:
+            ends = [self._cool_until.get(key, 0.0) for key in self._keys]
+        return max(1, int(min(ends, default=0.0) - self._clock() + 0.999))
+
+    def number(self, key: str) -> str:
+        """Which key it is, for logs: its place among them."""
+        return f"{self._keys.index(key) + 1}/{len(self._keys)}" if key in self._keys else "none"
+
+
+def ask_with_keys(
+    ring: KeyRing, send: Callable[[str], UpstreamResponse], exchange: Exchange
+) -> UpstreamResponse:
+    """Ask with one key after the other while they are refused for their rate; none twice.
+
+    The last refusal comes back as it is. ProxyError(429) if all keys are resting.
+    """
+    refused: Optional[UpstreamResponse] = None
+    for _ in range(len(ring)):
+        key = ring.take()
+        if key is None:
+            break
+        if refused is not None:
+            refused.close()
+        exchange.facts["key"] = ring.number(key)
+        refused = send(key)
+        if refused.status not in COOLING_STATUSES:
+            return refused
+        ring.cool(key, retry_after_seconds(refused.headers, time.time()))
+    if refused is not None:
+        return refused
+    wait = [("retry-after", str(ring.seconds_left()))]
+    raise ProxyError(429, "every key for this upstream is resting", headers=wait)
+
+
+def parse_keys(text: str) -> Tuple[str, ...]:
+    return tuple(key.strip() for key in text.split(",") if key.strip())
 
 
 # ==================================================================================================
@@ -9140,6 +9903,188 @@ DEMO_STEPS: Dict[str, DemoStep] = {
 
 
 # ==================================================================================================
+# upstreams/anthropic
+# ==================================================================================================
+# The Anthropic API: relayed byte for byte to clients that speak Messages, else told as events.
+#
+#     relay    client's bytes -> the API -> its bytes -> client     only watched (`relay`)
+#     stream   request -> the API -> events                         for folds and other dialects
+#
+# Of a request only what routing decides is changed: the model's name, `stream` where a whole answer
+# is made of a streamed one, and thinking blocks that another upstream has signed, which the API would
+# refuse. The client's own credential travels with it unless settings have a key; a key that opens
+# this proxy does not.
+
+MESSAGES_PATH = "/v1/messages"
+NO_CREDENTIAL = (
+    "the Anthropic API wants a credential: show your own beside this proxy's key, or set"
+    " ANTHROPIC_UPSTREAM_KEY"
+)
+
+
+class AnthropicUpstream:
+    """The Anthropic API, or whatever answers like it under ANTHROPIC_FORWARD_URL."""
+
+    name = "anthropic"
+    native_tools = True
+
+    def __init__(self, config: Config, transport: Transport) -> None:
+        self._config = config
+        self._transport = transport
+        self._ring = KeyRing(
+            parse_keys(config.anthropic_upstream_key), time.monotonic, config.key_cooldown
+        )
+
+    def describe(self) -> str:
+        whose = f"{len(self._ring)} key(s) of settings" if len(self._ring) else "clients' own keys"
+        return f"{self._config.anthropic_forward_url} ({whose})"
+
+    def probe(self, exchange: Exchange) -> Dict[str, Any]:
+        """Ask for one model of the list: it costs nothing and tells whether the key is good."""
+        request = HttpRequest("GET", "/v1/models", "", exchange.headers, "HTTP/1.1")
+        request = request._replace(query="limit=1")
+        with closing(self.ask(request, b"", exchange)) as response:
+            body = response.read()
+            if response.status != 200:
+                raise upstream_error(response.status, response.headers, body, 0, time.time())
+        return {"answered": "the list of models"}
+
+    def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]:
+        body = encode_json({**without_foreign_thinking(request), "stream": True}).encode("ascii")
+        http = HttpRequest("POST", MESSAGES_PATH, "", exchange.headers, "HTTP/1.1")
+        with closing(self.ask(http, body, exchange)) as response:
+            if response.status != 200:
+                refusal = response.read()
+                raise upstream_error(
+                    response.status, response.headers, refusal, 0, time.time()
+                )
+            yield from shown_as(exchange, frames_to_events(response.pieces()))
+
+    def ask(self, http: HttpRequest, body: bytes, exchange: Exchange) -> UpstreamResponse:
+        """Send a client's request with this body; any status comes back, its body not yet read.
+
+        Where there are several keys, one that is refused for its rate rests and the next is tried.
+        """
+        headers = self._headers(http)
+        if not len(self._ring):
+            own = client_credentials(http.headers, own_keys(self._config))
+            if not own and not self._replaced_credential():
+                raise ProxyError(401, NO_CREDENTIAL)
+            return self._send(http, (*own, *headers), body, exchange)
+
+        def send(key: str) -> UpstreamResponse:
+            return self._send(http, (("x-api-key", key), *headers), body, exchange)
+
+        return ask_with_keys(self._ring, send, exchange)
+
+    def _send(
+        self, http: HttpRequest, headers: HeaderList, body: bytes, exchange: Exchange
+    ) -> UpstreamResponse:
+        target, path = split_url(self._config.anthropic_forward_url + http.path)
+        path += f"?{http.query}" if http.query else ""
+        custom = {name for name, _ in self._config.custom_headers}
+        kept = tuple((n, v) for n, v in headers if n not in custom) + self._config.custom_headers
+        seconds = self._config.anthropic_response_header_timeout
+        retries = self._config.anthropic_max_retries
+        call = Call(http.method, target, path, kept, body, False, seconds, retries)
+        return self._transport.request(exchange, call)
+
+    def _headers(self, http: HttpRequest) -> HeaderList:
+        """The client's headers, and what a client of another kind has left out."""
+        headers = relayed_request_headers(http.headers)
+        usual = {
+            "anthropic-version": self._config.anthropic_version,
+            "content-type": "application/json",
+            "user-agent": f"claude_proxy/{VERSION}",
+        }
+        named = {name for name, _ in headers}
+        return (*headers, *((n, v) for n, v in usual.items() if n not in named))
+
+    def _replaced_credential(self) -> bool:
+        names = {name for name, _ in self._config.custom_headers}
+        return bool(names & {"authorization", "x-api-key"})
+
+
+def own_keys(config: Config) -> Tuple[str, ...]:
+    """Keys that open this proxy: they are nobody else's business."""
+    return tuple(key for key in (config.anthropic_api_key, config.redcap_api_token) if key)
+
+
+def shown_as(exchange: Exchange, events: Iterator[Event]) -> Iterator[Event]:
+    """The events with the model's name that the client asked for, and the exchange's own id."""
+    for event in events:
+        if event.get("type") == "message_start" and isinstance(event.get("message"), dict):
+            own = {"model": exchange.model, "id": exchange.message_id}
+            event = {**event, "message": {**event["message"], **own}}
+        yield event
+
+
+# --- what is changed in a body -------------------------------------------------------------------
+
+
+def relayed_body(body: bytes, request: Optional[Request], values: Mapping[str, Any]) -> bytes:
+    """The client's bytes with nothing changed but these values, and foreign thinking left out.
+
+    ProxyError(400) if something has to be changed in what cannot be read.
+    """
+    changes = dict(values)
+    if request is not None and has_foreign_thinking(body):
+        changes["messages"] = without_foreign_thinking(request)["messages"]
+    if not changes:
+        return body
+    try:
+        return replace_members(body, changes)
+    except (ValueError, RecursionError):
+        raise ProxyError(400, "the request body is not a JSON object that can be routed") from None
+
+
+def has_foreign_thinking(body: bytes) -> bool:
+    """Whether there may be a signature that the API has not made; cheap, and never misses one."""
+    return b'"cp1.' in body or any(
+        mark in body for mark in (b'"signature":""', b'"signature": ""')
+    )
+
+
+def without_foreign_thinking(request: Request) -> Request:
+    """The request without thinking blocks that another upstream has signed, or nobody."""
+    messages = as_list(request.get("messages"))
+    if not any(map(thinks_foreign, messages)):
+        return request
+    return {**request, "messages": [own_thinking(m) if thinks_foreign(m) else m for m in messages]}
+
+
+def is_foreign(block: Any) -> bool:
+    if not isinstance(block, dict) or block.get("type") != "thinking":
+        return False
+    signature = block.get("signature")
+    return not signature or is_carrier(signature)
+
+
+def thinks_foreign(message: Any) -> bool:
+    return isinstance(message, dict) and any(map(is_foreign, as_list(message.get("content"))))
+
+
+def own_thinking(message: Dict[str, Any]) -> Dict[str, Any]:
+    """A message without foreign thinking; it may not be left empty."""
+    kept: List[Any] = [block for block in message["content"] if not is_foreign(block)]
+    return {**message, "content": kept or [{"type": "text", "text": "(no content)"}]}
+
+
+# --- a whole answer of a streamed one ------------------------------------------------------------
+
+
+def fold_stream(response: UpstreamResponse, exchange: Exchange) -> Message:
+    """The message that a stream tells; ProxyError for what is no whole answer."""
+    with closing(response):
+        events = frames_to_events(response.pieces())
+        message = events_to_message(exchange.observe(check_grammar(events)))
+    for block in message["content"]:
+        if isinstance(block.get("input"), dict) and "__unparsedToolInput" in block["input"]:
+            raise ProxyError(502, "the upstream's answer has a tool call that is not JSON")
+    return message
+
+
+# ==================================================================================================
 # wire
 # ==================================================================================================
 # One client connection, and the answer to one request on it.
@@ -9404,7 +10349,9 @@ class Reply:
     def fail(self, error: ProxyError) -> None:
         """Tell of an error, by status if that is still possible."""
         form = self._exchange.form
-        if self._opened and form is not None:
+        if self._opened and form is None:
+            self.close = True  # relayed bytes: that they are cut is seen by the missing end
+        elif self._opened and form is not None:
             self._wire.send(self._frame(form.error(error)) + self._end())
         else:
             self.send(error_response(error, self._exchange))
@@ -9453,154 +10400,203 @@ class Reply:
         return LAST_CHUNK if self._chunked else b""
 
     def _head(self, status: int, headers: Tuple[Tuple[str, str], ...]) -> bytes:
-        own = [("date", formatdate(usegmt=True)), ("request-id", self._exchange.id)]
+        usual = (("date", formatdate(usegmt=True)), ("request-id", self._exchange.id))
+        named = {name for name, _ in headers}
+        own = [(name, value) for name, value in usual if name not in named]
         own += [("connection", "close")] if self.close else []
         return encode_response_head(status, (*headers, *own))
 
 
 # ==================================================================================================
-# app
+# answering
 # ==================================================================================================
-# What is served: the table of endpoints, and the way from a request to its answer.
+# From a client's request to its answer: routes are tried in order, the first to answer wins.
 #
-# Endpoints are plain functions (app, http request, exchange) -> HttpResponse; they run without a
-# socket. An App is a value made by `build_app(config, ...)`: all that its endpoints need, nothing
-# that changes. The server calls `check` with a request's head, `answer` with the whole request, and
-# `finish` when all is said.
+#     plan_routes --> for each route: relay the bytes, or ask for events and encode them
+#
+# The next route is tried only while nothing of an answer has been passed on, and only for failures
+# that another place may not have: rate limits, overload, server errors, no connection, no first byte
+# in time. What was tried is in the log and in `x-proxy-route`.
 
 STREAM_HEADERS = (
     ("content-type", "text/event-stream; charset=utf-8"),
     ("cache-control", "no-cache"),
     ("x-accel-buffering", "no"),
 )
-
 # A client that does not stream keeps its status line open longer: it loses the status by an early
 # head, and is content as long as bytes come within 300 s (Claude Code 2.1.197).
 WHOLE_ANSWER_PATIENCE = 60.0
 LONGEST_NOTES = 1024
-NOTES_HEADER = "x-proxy-notes"
 LONGEST_LOGGED_NAME = 200
-MODEL_CREATED = "2025-01-01T00:00:00Z"
-MODEL_CREATED_SECONDS = 1735689600
-MOST_MODELS_LISTED = 1000
-TEST_PROMPT = "Answer with the one word OK."
-TEST_MAX_TOKENS = 64
+NOTES_HEADER = "x-proxy-notes"
+ROUTE_HEADER = "x-proxy-route"
+# Failures of one place that another may not have.
+PASSING_STATUSES = frozenset((429, 500, 502, 503, 504, 529))
 
 
-class App(NamedTuple):
-    """Everything that the endpoints need."""
+class Answerer(NamedTuple):
+    """All that is needed to answer: settings, upstreams, and what is known of agents."""
 
     config: Config
-    log: Log
     upstreams: Dict[str, Upstream]
-    transport: Transport
-    inflight: Inflight
-
-    def check(self, request: HttpRequest) -> None:
-        """Refuse a request for what its head says, before its body is read."""
-        run_guards(self.config, request)
-        find_endpoint(request.method, request.path)
-
-    def answer(self, request: HttpRequest, exchange: Exchange) -> HttpResponse:
-        """The answer to a whole request; a stream's first event is known by then."""
-        try:
-            return find_endpoint(request.method, request.path)(self, request, exchange)
-        except RecursionError:
-            raise ProxyError(400, "the request body is nested too deeply") from None
-
-    def finish(self, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
-        """Tell the observers of a finished exchange. None of them can break an answer any more."""
-        for observer in OBSERVERS:
-            try:
-                observer(self, exchange, request, status)
-            except Exception as error:
-                self.log.error("observer_failed", id=exchange.id, error=type(error).__name__)
+    agent_calls: AgentCalls
+    agent_prompts: Mapping[str, str]
 
 
-Endpoint = Callable[[App, HttpRequest, Exchange], HttpResponse]
+class Asking(NamedTuple):
+    """One request on its way: its bytes, what they say, and how its client talks."""
+
+    http: HttpRequest
+    request: Request
+    exchange: Exchange
+    dialect: Dialect
+
+    @property
+    def streaming(self) -> bool:
+        return self.request.get("stream") is True
 
 
-def build_app(config: Config, log: Log, inflight: Inflight) -> App:
-    """Make an App of settings. Reads certificate files; OSError names one that is bad."""
-    # Reading all of the system's roots takes time and memory: only where somebody needs them.
-    urls = (config.openai_base_url, config.redcap_api_url, config.ca_file, config.ca_dir)
-    secure = any(url for url in urls if not url.startswith("http:"))
-    context = make_ssl_context(config.ssl_verify, *urls[2:]) if secure else None
-    timeouts = Timeouts(config.connect_timeout, config.request_timeout, config.stream_idle_timeout)
-    transport = Transport(timeouts, config.max_retries, context)
-    made = {name: make(config, transport) for name, make in UPSTREAMS.items()}
-    upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
-    return App(config, log, upstreams, transport, inflight)
+# --- the request ---------------------------------------------------------------------------------
 
 
-def make_demo(config: Config, transport: Transport) -> Upstream:
-    return DemoUpstream()
+def read_request(answerer: Answerer, http: HttpRequest, dialect: Dialect) -> Request:
+    """What a body says; read leniently where it may only be passed on.
+
+    ProxyError(400) for what cannot be understood; `request_of` decides again where it is converted.
+    """
+    if "anthropic" not in answerer.upstreams:
+        return dialect.decode_request(parse_json_object(http.body))
+    members = read_members(http.body)
+    if members is None and answerer.config.upstream == "anthropic":
+        return {}  # the API itself says what is wrong with it
+    return members if members is not None else parse_json_object(http.body)
 
 
-def make_openai(config: Config, transport: Transport) -> Optional[Upstream]:
-    return OpenAIUpstream(config, transport) if config.openai_base_url else None
+def request_of(answerer: Answerer, asking: Asking) -> Request:
+    """The request where it is converted: then it has to be sound."""
+    if "anthropic" not in answerer.upstreams or not asking.http.body:
+        return asking.request
+    return asking.dialect.decode_request(parse_json_object(asking.http.body))
 
 
-def make_redcap(config: Config, transport: Transport) -> Optional[Upstream]:
-    return RedcapUpstream(config, transport) if config.redcap_api_url else None
+def route_facts(answerer: Answerer, request: Request, exchange: Exchange) -> RouteFacts:
+    mapped = [name for name, _ in answerer.config.subagent_mappings]
+    calls, prompts = answerer.agent_calls, answerer.agent_prompts
+    agent = find_agent(request, exchange.headers, mapped, calls, prompts) if mapped else None
+    windows = partial(upstream_window, answerer)
+    return RouteFacts(request, agent, partial(count_input_tokens, request), windows)
 
 
-# Name in settings and models -> what makes the upstream, or None where it is not configured.
-UPSTREAMS: Dict[str, Callable[[Config, Transport], Optional[Upstream]]] = {
-    "demo": make_demo,
-    "openai": make_openai,
-    "redcap": make_redcap,
-}
+def upstream_window(answerer: Answerer, route: Route) -> int:
+    """The window that an upstream tells of for a model, 0 if it does not."""
+    catalog = getattr(answerer.upstreams.get(route.upstream), "catalog", None)
+    return catalog.look_up(route.model).window if catalog else 0
 
 
-# --- messages ----------------------------------------------------------------------------------
-
-
-def create_message(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
-    """POST /v1/messages"""
-    request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
-    exchange.keys = shown_keys(http)
-    exchange.wants_notes = http.headers.get(NOTES_HEADER, "0").lower() not in ("0", "false", "")
-    return answer_request(app, request, exchange, MESSAGES_DIALECT)
+# --- the answer ----------------------------------------------------------------------------------
 
 
 def answer_request(
-    app: App, request: Request, exchange: Exchange, dialect: Dialect
+    answerer: Answerer, http: HttpRequest, exchange: Exchange, dialect: Dialect
 ) -> HttpResponse:
-    """Route a request, ask its upstream, and answer in the client's dialect."""
-    streaming = request.get("stream") is True
-    exchange.form = answer_form(exchange, dialect, streaming, app.config.ping_interval)
-    events = request_events(app, request, exchange)
-    if not streaming:
-        message = dialect.encode_message(events_to_message(events))
-        return json_response(200, message, note_headers(exchange))
-    first = next(events)
-    pieces = stream_pieces(first, events, dialect)
-    return HttpResponse(200, STREAM_HEADERS + note_headers(exchange), pieces)
+    """Answer in the client's dialect from the first route that can."""
+    request = read_request(answerer, http, dialect)
+    asking = Asking(http, request, exchange, dialect)
+    routes = plan_routes(answerer.config, route_facts(answerer, request, exchange))
+    for left in range(len(routes) - 1, 0, -1):
+        route = routes[-1 - left]
+        exchange.first_byte_limit = answerer.config.fallback_timeout
+        try:
+            return answer_by(answerer, asking, route, may_move=True)
+        except ProxyError as error:
+            if not moves_on(error) or not exchange.renew():
+                raise
+            note_tried(exchange, route, error)
+    exchange.first_byte_limit = 0.0
+    return answer_by(answerer, asking, routes[-1], may_move=False)
 
 
-def request_events(app: App, request: Request, exchange: Exchange) -> Iterator[Event]:
-    """The checked and observed events of the upstream that the request's model is routed to."""
-    requested = request.get("model") or ""
-    route = choose_route(app.config, requested)
-    exchange.model = requested or route.model
+def moves_on(error: ProxyError) -> bool:
+    return error.status in PASSING_STATUSES
+
+
+def note_tried(exchange: Exchange, route: Route, error: ProxyError) -> None:
+    tried = f"{route.upstream}:{route.model[:LONGEST_LOGGED_NAME]} {error.status}"
+    exchange.facts["tried"] = ", ".join(filter(None, [exchange.facts.get("tried"), tried]))
+
+
+def answer_by(
+    answerer: Answerer, asking: Asking, route: Route, may_move: bool
+) -> HttpResponse:
+    """The answer by one route. With `may_move` a failure is raised, to be tried elsewhere."""
+    exchange = asking.exchange
+    note_route(asking, route)
+    upstream = answerer.upstreams.get(route.upstream)
+    if upstream is None:
+        raise ProxyError(404, f"the upstream {route.upstream} of this model is not configured")
+    as_text = tools_are_text(answerer.config, upstream, route)
+    # Once pings have gone out the answer has begun, in events.
+    untouched = asking.dialect.name == "anthropic" and not exchange.facts.get("tried")
+    if isinstance(upstream, AnthropicUpstream) and untouched and not as_text:
+        return relay_answer(answerer, upstream, asking, route, may_move)
+    request = {**request_of(answerer, asking), "model": route.model}
+    exchange.form = answer_form(
+        exchange, asking.dialect, asking.streaming, answerer.config.ping_interval
+    )
+    events = asked_events(upstream, request, exchange, as_text)
+    first = next(events)  # until here an error is a status, and another route can be tried
+    return encoded_answer(answerer, asking, first, events)
+
+
+def note_route(asking: Asking, route: Route) -> None:
+    exchange = asking.exchange
+    exchange.model = str(asking.request.get("model") or "") or route.model
     exchange.facts.update(
         model=exchange.model[:LONGEST_LOGGED_NAME],
         upstream=route.upstream,
         upstream_model=route.model[:LONGEST_LOGGED_NAME],
         route=route.reason,
-        stream=request.get("stream") is True,
+        stream=asking.streaming,
     )
-    upstream = app.upstreams.get(route.upstream)
-    if upstream is None:
-        raise ProxyError(404, f"the upstream {route.upstream} of this model is not configured")
-    request = {**request, "model": route.model}
+
+
+def asked_events(
+    upstream: Upstream, request: Request, exchange: Exchange, as_text: bool
+) -> Iterator[Event]:
+    """The checked and observed events of an upstream."""
     ask = partial(upstream.stream, exchange=exchange)
-    if tools_are_text(app.config, upstream, route):
+    if as_text:
         events = text_tool_events(request, ask, exchange.message_id, exchange.facts)
     else:
         events = ask(request)
     return exchange.observe(check_grammar(events))
+
+
+def encoded_answer(
+    answerer: Answerer, asking: Asking, first: Event, more: Iterator[Event]
+) -> HttpResponse:
+    """The answer in the client's dialect; `more` are the events behind the first."""
+    exchange, dialect = asking.exchange, asking.dialect
+    listener = call_listener(answerer, exchange)
+    events: Iterable[Event] = chain([first], more)
+    events = heard_events(events, listener) if listener else events
+    if not asking.streaming:
+        message = dialect.encode_message(events_to_message(events))
+        return json_response(200, message, own_headers(exchange))
+    pieces = encoded_pieces(events, more, dialect)
+    return HttpResponse(200, STREAM_HEADERS + own_headers(exchange), pieces)
+
+
+def encoded_pieces(
+    events: Iterable[Event], source: Iterator[Event], dialect: Dialect
+) -> Iterator[bytes]:
+    """The events as bytes; whatever ends them ends their source too."""
+    encode = dialect.encode_event
+    try:
+        for event in events:
+            yield encode(event)
+    finally:
+        getattr(source, "close", bool)()
 
 
 def tools_are_text(config: Config, upstream: Upstream, route: Route) -> bool:
@@ -9611,17 +10607,103 @@ def tools_are_text(config: Config, upstream: Upstream, route: Route) -> bool:
     )
 
 
-def stream_pieces(first: Event, events: Iterator[Event], dialect: Dialect) -> Iterator[bytes]:
-    encode = dialect.encode_event
-    yield encode(first)
-    for event in events:
-        yield encode(event)
+def call_listener(answerer: Answerer, exchange: Exchange) -> Optional[CallListener]:
+    """Who listens for calls of agents; nobody where none is mapped."""
+    if not answerer.config.subagent_mappings:
+        return None
+    return CallListener(answerer.agent_calls, exchange.headers.get(SESSION_HEADER, ""))
 
 
-def note_headers(exchange: Exchange) -> Tuple[Tuple[str, str], ...]:
-    """What was dropped or changed for the upstream, for a client that asks to be told."""
-    clean = re.sub(r"[^ -~]", "?", joined_notes(exchange))[:LONGEST_NOTES]
-    return ((NOTES_HEADER, clean or "none"),) if exchange.wants_notes else ()
+# --- relayed -------------------------------------------------------------------------------------
+
+
+def relay_answer(
+    answerer: Answerer,
+    upstream: AnthropicUpstream,
+    asking: Asking,
+    route: Route,
+    may_move: bool,
+) -> HttpResponse:
+    """The API's own answer, whatever it is; with `may_move` a passing failure is raised instead."""
+    exchange, request = asking.exchange, asking.request
+    demoted = answerer.config.anthropic_demote_nonstreaming and not asking.streaming
+    values: Dict[str, Any] = {"stream": True} if demoted and request else {}
+    if route.model and route.model != request.get("model"):
+        values["model"] = route.model
+    body = relayed_body(asking.http.body, request, values)
+    exchange.form = None  # nothing but the API's own bytes is sent
+    response = upstream.ask(asking.http, body, exchange)
+    if may_move and response.status in PASSING_STATUSES:
+        with closing(response):
+            raise ProxyError(response.status, "tried elsewhere", upstream_status=response.status)
+    if response.status == 200 and "stream" in values:
+        return demoted_answer(response, exchange)
+    return relayed_answer(response, exchange, call_listener(answerer, exchange))
+
+
+def relayed_answer(
+    response: UpstreamResponse, exchange: Exchange, listener: Optional[CallListener] = None
+) -> HttpResponse:
+    """An upstream's answer as it came, its stream piece by piece."""
+    headers = relayed_response_headers(response.headers) + own_headers(exchange)
+    note_failed_forward(response, exchange)
+    if "text/event-stream" not in response.headers.get("content-type", ""):
+        with closing(response):
+            body = b"".join(response.raw_pieces())
+        note_whole_answer(exchange, body, listener)
+        return HttpResponse(response.status, headers, body)
+    pieces = response.raw_pieces()
+    first = next(pieces, b"")
+    if not first:
+        response.close()
+        return HttpResponse(response.status, headers, b"")
+    watch = RelayWatch(exchange, listener)
+    return HttpResponse(
+        response.status, headers, relayed_pieces(response, chain([first], pieces), watch)
+    )
+
+
+def relayed_pieces(
+    response: UpstreamResponse, pieces: Iterable[bytes], watch: RelayWatch
+) -> Iterator[bytes]:
+    with closing(response):
+        for piece in pieces:
+            watch.see(piece)
+            yield piece
+
+
+def demoted_answer(response: UpstreamResponse, exchange: Exchange) -> HttpResponse:
+    """A whole message made of a streamed one, with the API's own headers."""
+    kept = relayed_response_headers(response.headers)
+    headers = tuple((n, v) for n, v in kept if n not in ("content-type", "content-encoding"))
+    exchange.facts["demoted"] = True
+    message = fold_stream(response, exchange)
+    body = encode_json(message).encode("ascii")
+    return HttpResponse(200, JSON_HEADERS + headers + own_headers(exchange), body)
+
+
+def note_failed_forward(response: UpstreamResponse, exchange: Exchange) -> None:
+    if response.status >= 400:
+        exchange.facts["upstream_status"] = response.status
+        exchange.facts["failed_forward"] = True
+
+
+# --- headers and forms ---------------------------------------------------------------------------
+
+
+def own_headers(exchange: Exchange) -> Tuple[Tuple[str, str], ...]:
+    """Where the answer comes from, and for a client that asks what was changed on the way."""
+    facts = exchange.facts
+    words = [f"{facts.get('upstream')}:{facts.get('upstream_model')}", str(facts.get("route"))]
+    words += [f"tried {facts['tried']}"] if facts.get("tried") else []
+    headers = [(ROUTE_HEADER, header_text("; ".join(words)))]
+    if exchange.wants_notes:
+        headers.append((NOTES_HEADER, header_text(joined_notes(exchange)) or "none"))
+    return tuple(headers)
+
+
+def header_text(text: str) -> str:
+    return re.sub(r"[^ -~]", "?", text)[:LONGEST_NOTES]
 
 
 def joined_notes(exchange: Exchange) -> str:
@@ -9659,11 +10741,156 @@ def answer_form(
     )
 
 
+# ==================================================================================================
+# app
+# ==================================================================================================
+# What is served: the table of endpoints, and the way from a request to its answer.
+#
+# Endpoints are plain functions (app, http request, exchange) -> HttpResponse; they run without a
+# socket. An App is a value made by `build_app(config, ...)`: all that its endpoints need, nothing
+# that changes. The server calls `check` with a request's head, `answer` with the whole request, and
+# `finish` when all is said.
+
+MODEL_CREATED = "2025-01-01T00:00:00Z"
+MODEL_CREATED_SECONDS = 1735689600
+MOST_MODELS_LISTED = 1000
+TEST_PROMPT = "Answer with the one word OK."
+TEST_MAX_TOKENS = 64
+
+
+class App(NamedTuple):
+    """Everything that the endpoints need."""
+
+    config: Config
+    log: Log
+    upstreams: Dict[str, Upstream]
+    transport: Transport
+    inflight: Inflight
+    answerer: Answerer
+
+    def check(self, request: HttpRequest) -> None:
+        """Refuse a request for what its head says, before its body is read."""
+        run_guards(self.config, request)
+        self.endpoint(request)
+
+    def endpoint(self, request: HttpRequest) -> Endpoint:
+        """What answers a request; Claude's own API, where that is the upstream, has other paths."""
+        relayed = self.config.upstream == "anthropic" and request.path.startswith("/v1/")
+        if relayed and (request.method, request.path) not in OWN_ENDPOINTS:
+            return relay_other
+        return find_endpoint(request.method, request.path)
+
+    def answer(self, request: HttpRequest, exchange: Exchange) -> HttpResponse:
+        """The answer to a whole request; a stream's first event is known by then."""
+        try:
+            return self.endpoint(request)(self, request, exchange)
+        except RecursionError:
+            raise ProxyError(400, "the request body is nested too deeply") from None
+
+    def finish(self, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
+        """Tell the observers of a finished exchange. None of them can break an answer any more."""
+        for observer in OBSERVERS:
+            try:
+                observer(self, exchange, request, status)
+            except Exception as error:
+                self.log.error("observer_failed", id=exchange.id, error=type(error).__name__)
+
+
+Endpoint = Callable[[App, HttpRequest, Exchange], HttpResponse]
+
+
+def build_app(config: Config, log: Log, inflight: Inflight) -> App:
+    """Make an App of settings. Reads certificate files; OSError names one that is bad."""
+    # Reading all of the system's roots takes time and memory: only where somebody needs them.
+    roots = (config.ca_file, config.ca_dir)
+    urls = (config.openai_base_url, config.redcap_api_url, config.anthropic_forward_url, *roots)
+    secure = any(url for url in urls if not url.startswith("http:"))
+    context = make_ssl_context(config.ssl_verify, *roots) if secure else None
+    timeouts = Timeouts(config.connect_timeout, config.request_timeout, config.stream_idle_timeout)
+    transport = Transport(timeouts, config.max_retries, context)
+    made = {name: make(config, transport) for name, make in UPSTREAMS.items()}
+    upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
+    prompts = read_agent_prompts(config.subagent_folders)
+    answerer = Answerer(config, upstreams, AgentCalls(), prompts)
+    return App(config, log, upstreams, transport, inflight, answerer)
+
+
+def read_agent_prompts(folders: Tuple[str, ...]) -> Dict[str, str]:
+    """Name -> prompt of the agents whose files are in these folders. OSError names one that is not
+    there."""
+    found: Dict[str, str] = {}
+    for folder in folders:
+        for name in sorted(os.listdir(folder)):
+            if name.endswith(".md"):
+                with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
+                    agent = read_agent_file(file.read())
+                found.update([agent] if agent else [])
+    return found
+
+
+def make_demo(config: Config, transport: Transport) -> Upstream:
+    return DemoUpstream()
+
+
+def make_openai(config: Config, transport: Transport) -> Optional[Upstream]:
+    return OpenAIUpstream(config, transport) if config.openai_base_url else None
+
+
+def make_redcap(config: Config, transport: Transport) -> Optional[Upstream]:
+    return RedcapUpstream(config, transport) if config.redcap_api_url else None
+
+
+def make_anthropic(config: Config, transport: Transport) -> Optional[Upstream]:
+    return AnthropicUpstream(config, transport) if config.anthropic_forward_url else None
+
+
+# Name in settings and models -> what makes the upstream, or None where it is not configured.
+UPSTREAMS: Dict[str, Callable[[Config, Transport], Optional[Upstream]]] = {
+    "demo": make_demo,
+    "openai": make_openai,
+    "redcap": make_redcap,
+    "anthropic": make_anthropic,
+}
+
+
+# --- messages ----------------------------------------------------------------------------------
+
+
+def create_message(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """POST /v1/messages"""
+    meet_client(http, exchange)
+    return answer_request(app.answerer, http, exchange, MESSAGES_DIALECT)
+
+
 def count_tokens(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
-    """POST /v1/messages/count_tokens: an estimate made here, never under; no upstream is asked."""
+    """POST /v1/messages/count_tokens: the API's own count where a model is there, else an estimate
+    made here, never under."""
+    meet_client(http, exchange)
+    request = read_request(app.answerer, http, MESSAGES_DIALECT)
+    route = choose_route(app.config, str(request.get("model") or ""))
+    upstream = app.upstreams.get(route.upstream)
+    exchange.facts.update(model=str(request.get("model") or "")[:LONGEST_LOGGED_NAME])
+    if isinstance(upstream, AnthropicUpstream):
+        return relay_answer(app.answerer, upstream, Asking(
+            http, request, exchange, MESSAGES_DIALECT), route, False)  # fmt: skip
     request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
-    exchange.facts.update(model=request.get("model", "")[:LONGEST_LOGGED_NAME])
     return json_response(200, {"input_tokens": count_input_tokens(request)})
+
+
+def meet_client(http: HttpRequest, exchange: Exchange) -> None:
+    """Note what later steps have to know of the client."""
+    exchange.keys = shown_keys(http)
+    exchange.headers = http.headers
+    exchange.wants_notes = http.headers.get(NOTES_HEADER, "0").lower() not in ("0", "false", "")
+
+
+def relay_other(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """Any other /v1/ path, for the Anthropic API to answer."""
+    meet_client(http, exchange)
+    exchange.facts.update(upstream="anthropic", upstream_model="", route="path")
+    upstream = app.upstreams["anthropic"]
+    response = upstream.ask(http, http.body, exchange)
+    return relayed_answer(response, exchange)
 
 
 # --- models ------------------------------------------------------------------------------------
@@ -9790,7 +11017,13 @@ def ask_upstream(app: App, exchange: Exchange) -> Dict[str, Any]:
         "max_tokens": TEST_MAX_TOKENS,
         "messages": [{"role": "user", "content": TEST_PROMPT}],
     }
-    message = events_to_message(request_events(app, request, exchange))
+    route = choose_route(app.config, request["model"])
+    http = HttpRequest("POST", "", "", {}, "")
+    note_route(Asking(http, request, exchange, MESSAGES_DIALECT), route)
+    upstream = app.upstreams[route.upstream]
+    as_text = tools_are_text(app.config, upstream, route)
+    request["model"] = route.model
+    message = events_to_message(asked_events(upstream, request, exchange, as_text))
     return {
         "status": "ok",
         "upstream": exchange.facts["upstream"],
@@ -9815,6 +11048,10 @@ ENDPOINTS: Dict[Tuple[str, str], Endpoint] = {
     ("GET", "/test-connection"): check_connection,
     ("GET", "/"): show_facts,
 }
+
+
+# With the Anthropic API as the upstream these are answered here too.
+OWN_ENDPOINTS = (("POST", "/v1/messages"), ("POST", "/v1/messages/count_tokens"))
 
 
 def find_endpoint(method: str, path: str) -> Endpoint:
@@ -10168,8 +11405,9 @@ def make_log(config: Config, stream: TextIO) -> Log:
 def secret_values(config: Config) -> List[str]:
     """Every secret that this process knows, for the redaction of logs."""
     custom = [value for _, value in config.custom_headers]
-    keys = [config.openai_api_key, config.anthropic_api_key, config.redcap_api_token]
-    return [*keys, *custom]
+    keys = [config.anthropic_api_key, config.redcap_api_token]
+    several = (config.openai_api_key, config.anthropic_upstream_key)
+    return [*keys, *(key for text in several for key in parse_keys(text)), *custom]
 
 
 # --- the checks --------------------------------------------------------------------------------

@@ -30,10 +30,10 @@ MODULES = (
     "dialects/chat_stream",
     "dialects/text_tools", "dialects/text_calls", "dialects/text_turns",
     "routing", "auth", "exchange", "inflight", "slots", "late", "pool", "transport",
-    "limits", "reasoning_memory",
+    "limits", "reasoning_memory", "json_edit", "agents", "relay", "routes", "keys",
     "upstreams/upstream", "upstreams/openai", "upstreams/redcap_form", "upstreams/redcap_reply",
-    "upstreams/redcap", "upstreams/demo",
-    "wire", "app", "server", "cli", "__main__",
+    "upstreams/redcap", "upstreams/demo", "upstreams/anthropic",
+    "wire", "answering", "app", "server", "cli", "__main__",
 )
 NOT_JOINED = ("amalgamate.py", "__init__.py")
 # What these say about a module is not so of the single file.

@@ -8,48 +8,47 @@ that changes. The server calls `check` with a request's head, `answer` with the 
 
 from __future__ import annotations
 
-import re
+import os
 import time
-from collections.abc import Iterator
-from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from urllib.parse import parse_qs, unquote
 
+from claude_proxy.agents import AgentCalls, read_agent_file
+from claude_proxy.answering import (
+    LONGEST_LOGGED_NAME,
+    NOTES_HEADER,
+    Answerer,
+    Asking,
+    answer_request,
+    asked_events,
+    joined_notes,
+    note_route,
+    read_request,
+    relay_answer,
+    relayed_answer,
+    tools_are_text,
+)
 from claude_proxy.auth import run_guards, shown_keys
 from claude_proxy.config import VERSION, Config
 from claude_proxy.dialects.anthropic import MESSAGES_DIALECT
-from claude_proxy.dialects.dialect import Dialect, parse_json_object
-from claude_proxy.dialects.text_turns import text_tool_events
+from claude_proxy.dialects.dialect import parse_json_object
 from claude_proxy.errors import ProxyError
-from claude_proxy.events import Event, Request, check_grammar, events_to_message, message_start
-from claude_proxy.exchange import AnswerForm, Exchange
+from claude_proxy.events import events_to_message
+from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.inflight import Inflight
 from claude_proxy.log import Log
 from claude_proxy.pool import make_ssl_context
-from claude_proxy.routing import Route, choose_route, listed_models
-from claude_proxy.sse import encode_json
+from claude_proxy.routing import choose_route, listed_models
 from claude_proxy.tokens import count_input_tokens
 from claude_proxy.transport import Timeouts, Transport
+from claude_proxy.upstreams.anthropic import AnthropicUpstream
 from claude_proxy.upstreams.demo import DemoUpstream
 from claude_proxy.upstreams.openai import OpenAIUpstream
 from claude_proxy.upstreams.redcap import RedcapUpstream
 from claude_proxy.upstreams.upstream import Upstream
-from claude_proxy.wire import JSON_HEADERS, json_response
+from claude_proxy.wire import json_response
 
-STREAM_HEADERS = (
-    ("content-type", "text/event-stream; charset=utf-8"),
-    ("cache-control", "no-cache"),
-    ("x-accel-buffering", "no"),
-)
-
-# A client that does not stream keeps its status line open longer: it loses the status by an early
-# head, and is content as long as bytes come within 300 s (Claude Code 2.1.197).
-WHOLE_ANSWER_PATIENCE = 60.0
-LONGEST_NOTES = 1024
-NOTES_HEADER = "x-proxy-notes"
-LONGEST_LOGGED_NAME = 200
 MODEL_CREATED = "2025-01-01T00:00:00Z"
 MODEL_CREATED_SECONDS = 1735689600
 MOST_MODELS_LISTED = 1000
@@ -65,16 +64,24 @@ class App(NamedTuple):
     upstreams: Dict[str, Upstream]
     transport: Transport
     inflight: Inflight
+    answerer: Answerer
 
     def check(self, request: HttpRequest) -> None:
         """Refuse a request for what its head says, before its body is read."""
         run_guards(self.config, request)
-        find_endpoint(request.method, request.path)
+        self.endpoint(request)
+
+    def endpoint(self, request: HttpRequest) -> Endpoint:
+        """What answers a request; Claude's own API, where that is the upstream, has other paths."""
+        relayed = self.config.upstream == "anthropic" and request.path.startswith("/v1/")
+        if relayed and (request.method, request.path) not in OWN_ENDPOINTS:
+            return relay_other
+        return find_endpoint(request.method, request.path)
 
     def answer(self, request: HttpRequest, exchange: Exchange) -> HttpResponse:
         """The answer to a whole request; a stream's first event is known by then."""
         try:
-            return find_endpoint(request.method, request.path)(self, request, exchange)
+            return self.endpoint(request)(self, request, exchange)
         except RecursionError:
             raise ProxyError(400, "the request body is nested too deeply") from None
 
@@ -93,14 +100,30 @@ Endpoint = Callable[[App, HttpRequest, Exchange], HttpResponse]
 def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     """Make an App of settings. Reads certificate files; OSError names one that is bad."""
     # Reading all of the system's roots takes time and memory: only where somebody needs them.
-    urls = (config.openai_base_url, config.redcap_api_url, config.ca_file, config.ca_dir)
+    roots = (config.ca_file, config.ca_dir)
+    urls = (config.openai_base_url, config.redcap_api_url, config.anthropic_forward_url, *roots)
     secure = any(url for url in urls if not url.startswith("http:"))
-    context = make_ssl_context(config.ssl_verify, *urls[2:]) if secure else None
+    context = make_ssl_context(config.ssl_verify, *roots) if secure else None
     timeouts = Timeouts(config.connect_timeout, config.request_timeout, config.stream_idle_timeout)
     transport = Transport(timeouts, config.max_retries, context)
     made = {name: make(config, transport) for name, make in UPSTREAMS.items()}
     upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
-    return App(config, log, upstreams, transport, inflight)
+    prompts = read_agent_prompts(config.subagent_folders)
+    answerer = Answerer(config, upstreams, AgentCalls(), prompts)
+    return App(config, log, upstreams, transport, inflight, answerer)
+
+
+def read_agent_prompts(folders: Tuple[str, ...]) -> Dict[str, str]:
+    """Name -> prompt of the agents whose files are in these folders. OSError names one that is not
+    there."""
+    found: Dict[str, str] = {}
+    for folder in folders:
+        for name in sorted(os.listdir(folder)):
+            if name.endswith(".md"):
+                with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
+                    agent = read_agent_file(file.read())
+                found.update([agent] if agent else [])
+    return found
 
 
 def make_demo(config: Config, transport: Transport) -> Upstream:
@@ -115,11 +138,16 @@ def make_redcap(config: Config, transport: Transport) -> Optional[Upstream]:
     return RedcapUpstream(config, transport) if config.redcap_api_url else None
 
 
+def make_anthropic(config: Config, transport: Transport) -> Optional[Upstream]:
+    return AnthropicUpstream(config, transport) if config.anthropic_forward_url else None
+
+
 # Name in settings and models -> what makes the upstream, or None where it is not configured.
 UPSTREAMS: Dict[str, Callable[[Config, Transport], Optional[Upstream]]] = {
     "demo": make_demo,
     "openai": make_openai,
     "redcap": make_redcap,
+    "anthropic": make_anthropic,
 }
 
 
@@ -128,112 +156,39 @@ UPSTREAMS: Dict[str, Callable[[Config, Transport], Optional[Upstream]]] = {
 
 def create_message(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     """POST /v1/messages"""
-    request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
-    exchange.keys = shown_keys(http)
-    exchange.wants_notes = http.headers.get(NOTES_HEADER, "0").lower() not in ("0", "false", "")
-    return answer_request(app, request, exchange, MESSAGES_DIALECT)
-
-
-def answer_request(
-    app: App, request: Request, exchange: Exchange, dialect: Dialect
-) -> HttpResponse:
-    """Route a request, ask its upstream, and answer in the client's dialect."""
-    streaming = request.get("stream") is True
-    exchange.form = answer_form(exchange, dialect, streaming, app.config.ping_interval)
-    events = request_events(app, request, exchange)
-    if not streaming:
-        message = dialect.encode_message(events_to_message(events))
-        return json_response(200, message, note_headers(exchange))
-    first = next(events)
-    pieces = stream_pieces(first, events, dialect)
-    return HttpResponse(200, STREAM_HEADERS + note_headers(exchange), pieces)
-
-
-def request_events(app: App, request: Request, exchange: Exchange) -> Iterator[Event]:
-    """The checked and observed events of the upstream that the request's model is routed to."""
-    requested = request.get("model") or ""
-    route = choose_route(app.config, requested)
-    exchange.model = requested or route.model
-    exchange.facts.update(
-        model=exchange.model[:LONGEST_LOGGED_NAME],
-        upstream=route.upstream,
-        upstream_model=route.model[:LONGEST_LOGGED_NAME],
-        route=route.reason,
-        stream=request.get("stream") is True,
-    )
-    upstream = app.upstreams.get(route.upstream)
-    if upstream is None:
-        raise ProxyError(404, f"the upstream {route.upstream} of this model is not configured")
-    request = {**request, "model": route.model}
-    ask = partial(upstream.stream, exchange=exchange)
-    if tools_are_text(app.config, upstream, route):
-        events = text_tool_events(request, ask, exchange.message_id, exchange.facts)
-    else:
-        events = ask(request)
-    return exchange.observe(check_grammar(events))
-
-
-def tools_are_text(config: Config, upstream: Upstream, route: Route) -> bool:
-    """Whether the model cannot call tools: its upstream never can, or TEXT_TOOLS_MODELS says so."""
-    names = (route.model, f"{route.upstream}:{route.model}")
-    return not upstream.native_tools or any(
-        fnmatchcase(name, pattern) for name in names for pattern in config.text_tools_models
-    )
-
-
-def stream_pieces(first: Event, events: Iterator[Event], dialect: Dialect) -> Iterator[bytes]:
-    encode = dialect.encode_event
-    yield encode(first)
-    for event in events:
-        yield encode(event)
-
-
-def note_headers(exchange: Exchange) -> Tuple[Tuple[str, str], ...]:
-    """What was dropped or changed for the upstream, for a client that asks to be told."""
-    clean = re.sub(r"[^ -~]", "?", joined_notes(exchange))[:LONGEST_NOTES]
-    return ((NOTES_HEADER, clean or "none"),) if exchange.wants_notes else ()
-
-
-def joined_notes(exchange: Exchange) -> str:
-    return ", ".join(dict.fromkeys(exchange.notes))
-
-
-def answer_form(
-    exchange: Exchange, dialect: Dialect, streaming: bool, interval: float
-) -> AnswerForm:
-    """How this answer looks if it has to begin, or to fail, before it is known."""
-    if streaming:
-
-        def opening() -> bytes:
-            usage = {"input_tokens": 0, "output_tokens": 0}
-            return dialect.encode_event(message_start(exchange.message_id, exchange.model, usage))
-
-        return AnswerForm(
-            STREAM_HEADERS,
-            interval,
-            interval,
-            opening,
-            dialect.ping,
-            lambda: dialect.nudge(*exchange.open_block),
-            lambda error: dialect.error_frame(error, exchange.id),
-        )
-    # Blanks before a JSON text mean nothing.
-    return AnswerForm(
-        JSON_HEADERS,
-        WHOLE_ANSWER_PATIENCE,
-        interval,
-        lambda: b" ",
-        b" ",
-        lambda: b" ",
-        lambda error: encode_json(dialect.encode_error(error, exchange.id)).encode("ascii"),
-    )
+    meet_client(http, exchange)
+    return answer_request(app.answerer, http, exchange, MESSAGES_DIALECT)
 
 
 def count_tokens(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
-    """POST /v1/messages/count_tokens: an estimate made here, never under; no upstream is asked."""
+    """POST /v1/messages/count_tokens: the API's own count where a model is there, else an estimate
+    made here, never under."""
+    meet_client(http, exchange)
+    request = read_request(app.answerer, http, MESSAGES_DIALECT)
+    route = choose_route(app.config, str(request.get("model") or ""))
+    upstream = app.upstreams.get(route.upstream)
+    exchange.facts.update(model=str(request.get("model") or "")[:LONGEST_LOGGED_NAME])
+    if isinstance(upstream, AnthropicUpstream):
+        return relay_answer(app.answerer, upstream, Asking(
+            http, request, exchange, MESSAGES_DIALECT), route, False)  # fmt: skip
     request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
-    exchange.facts.update(model=request.get("model", "")[:LONGEST_LOGGED_NAME])
     return json_response(200, {"input_tokens": count_input_tokens(request)})
+
+
+def meet_client(http: HttpRequest, exchange: Exchange) -> None:
+    """Note what later steps have to know of the client."""
+    exchange.keys = shown_keys(http)
+    exchange.headers = http.headers
+    exchange.wants_notes = http.headers.get(NOTES_HEADER, "0").lower() not in ("0", "false", "")
+
+
+def relay_other(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """Any other /v1/ path, for the Anthropic API to answer."""
+    meet_client(http, exchange)
+    exchange.facts.update(upstream="anthropic", upstream_model="", route="path")
+    upstream = app.upstreams["anthropic"]
+    response = upstream.ask(http, http.body, exchange)
+    return relayed_answer(response, exchange)
 
 
 # --- models ------------------------------------------------------------------------------------
@@ -360,7 +315,13 @@ def ask_upstream(app: App, exchange: Exchange) -> Dict[str, Any]:
         "max_tokens": TEST_MAX_TOKENS,
         "messages": [{"role": "user", "content": TEST_PROMPT}],
     }
-    message = events_to_message(request_events(app, request, exchange))
+    route = choose_route(app.config, request["model"])
+    http = HttpRequest("POST", "", "", {}, "")
+    note_route(Asking(http, request, exchange, MESSAGES_DIALECT), route)
+    upstream = app.upstreams[route.upstream]
+    as_text = tools_are_text(app.config, upstream, route)
+    request["model"] = route.model
+    message = events_to_message(asked_events(upstream, request, exchange, as_text))
     return {
         "status": "ok",
         "upstream": exchange.facts["upstream"],
@@ -385,6 +346,10 @@ ENDPOINTS: Dict[Tuple[str, str], Endpoint] = {
     ("GET", "/test-connection"): check_connection,
     ("GET", "/"): show_facts,
 }
+
+
+# With the Anthropic API as the upstream these are answered here too.
+OWN_ENDPOINTS = (("POST", "/v1/messages"), ("POST", "/v1/messages/count_tokens"))
 
 
 def find_endpoint(method: str, path: str) -> Endpoint:

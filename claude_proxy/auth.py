@@ -82,7 +82,8 @@ def is_loopback(name: str) -> bool:
 
 def check_content_type(config: Config, request: HttpRequest) -> None:
     """A POST must be JSON: the types that a web form can send are never that."""
-    if request.method != "POST":
+    relayed = config.upstream == "anthropic" and request.path.startswith("/v1/")
+    if request.method != "POST" or relayed and not request.path.startswith("/v1/messages"):
         return
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not (

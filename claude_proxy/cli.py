@@ -26,6 +26,7 @@ from claude_proxy.dotenv import DotenvError, parse_dotenv
 from claude_proxy.errors import ProxyError
 from claude_proxy.exchange import Exchange
 from claude_proxy.inflight import Inflight
+from claude_proxy.keys import parse_keys
 from claude_proxy.log import Log
 from claude_proxy.routing import choose_route
 from claude_proxy.server import Server
@@ -155,8 +156,9 @@ def make_log(config: Config, stream: TextIO) -> Log:
 def secret_values(config: Config) -> List[str]:
     """Every secret that this process knows, for the redaction of logs."""
     custom = [value for _, value in config.custom_headers]
-    keys = [config.openai_api_key, config.anthropic_api_key, config.redcap_api_token]
-    return [*keys, *custom]
+    keys = [config.anthropic_api_key, config.redcap_api_token]
+    several = (config.openai_api_key, config.anthropic_upstream_key)
+    return [*keys, *(key for text in several for key in parse_keys(text)), *custom]
 
 
 # --- the checks --------------------------------------------------------------------------------

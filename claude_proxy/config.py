@@ -39,6 +39,9 @@ MODEL_ALIASES: Dict[str, Dict[str, str]] = {
         "claude-sonnet-4": "claude",
         "gpt-4-1": "gpt-4.1",
     },
+    "anthropic": {
+        # "claude-opus*": "claude-sonnet-5",
+    },
     "demo": {"*": "demo"},
 }
 
@@ -88,6 +91,8 @@ DEFAULT_MODELS: Dict[str, Dict[str, str]] = {
         "SMALL_MODEL": "claude-haiku-4.5",
     },
     "redcap 2026-01": {"BIG_MODEL": "claude", "MIDDLE_MODEL": "claude", "SMALL_MODEL": "gpt-4o"},
+    # Claude's names are its own there.
+    "anthropic": {"BIG_MODEL": "", "MIDDLE_MODEL": "", "SMALL_MODEL": ""},
     "other": {"BIG_MODEL": "gpt-4o", "MIDDLE_MODEL": "gpt-4o", "SMALL_MODEL": "gpt-4o-mini"},
 }
 
@@ -96,7 +101,7 @@ LISTED_MODELS: Tuple[str, ...] = ("claude-opus-4-8", "claude-sonnet-5", "claude-
 
 # --- end of the model maps ---------------------------------------------------------------------
 
-UPSTREAM_NAMES = ("redcap", "openai", "demo")
+UPSTREAM_NAMES = ("redcap", "openai", "anthropic", "demo")
 # What `chat_profiles` knows of.
 PROFILE_NAMES = (
     "openai", "azure", "openrouter", "deepseek", "xai", "gemini", "mistral", "groq", "together",
@@ -108,6 +113,7 @@ PROFILE_NAMES = (
 OPENAI_KEY_PREFIXES = ("sk-proj-", "sk-svcacct-", "sk-admin-")
 OPENAI_OWN_URL = "https://api.openai.com/v1"
 OPENROUTER_URL = "https://openrouter.ai/api/v1"
+ANTHROPIC_URL = "https://api.anthropic.com"
 
 CUSTOM_HEADER_PREFIX = "CUSTOM_HEADER_"
 FRAMING_HEADERS = ("connection", "content-length", "transfer-encoding", "upgrade")
@@ -191,6 +197,18 @@ def seconds_parser(low: float = 0.01, high: float = 86400.0) -> Callable[[str], 
     return parse_seconds
 
 
+DURATION_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds, also written 300s, 5m or 1h."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)", text)
+    seconds = float(match.group(1)) * DURATION_UNITS[match.group(2)] if match else 0.0
+    if not 0.01 <= seconds <= 86400:
+        raise ValueError("must be a duration such as 300, 300s or 5m")
+    return seconds
+
+
 def parse_bool(text: str) -> bool:
     if text.lower() not in BOOL_WORDS:
         raise ValueError("must be true or false")
@@ -219,6 +237,28 @@ def parse_model_map(text: str) -> Tuple[Tuple[str, str], ...]:
     if not all(name and target for name, target in rows):
         raise ValueError("must be name=model pairs separated by commas")
     return rows
+
+
+def parse_agent_map(text: str) -> Tuple[Tuple[str, str], ...]:
+    """Pairs agent:model; a model may carry its upstream's name (agent:openai:gpt-4o)."""
+    pairs = [pair.partition(":") for pair in parse_text(text).split(",") if pair.strip()]
+    rows = tuple((name.strip(), target.strip()) for name, _, target in pairs)
+    if not all(name and target for name, target in rows):
+        raise ValueError("must be agent:model pairs separated by commas")
+    return rows
+
+
+def parse_windows(text: str) -> Tuple[Tuple[str, str], ...]:
+    rows = parse_model_map(text)
+    if not all(re.fullmatch(r"[0-9]{3,9}", size) for _, size in rows):
+        raise ValueError("must be model=tokens pairs separated by commas")
+    return rows
+
+
+def parse_forward_url(text: str) -> str:
+    """A base URL without a slash or /v1 at its end; "" for none."""
+    base = parse_base_url(text)
+    return base[: -len("/v1")] if base.endswith("/v1") else base
 
 
 def parse_base_url(text: str) -> str:
@@ -281,10 +321,11 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("DRAIN_TIMEOUT", "600", seconds_parser(low=0),
             "seconds that answers under way may take when the proxy is stopped", "Listening"),
     Setting("UPSTREAM", "", choice_parser(*UPSTREAM_NAMES),
-            "redcap, openai or demo; unset, the one that settings below name, else demo",
+            "redcap, openai, anthropic or demo; unset, the one that settings below name, else demo",
             "Upstream"),
     Setting("OPENAI_API_KEY", "", parse_header_text,
-            "key for the upstream", "Upstream", secret=True),
+            "key for the upstream; several with commas between, used in turn",
+            "Upstream", secret=True),
     Setting("OPENAI_BASE_URL", "", parse_base_url,
             "OpenAI-compatible API; unset, OpenAI for sk-proj- keys, else OpenRouter", "Upstream"),
     Setting("AZURE_API_VERSION", "", parse_api_version,
@@ -333,6 +374,21 @@ SETTINGS: Tuple[Setting, ...] = (
             "calls at a time; others wait, each user in turn", "REDCap"),
     Setting("REDCAP_MAX_BYTES", "8388608", number_parser(1024, 1 << 31),
             "largest form that REDCap's PHP takes (post_max_size)", "REDCap"),
+    Setting("ANTHROPIC_FORWARD_URL", "", parse_forward_url,
+            "the Anthropic API; unset, https://api.anthropic.com with UPSTREAM=anthropic",
+            "Anthropic"),
+    Setting("ANTHROPIC_UPSTREAM_KEY", "", parse_header_text,
+            "key in place of the client's own credential; several with commas between",
+            "Anthropic", secret=True),
+    Setting("ANTHROPIC_VERSION", "2023-06-01", parse_header_text,
+            "anthropic-version of requests that come without one", "Anthropic"),
+    Setting("ANTHROPIC_MAX_RETRIES", "0", number_parser(0, 10),
+            "repeats of a request that failed before its answer began; clients repeat themselves",
+            "Anthropic"),
+    Setting("ANTHROPIC_RESPONSE_HEADER_TIMEOUT", "300", parse_duration,
+            "longest wait for an answer's first byte: 300, 300s or 5m", "Anthropic"),
+    Setting("ANTHROPIC_DEMOTE_NONSTREAMING", "false", parse_bool,
+            "true streams requests that are not, and answers them whole", "Anthropic"),
     Setting("BIG_MODEL", "", parse_text,
             "model for opus; unset, one that suits the base URL", "Models"),
     Setting("MIDDLE_MODEL", "", parse_text,
@@ -354,6 +410,27 @@ SETTINGS: Tuple[Setting, ...] = (
             "only none is accepted in this version", "Models"),
     Setting("PROMPT_MAX_SYSTEM_TOKENS", "4096", number_parser(1, 10**9),
             "used with PROMPT_COMPRESSION", "Models"),
+    Setting("SUBAGENT_MAPPINGS", "", parse_agent_map,
+            "comma list of agent:model; requests of these Claude Code agents go there", "Routing"),
+    Setting("SUBAGENT_FOLDERS", "", parse_names,
+            "folders of agents' files (.claude/agents), by whose text agents are known too",
+            "Routing"),
+    Setting("BACKGROUND_MODEL", "", parse_text,
+            "model for Claude Code's titles, page summaries and counting calls", "Routing"),
+    Setting("VISION_MODEL", "", parse_text,
+            "model for requests with images, unless they go to the Anthropic API", "Routing"),
+    Setting("LONG_CONTEXT_MODEL", "", parse_text,
+            "model for requests that do not fit the window of the chosen one", "Routing"),
+    Setting("MODEL_WINDOWS", "", parse_windows,
+            "comma list of model=tokens, the windows; a model may be a glob", "Routing"),
+    Setting("FALLBACK_MODELS", "", parse_names,
+            "models, or upstream:model, tried in order when the chosen one fails", "Routing"),
+    Setting("FALLBACK_TIMEOUT", "0", seconds_parser(low=0),
+            "seconds for a first byte before the next is tried; 0 waits as long as ever",
+            "Routing"),
+    Setting("KEY_COOLDOWN", "60", seconds_parser(),
+            "seconds that one of several keys rests after a 429 or 529 without retry-after",
+            "Routing"),
     Setting("LOG_LEVEL", "info", choice_parser("debug", "info", "warning", "error", "critical"),
             "debug, info, warning, error or critical", "Logging"),
     Setting("LOG_FORMAT", "auto", choice_parser("auto", "text", "json"),

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from urllib.parse import urlsplit
 
 from claude_proxy.config import (
+    ANTHROPIC_URL,
     CUSTOM_HEADER_PREFIX,
     DEFAULT_MODELS,
     FRAMING_HEADERS,
@@ -229,15 +230,21 @@ def resolve_upstream(values: Mapping[str, Any]) -> Dict[str, str]:
     key, base = values["OPENAI_API_KEY"], values["OPENAI_BASE_URL"]
     named = "openai" if key or base or values["AZURE_API_VERSION"] else "demo"
     named = "redcap" if values["REDCAP_API_URL"] else named
+    forward = values["ANTHROPIC_FORWARD_URL"]
+    named = values["UPSTREAM"] or ("anthropic" if forward else named)
+    if named == "anthropic" or values["ANTHROPIC_UPSTREAM_KEY"]:
+        forward = forward or ANTHROPIC_URL
     if key and not base:
         base = OPENAI_OWN_URL if key.startswith(OPENAI_KEY_PREFIXES) else OPENROUTER_URL
-    return {"UPSTREAM": values["UPSTREAM"] or named, "OPENAI_BASE_URL": base}
+    return {"UPSTREAM": named, "OPENAI_BASE_URL": base, "ANTHROPIC_FORWARD_URL": forward}
 
 
 def resolve_models(values: Mapping[str, Any]) -> Dict[str, str]:
     host = urlsplit(values["OPENAI_BASE_URL"]).hostname or ""
     if values["UPSTREAM"] == "redcap":
         host = f"redcap {values['REDCAP_ERA']}"
+    if values["UPSTREAM"] == "anthropic":
+        host = "anthropic"
     models = dict(DEFAULT_MODELS.get(host, DEFAULT_MODELS["other"]))
     if values["BIG_MODEL"]:
         models["MIDDLE_MODEL"] = values["BIG_MODEL"]

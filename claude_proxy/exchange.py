@@ -58,6 +58,8 @@ class Exchange:
         self.form: Optional[AnswerForm] = None
         self.model = ""
         self.keys: Tuple[str, ...] = ()  # the credentials that the client showed
+        self.headers: Dict[str, str] = {}  # of the client's request
+        self.first_byte_limit = 0.0  # seconds, where there is another route to try
         self.first_event: Optional[float] = None
         self.open_block: Tuple[int, str] = (-1, "")
         self.usage: Dict[str, Any] = {}
@@ -112,6 +114,18 @@ class Exchange:
             if self.cancelled is not None:
                 callback()
 
+    def renew(self) -> bool:
+        """Go on after a wait that was too long, if nothing else has ended the exchange.
+
+        What else there may be (the client gone, TOTAL_TIMEOUT) the sweeper will find again.
+        """
+        with self._lock:
+            if self.cancelled is not None and self.cancelled.status != 504:
+                return False
+            self.cancelled, self.deadline = None, NEVER
+            self._wake.clear()
+        return True
+
     def off_cancel(self, callback: Callable[[], None]) -> None:
         with self._lock:
             if callback in self._callbacks:
@@ -145,14 +159,14 @@ class Exchange:
                 continue
             if self.first_event is None:
                 self.first_event = self.clock()
-            self._note_usage(event)
+            self.note_usage(event)
             yield event
             if kind == "content_block_start":
                 self.open_block = (event["index"], event["content_block"].get("type", ""))
             elif kind == "content_block_stop":
                 self.open_block = (-1, "")
 
-    def _note_usage(self, event: Event) -> None:
+    def note_usage(self, event: Event) -> None:
         usage = event.get("usage") or (event.get("message") or {}).get("usage") or {}
         self.usage.update((key, value) for key, value in usage.items() if value is not None)
         stop_reason = (event.get("delta") or {}).get("stop_reason")

@@ -44,7 +44,7 @@ def choose_route(config: Config, requested: str) -> Route:
             return target_route(config, target, reason)
     if not name:
         return target_route(config, config.big_model, "no model named")
-    return Route(upstream, name, "as named")
+    return Route(usual_upstream(config, name), name, "as named")
 
 
 def matching_targets(
@@ -74,7 +74,15 @@ def split_upstream(name: str, default: str) -> Tuple[str, str]:
 
 def target_route(config: Config, target: str, reason: str) -> Route:
     upstream, model = split_upstream(target, config.upstream)
+    if model == target:
+        upstream = usual_upstream(config, model)
     return Route(upstream, model, reason)
+
+
+def usual_upstream(config: Config, model: str) -> str:
+    """The upstream of a model that names none: the Anthropic API has Claude's models alone."""
+    elsewhere = config.upstream == "anthropic" and config.openai_base_url
+    return "openai" if elsewhere and "claude" not in model.lower() else config.upstream
 
 
 def first_match(rules: Iterable[Tuple[str, str]], name: str) -> Optional[str]:

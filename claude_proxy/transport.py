@@ -24,7 +24,7 @@ from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.errors import ProxyError, retry_after_seconds
 from claude_proxy.events import CUT_SHORT
-from claude_proxy.exchange import Exchange
+from claude_proxy.exchange import NEVER, Exchange
 from claude_proxy.http1 import (
     ResponseHead,
     UntilCloseBody,
@@ -75,6 +75,8 @@ class Call(NamedTuple):
     headers: Tuple[Tuple[str, str], ...]
     body: bytes
     once: bool = False
+    first_byte: float = 0  # seconds, if it is not the usual time
+    retries: Optional[int] = None  # if it is not the usual number
 
 
 class ConnectionLost(Exception):
@@ -141,7 +143,8 @@ class Transport:
         """
         attempt = 0
         while True:
-            last = attempt >= self._max_retries
+            allowed = self._max_retries if call.retries is None else call.retries
+            last = attempt >= allowed
             try:
                 response = self._attempt(exchange, call)
             except ProxyError as error:
@@ -197,7 +200,10 @@ class Transport:
         self, exchange: Exchange, call: Call, connection: UpstreamConnection
     ) -> UpstreamResponse:
         exchange.on_cancel(connection.interrupt)
-        exchange.arm(self._timeouts.first_byte, f"the first byte from {call.target}")
+        seconds = call.first_byte or self._timeouts.first_byte
+        if exchange.first_byte_limit:
+            seconds = min(seconds or NEVER, exchange.first_byte_limit)
+        exchange.arm(seconds, f"the first byte from {call.target}")
         try:
             head = encode_request_head(call.method, call.target_path, self._fields(call))
             try:
@@ -273,6 +279,10 @@ class UpstreamResponse:
         self._pool = pool
         self._body = response_body(head)
         self._closed = False
+
+    def raw_pieces(self) -> Iterator[bytes]:
+        """The body in pieces as it came, compressed or not; otherwise like `pieces`."""
+        return self._plain_pieces()
 
     def pieces(self) -> Iterator[bytes]:
         """The body in pieces, decoded, each as soon as it is here.

@@ -287,7 +287,9 @@ class Reply:
     def fail(self, error: ProxyError) -> None:
         """Tell of an error, by status if that is still possible."""
         form = self._exchange.form
-        if self._opened and form is not None:
+        if self._opened and form is None:
+            self.close = True  # relayed bytes: that they are cut is seen by the missing end
+        elif self._opened and form is not None:
             self._wire.send(self._frame(form.error(error)) + self._end())
         else:
             self.send(error_response(error, self._exchange))
@@ -336,6 +338,8 @@ class Reply:
         return LAST_CHUNK if self._chunked else b""
 
     def _head(self, status: int, headers: Tuple[Tuple[str, str], ...]) -> bytes:
-        own = [("date", formatdate(usegmt=True)), ("request-id", self._exchange.id)]
+        usual = (("date", formatdate(usegmt=True)), ("request-id", self._exchange.id))
+        named = {name for name, _ in headers}
+        own = [(name, value) for name, value in usual if name not in named]
         own += [("connection", "close")] if self.close else []
         return encode_response_head(status, (*headers, *own))

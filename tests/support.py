@@ -197,6 +197,15 @@ def text_answer(*words: str) -> List[Step]:
     return chat_stream(*(delta(content=word) for word in words), delta("stop"), USAGE)
 
 
+def messages_stream(message: Dict[str, Any], *more: Step) -> List[Step]:
+    """A whole message as the Anthropic API streams it."""
+    from claude_proxy.events import message_to_events
+    from claude_proxy.sse import encode_event
+
+    frames = [http_chunk(encode_event(event)) for event in message_to_events(message)]
+    return [STREAM_HEAD, *frames, *more, LAST]
+
+
 # --- the proxy ----------------------------------------------------------------------------------
 
 PACKAGE_MODULES = ("config", "config_load", "log", "app", "server", "inflight", "cli", "exchange", "errors")

@@ -99,7 +99,7 @@ WRONG = [
     ("HEADER_TIMEOUT", "1e3", "seconds"),
     ("PING_INTERVAL", "16", "from 1 to 15"),
     ("PING_INTERVAL", "0.5", "from 1 to 15"),
-    ("UPSTREAM", "canary", "openai, demo"),
+    ("UPSTREAM", "canary", "openai, anthropic, demo"),
     ("OPENAI_BASE_URL", "ftp://canary", "http or https"),
     ("OPENAI_BASE_URL", "canary.example/v1", "http or https"),
     ("OPENAI_BASE_URL", "https://", "http or https"),

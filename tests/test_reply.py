@@ -9,7 +9,7 @@ import socket
 
 import pytest
 
-from claude_proxy.app import answer_form
+from claude_proxy.answering import answer_form
 from claude_proxy.dialects.anthropic import MESSAGES_DIALECT
 from claude_proxy.errors import ProxyError
 from claude_proxy.exchange import Exchange

@@ -19,6 +19,7 @@ from tests.support import (
     WAIT_FOR_CLOSE,
     ScriptedUpstream,
     json_answer,
+    messages_stream,
     text_answer,
     upstream_environ,
 )
@@ -31,11 +32,15 @@ UNKNOWN = {"model": "m", "new_member": {"a": [1]}, "messages": [
     {"role": "user", "content": [{"type": "text", "text": "demo: text fine", "cache_control": {}}]}]}
 
 
-SETTINGS_OF = {"redcap": {"UPSTREAM": "redcap", "REDCAP_API_TOKEN": TOKEN, "REDCAP_ALIASES": "m"}}
+SETTINGS_OF = {"redcap": {"UPSTREAM": "redcap", "REDCAP_API_TOKEN": TOKEN, "REDCAP_ALIASES": "m"},
+               "anthropic": {"UPSTREAM": "anthropic", "ANTHROPIC_UPSTREAM_KEY": "test-key"}}
 REDCAP_REPLY = {"type": "message", "content": [{"type": "text", "text": "fine"}],
                 "usage": {"input_tokens": 3, "output_tokens": 1}}
 # How each upstream's other side says "fine".
-FINE = {"openai": text_answer("fi", "ne"), "redcap": json_answer(200, REDCAP_REPLY), "demo": []}
+MESSAGES_REPLY = {"id": "msg_9", "type": "message", "role": "assistant", "model": "other", "stop_reason": "end_turn",
+                  "content": [{"type": "text", "text": "fine"}], "usage": {"input_tokens": 3, "output_tokens": 1}}
+FINE = {"openai": text_answer("fi", "ne"), "redcap": json_answer(200, REDCAP_REPLY), "demo": [],
+        "anthropic": messages_stream(MESSAGES_REPLY)}
 
 
 @pytest.fixture
@@ -46,6 +51,7 @@ def make():
             fake = stack.enter_context(ScriptedUpstream(script))
             log = Log(io.StringIO())
             environ = {**upstream_environ(fake), **SETTINGS_OF.get(name, {})}
+            environ["ANTHROPIC_FORWARD_URL"] = fake.url if name == "anthropic" else ""
             if name == "redcap":
                 environ["REDCAP_API_URL"] = fake.url.replace("/v1", "/api/")
             app = build_app(load_config(environ), log, Inflight(log))

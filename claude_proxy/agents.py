@@ -1,0 +1,179 @@
+"""Which named agent of Claude Code a request is from. The wire has no field for it.
+
+What is known, most certain first (2.1.197): an agent's file may name any model, which arrives
+unchanged; the parent's `Agent` call says the type and the prompt, and the agent's first message
+ends with that prompt; its system prompt begins with the text of its file. Requests of agents carry
+an id header, so a main conversation is never taken for one.
+
+The calls of parents are remembered as hashes, for each session apart, in memory and with a bound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
+
+from claude_proxy.events import Event, Request
+
+AGENT_HEADER = "x-claude-code-agent-id"
+SESSION_HEADER = "x-claude-code-session-id"
+AGENT_TOOLS = ("Agent", "Task")
+MOST_CALLS_KEPT = 4096
+# An agent's own text shorter than this could begin many prompts.
+SHORTEST_PROMPT = 20
+
+
+class AgentFound(NamedTuple):
+    """An agent's name, and by what it was recognised."""
+
+    name: str
+    means: str
+
+
+class AgentCalls:
+    """The agents that were called, by session and prompt."""
+
+    def __init__(self) -> None:
+        self._names: OrderedDict[bytes, Set[str]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def keep(self, session: str, prompt: str, name: str) -> None:
+        key = call_hash(session, prompt)
+        with self._lock:
+            self._names.setdefault(key, set()).add(name)
+            self._names.move_to_end(key)
+            while len(self._names) > MOST_CALLS_KEPT:
+                self._names.popitem(last=False)
+
+    def name_of(self, session: str, prompt: str) -> Optional[str]:
+        """The agent that was called with this prompt; None if nobody was, or two were."""
+        with self._lock:
+            names = self._names.get(call_hash(session, prompt), set())
+            return next(iter(names)) if len(names) == 1 else None
+
+
+def call_hash(session: str, prompt: str) -> bytes:
+    return hashlib.sha256(f"{session}\0{prompt}".encode("utf-8", "surrogatepass")).digest()
+
+
+def find_agent(
+    request: Request,
+    headers: Mapping[str, str],
+    mapped: Iterable[str],
+    calls: AgentCalls,
+    prompts: Mapping[str, str],
+) -> Optional[AgentFound]:
+    """The named agent that a request is from, if it is one of those that are mapped."""
+    names, model = tuple(mapped), str(request.get("model", ""))
+    if model in names:
+        return AgentFound(model, "model name")
+    if not headers.get(AGENT_HEADER):
+        return None
+    called = calls.name_of(headers.get(SESSION_HEADER, ""), first_prompt(request))
+    if called in names:
+        return AgentFound(str(called), "agent call")
+    own = agent_system_text(request)
+    fits = [name for name, text in prompts.items() if name in names and own.startswith(text)]
+    longest = max(fits, key=lambda name: len(prompts[name]), default=None)
+    return AgentFound(longest, "system prompt") if longest and called is None else None
+
+
+def first_prompt(request: Request) -> str:
+    """The last text of the first user message: what the agent was called with."""
+    messages = request.get("messages")
+    users = (m for m in messages if isinstance(m, dict) and m.get("role") == "user")
+    content = next(users, {}).get("content") if isinstance(messages, list) else None
+    if isinstance(content, str):
+        return content
+    blocks = content if isinstance(content, list) else []
+    texts = [b.get("text") for b in blocks if isinstance(b, dict) and b.get("type") == "text"]
+    return str(texts[-1]) if texts else ""
+
+
+def agent_system_text(request: Request) -> str:
+    """The part of the system prompt that an agent's file has written."""
+    system = request.get("system")
+    block = system[2] if isinstance(system, list) and len(system) > 2 else None
+    return str(block.get("text") or "") if isinstance(block, dict) else ""
+
+
+# --- calls in answers ----------------------------------------------------------------------------
+
+
+class CallListener:
+    """Listens to the events of an answer for calls of agents, and remembers them."""
+
+    def __init__(self, calls: AgentCalls, session: str) -> None:
+        self._calls = calls
+        self._session = session
+        self._open: Dict[int, List[str]] = {}
+
+    @property
+    def listening(self) -> bool:
+        """Whether a call of an agent is just being told."""
+        return bool(self._open)
+
+    def hear(self, event: Event) -> None:
+        kind, index = event.get("type"), event.get("index")
+        block, delta = event.get("content_block"), event.get("delta")
+        if kind == "content_block_start" and is_agent_call(block):
+            self._open[index] = []
+        elif kind == "content_block_delta" and index in self._open and isinstance(delta, dict):
+            self._open[index].append(str(delta.get("partial_json") or ""))
+        elif kind == "content_block_stop" and index in self._open:
+            self.hear_input("".join(self._open.pop(index)))
+
+    def hear_input(self, text: str) -> None:
+        try:
+            arguments = json.loads(text)
+        except (ValueError, RecursionError):
+            return
+        if isinstance(arguments, dict):
+            self.hear_arguments(arguments)
+
+    def hear_arguments(self, arguments: Mapping[str, Any]) -> None:
+        name, prompt = arguments.get("subagent_type"), arguments.get("prompt")
+        if isinstance(name, str) and isinstance(prompt, str):
+            self._calls.keep(self._session, prompt, name)
+
+    def hear_message(self, message: Mapping[str, Any]) -> None:
+        """The same for an answer that came whole."""
+        content = message.get("content")
+        for block in content if isinstance(content, list) else ():
+            if is_agent_call(block) and isinstance(block.get("input"), dict):
+                self.hear_arguments(block["input"])
+
+
+def is_agent_call(block: Any) -> bool:
+    return (
+        isinstance(block, dict)
+        and block.get("type") == "tool_use"
+        and block.get("name") in AGENT_TOOLS
+    )
+
+
+def heard_events(events: Iterable[Event], listener: CallListener) -> Iterator[Event]:
+    for event in events:
+        listener.hear(event)
+        yield event
+
+
+# --- agents' files -------------------------------------------------------------------------------
+
+FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?\n(.*)\Z", re.DOTALL)
+FRONT_NAME = re.compile(r"^name:[ \t]*[\"']?([^\"'\r\n]+?)[\"']?[ \t]*$", re.MULTILINE)
+
+
+def read_agent_file(text: str) -> Optional[Tuple[str, str]]:
+    """(name, prompt) of a Claude Code agent's Markdown file; None if it is none."""
+    match = FRONT_MATTER.match(text)
+    named = FRONT_NAME.search(match.group(1)) if match else None
+    if match is None or named is None:
+        return None
+    prompt = match.group(2).replace("\r\n", "\n").strip()
+    return (named.group(1), prompt) if len(prompt) >= SHORTEST_PROMPT else None

@@ -1,0 +1,359 @@
+"""From a client's request to its answer: routes are tried in order, the first to answer wins.
+
+    plan_routes --> for each route: relay the bytes, or ask for events and encode them
+
+The next route is tried only while nothing of an answer has been passed on, and only for failures
+that another place may not have: rate limits, overload, server errors, no connection, no first byte
+in time. What was tried is in the log and in `x-proxy-route`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from fnmatch import fnmatchcase
+from functools import partial
+from itertools import chain
+from typing import Any, Dict, NamedTuple, Optional, Tuple
+
+from claude_proxy.agents import SESSION_HEADER, AgentCalls, CallListener, find_agent, heard_events
+from claude_proxy.config import Config
+from claude_proxy.dialects.dialect import Dialect, parse_json_object
+from claude_proxy.dialects.text_turns import text_tool_events
+from claude_proxy.errors import ProxyError
+from claude_proxy.events import Event, Request, check_grammar, events_to_message, message_start
+from claude_proxy.exchange import AnswerForm, Exchange
+from claude_proxy.http1 import HttpRequest, HttpResponse
+from claude_proxy.json_edit import read_members
+from claude_proxy.relay import RelayWatch, note_whole_answer, relayed_response_headers
+from claude_proxy.routes import RouteFacts, plan_routes
+from claude_proxy.routing import Route
+from claude_proxy.sse import encode_json
+from claude_proxy.tokens import count_input_tokens
+from claude_proxy.transport import UpstreamResponse
+from claude_proxy.upstreams.anthropic import AnthropicUpstream, fold_stream, relayed_body
+from claude_proxy.upstreams.upstream import Upstream
+from claude_proxy.wire import JSON_HEADERS, json_response
+
+STREAM_HEADERS = (
+    ("content-type", "text/event-stream; charset=utf-8"),
+    ("cache-control", "no-cache"),
+    ("x-accel-buffering", "no"),
+)
+# A client that does not stream keeps its status line open longer: it loses the status by an early
+# head, and is content as long as bytes come within 300 s (Claude Code 2.1.197).
+WHOLE_ANSWER_PATIENCE = 60.0
+LONGEST_NOTES = 1024
+LONGEST_LOGGED_NAME = 200
+NOTES_HEADER = "x-proxy-notes"
+ROUTE_HEADER = "x-proxy-route"
+# Failures of one place that another may not have.
+PASSING_STATUSES = frozenset((429, 500, 502, 503, 504, 529))
+
+
+class Answerer(NamedTuple):
+    """All that is needed to answer: settings, upstreams, and what is known of agents."""
+
+    config: Config
+    upstreams: Dict[str, Upstream]
+    agent_calls: AgentCalls
+    agent_prompts: Mapping[str, str]
+
+
+class Asking(NamedTuple):
+    """One request on its way: its bytes, what they say, and how its client talks."""
+
+    http: HttpRequest
+    request: Request
+    exchange: Exchange
+    dialect: Dialect
+
+    @property
+    def streaming(self) -> bool:
+        return self.request.get("stream") is True
+
+
+# --- the request ---------------------------------------------------------------------------------
+
+
+def read_request(answerer: Answerer, http: HttpRequest, dialect: Dialect) -> Request:
+    """What a body says; read leniently where it may only be passed on.
+
+    ProxyError(400) for what cannot be understood; `request_of` decides again where it is converted.
+    """
+    if "anthropic" not in answerer.upstreams:
+        return dialect.decode_request(parse_json_object(http.body))
+    members = read_members(http.body)
+    if members is None and answerer.config.upstream == "anthropic":
+        return {}  # the API itself says what is wrong with it
+    return members if members is not None else parse_json_object(http.body)
+
+
+def request_of(answerer: Answerer, asking: Asking) -> Request:
+    """The request where it is converted: then it has to be sound."""
+    if "anthropic" not in answerer.upstreams or not asking.http.body:
+        return asking.request
+    return asking.dialect.decode_request(parse_json_object(asking.http.body))
+
+
+def route_facts(answerer: Answerer, request: Request, exchange: Exchange) -> RouteFacts:
+    mapped = [name for name, _ in answerer.config.subagent_mappings]
+    calls, prompts = answerer.agent_calls, answerer.agent_prompts
+    agent = find_agent(request, exchange.headers, mapped, calls, prompts) if mapped else None
+    windows = partial(upstream_window, answerer)
+    return RouteFacts(request, agent, partial(count_input_tokens, request), windows)
+
+
+def upstream_window(answerer: Answerer, route: Route) -> int:
+    """The window that an upstream tells of for a model, 0 if it does not."""
+    catalog = getattr(answerer.upstreams.get(route.upstream), "catalog", None)
+    return catalog.look_up(route.model).window if catalog else 0
+
+
+# --- the answer ----------------------------------------------------------------------------------
+
+
+def answer_request(
+    answerer: Answerer, http: HttpRequest, exchange: Exchange, dialect: Dialect
+) -> HttpResponse:
+    """Answer in the client's dialect from the first route that can."""
+    request = read_request(answerer, http, dialect)
+    asking = Asking(http, request, exchange, dialect)
+    routes = plan_routes(answerer.config, route_facts(answerer, request, exchange))
+    for left in range(len(routes) - 1, 0, -1):
+        route = routes[-1 - left]
+        exchange.first_byte_limit = answerer.config.fallback_timeout
+        try:
+            return answer_by(answerer, asking, route, may_move=True)
+        except ProxyError as error:
+            if not moves_on(error) or not exchange.renew():
+                raise
+            note_tried(exchange, route, error)
+    exchange.first_byte_limit = 0.0
+    return answer_by(answerer, asking, routes[-1], may_move=False)
+
+
+def moves_on(error: ProxyError) -> bool:
+    return error.status in PASSING_STATUSES
+
+
+def note_tried(exchange: Exchange, route: Route, error: ProxyError) -> None:
+    tried = f"{route.upstream}:{route.model[:LONGEST_LOGGED_NAME]} {error.status}"
+    exchange.facts["tried"] = ", ".join(filter(None, [exchange.facts.get("tried"), tried]))
+
+
+def answer_by(
+    answerer: Answerer, asking: Asking, route: Route, may_move: bool
+) -> HttpResponse:
+    """The answer by one route. With `may_move` a failure is raised, to be tried elsewhere."""
+    exchange = asking.exchange
+    note_route(asking, route)
+    upstream = answerer.upstreams.get(route.upstream)
+    if upstream is None:
+        raise ProxyError(404, f"the upstream {route.upstream} of this model is not configured")
+    as_text = tools_are_text(answerer.config, upstream, route)
+    # Once pings have gone out the answer has begun, in events.
+    untouched = asking.dialect.name == "anthropic" and not exchange.facts.get("tried")
+    if isinstance(upstream, AnthropicUpstream) and untouched and not as_text:
+        return relay_answer(answerer, upstream, asking, route, may_move)
+    request = {**request_of(answerer, asking), "model": route.model}
+    exchange.form = answer_form(
+        exchange, asking.dialect, asking.streaming, answerer.config.ping_interval
+    )
+    events = asked_events(upstream, request, exchange, as_text)
+    first = next(events)  # until here an error is a status, and another route can be tried
+    return encoded_answer(answerer, asking, first, events)
+
+
+def note_route(asking: Asking, route: Route) -> None:
+    exchange = asking.exchange
+    exchange.model = str(asking.request.get("model") or "") or route.model
+    exchange.facts.update(
+        model=exchange.model[:LONGEST_LOGGED_NAME],
+        upstream=route.upstream,
+        upstream_model=route.model[:LONGEST_LOGGED_NAME],
+        route=route.reason,
+        stream=asking.streaming,
+    )
+
+
+def asked_events(
+    upstream: Upstream, request: Request, exchange: Exchange, as_text: bool
+) -> Iterator[Event]:
+    """The checked and observed events of an upstream."""
+    ask = partial(upstream.stream, exchange=exchange)
+    if as_text:
+        events = text_tool_events(request, ask, exchange.message_id, exchange.facts)
+    else:
+        events = ask(request)
+    return exchange.observe(check_grammar(events))
+
+
+def encoded_answer(
+    answerer: Answerer, asking: Asking, first: Event, more: Iterator[Event]
+) -> HttpResponse:
+    """The answer in the client's dialect; `more` are the events behind the first."""
+    exchange, dialect = asking.exchange, asking.dialect
+    listener = call_listener(answerer, exchange)
+    events: Iterable[Event] = chain([first], more)
+    events = heard_events(events, listener) if listener else events
+    if not asking.streaming:
+        message = dialect.encode_message(events_to_message(events))
+        return json_response(200, message, own_headers(exchange))
+    pieces = encoded_pieces(events, more, dialect)
+    return HttpResponse(200, STREAM_HEADERS + own_headers(exchange), pieces)
+
+
+def encoded_pieces(
+    events: Iterable[Event], source: Iterator[Event], dialect: Dialect
+) -> Iterator[bytes]:
+    """The events as bytes; whatever ends them ends their source too."""
+    encode = dialect.encode_event
+    try:
+        for event in events:
+            yield encode(event)
+    finally:
+        getattr(source, "close", bool)()
+
+
+def tools_are_text(config: Config, upstream: Upstream, route: Route) -> bool:
+    """Whether the model cannot call tools: its upstream never can, or TEXT_TOOLS_MODELS says so."""
+    names = (route.model, f"{route.upstream}:{route.model}")
+    return not upstream.native_tools or any(
+        fnmatchcase(name, pattern) for name in names for pattern in config.text_tools_models
+    )
+
+
+def call_listener(answerer: Answerer, exchange: Exchange) -> Optional[CallListener]:
+    """Who listens for calls of agents; nobody where none is mapped."""
+    if not answerer.config.subagent_mappings:
+        return None
+    return CallListener(answerer.agent_calls, exchange.headers.get(SESSION_HEADER, ""))
+
+
+# --- relayed -------------------------------------------------------------------------------------
+
+
+def relay_answer(
+    answerer: Answerer,
+    upstream: AnthropicUpstream,
+    asking: Asking,
+    route: Route,
+    may_move: bool,
+) -> HttpResponse:
+    """The API's own answer, whatever it is; with `may_move` a passing failure is raised instead."""
+    exchange, request = asking.exchange, asking.request
+    demoted = answerer.config.anthropic_demote_nonstreaming and not asking.streaming
+    values: Dict[str, Any] = {"stream": True} if demoted and request else {}
+    if route.model and route.model != request.get("model"):
+        values["model"] = route.model
+    body = relayed_body(asking.http.body, request, values)
+    exchange.form = None  # nothing but the API's own bytes is sent
+    response = upstream.ask(asking.http, body, exchange)
+    if may_move and response.status in PASSING_STATUSES:
+        with closing(response):
+            raise ProxyError(response.status, "tried elsewhere", upstream_status=response.status)
+    if response.status == 200 and "stream" in values:
+        return demoted_answer(response, exchange)
+    return relayed_answer(response, exchange, call_listener(answerer, exchange))
+
+
+def relayed_answer(
+    response: UpstreamResponse, exchange: Exchange, listener: Optional[CallListener] = None
+) -> HttpResponse:
+    """An upstream's answer as it came, its stream piece by piece."""
+    headers = relayed_response_headers(response.headers) + own_headers(exchange)
+    note_failed_forward(response, exchange)
+    if "text/event-stream" not in response.headers.get("content-type", ""):
+        with closing(response):
+            body = b"".join(response.raw_pieces())
+        note_whole_answer(exchange, body, listener)
+        return HttpResponse(response.status, headers, body)
+    pieces = response.raw_pieces()
+    first = next(pieces, b"")
+    if not first:
+        response.close()
+        return HttpResponse(response.status, headers, b"")
+    watch = RelayWatch(exchange, listener)
+    return HttpResponse(
+        response.status, headers, relayed_pieces(response, chain([first], pieces), watch)
+    )
+
+
+def relayed_pieces(
+    response: UpstreamResponse, pieces: Iterable[bytes], watch: RelayWatch
+) -> Iterator[bytes]:
+    with closing(response):
+        for piece in pieces:
+            watch.see(piece)
+            yield piece
+
+
+def demoted_answer(response: UpstreamResponse, exchange: Exchange) -> HttpResponse:
+    """A whole message made of a streamed one, with the API's own headers."""
+    kept = relayed_response_headers(response.headers)
+    headers = tuple((n, v) for n, v in kept if n not in ("content-type", "content-encoding"))
+    exchange.facts["demoted"] = True
+    message = fold_stream(response, exchange)
+    body = encode_json(message).encode("ascii")
+    return HttpResponse(200, JSON_HEADERS + headers + own_headers(exchange), body)
+
+
+def note_failed_forward(response: UpstreamResponse, exchange: Exchange) -> None:
+    if response.status >= 400:
+        exchange.facts["upstream_status"] = response.status
+        exchange.facts["failed_forward"] = True
+
+
+# --- headers and forms ---------------------------------------------------------------------------
+
+
+def own_headers(exchange: Exchange) -> Tuple[Tuple[str, str], ...]:
+    """Where the answer comes from, and for a client that asks what was changed on the way."""
+    facts = exchange.facts
+    words = [f"{facts.get('upstream')}:{facts.get('upstream_model')}", str(facts.get("route"))]
+    words += [f"tried {facts['tried']}"] if facts.get("tried") else []
+    headers = [(ROUTE_HEADER, header_text("; ".join(words)))]
+    if exchange.wants_notes:
+        headers.append((NOTES_HEADER, header_text(joined_notes(exchange)) or "none"))
+    return tuple(headers)
+
+
+def header_text(text: str) -> str:
+    return re.sub(r"[^ -~]", "?", text)[:LONGEST_NOTES]
+
+
+def joined_notes(exchange: Exchange) -> str:
+    return ", ".join(dict.fromkeys(exchange.notes))
+
+
+def answer_form(
+    exchange: Exchange, dialect: Dialect, streaming: bool, interval: float
+) -> AnswerForm:
+    """How this answer looks if it has to begin, or to fail, before it is known."""
+    if streaming:
+
+        def opening() -> bytes:
+            usage = {"input_tokens": 0, "output_tokens": 0}
+            return dialect.encode_event(message_start(exchange.message_id, exchange.model, usage))
+
+        return AnswerForm(
+            STREAM_HEADERS,
+            interval,
+            interval,
+            opening,
+            dialect.ping,
+            lambda: dialect.nudge(*exchange.open_block),
+            lambda error: dialect.error_frame(error, exchange.id),
+        )
+    # Blanks before a JSON text mean nothing.
+    return AnswerForm(
+        JSON_HEADERS,
+        WHOLE_ANSWER_PATIENCE,
+        interval,
+        lambda: b" ",
+        b" ",
+        lambda: b" ",
+        lambda error: encode_json(dialect.encode_error(error, exchange.id)).encode("ascii"),
+    )

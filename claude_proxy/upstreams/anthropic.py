@@ -1,0 +1,205 @@
+"""The Anthropic API: relayed byte for byte to clients that speak Messages, else told as events.
+
+    relay    client's bytes -> the API -> its bytes -> client     only watched (`relay`)
+    stream   request -> the API -> events                         for folds and other dialects
+
+Of a request only what routing decides is changed: the model's name, `stream` where a whole answer
+is made of a streamed one, and thinking blocks that another upstream has signed, which the API would
+refuse. The client's own credential travels with it unless settings have a key; a key that opens
+this proxy does not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from typing import Any, Dict, List, Optional, Tuple
+
+from claude_proxy.config import VERSION, Config
+from claude_proxy.dialects.carriers import is_carrier
+from claude_proxy.dialects.chat_blocks import as_list
+from claude_proxy.errors import ProxyError, upstream_error
+from claude_proxy.events import Event, Message, Request, check_grammar, events_to_message
+from claude_proxy.exchange import Exchange
+from claude_proxy.http1 import HttpRequest
+from claude_proxy.json_edit import replace_members
+from claude_proxy.keys import KeyRing, ask_with_keys, parse_keys
+from claude_proxy.pool import split_url
+from claude_proxy.relay import (
+    HeaderList,
+    client_credentials,
+    frames_to_events,
+    relayed_request_headers,
+)
+from claude_proxy.sse import encode_json
+from claude_proxy.transport import Call, Transport, UpstreamResponse
+
+MESSAGES_PATH = "/v1/messages"
+NO_CREDENTIAL = (
+    "the Anthropic API wants a credential: show your own beside this proxy's key, or set"
+    " ANTHROPIC_UPSTREAM_KEY"
+)
+
+
+class AnthropicUpstream:
+    """The Anthropic API, or whatever answers like it under ANTHROPIC_FORWARD_URL."""
+
+    name = "anthropic"
+    native_tools = True
+
+    def __init__(self, config: Config, transport: Transport) -> None:
+        self._config = config
+        self._transport = transport
+        self._ring = KeyRing(
+            parse_keys(config.anthropic_upstream_key), time.monotonic, config.key_cooldown
+        )
+
+    def describe(self) -> str:
+        whose = f"{len(self._ring)} key(s) of settings" if len(self._ring) else "clients' own keys"
+        return f"{self._config.anthropic_forward_url} ({whose})"
+
+    def probe(self, exchange: Exchange) -> Dict[str, Any]:
+        """Ask for one model of the list: it costs nothing and tells whether the key is good."""
+        request = HttpRequest("GET", "/v1/models", "", exchange.headers, "HTTP/1.1")
+        request = request._replace(query="limit=1")
+        with closing(self.ask(request, b"", exchange)) as response:
+            body = response.read()
+            if response.status != 200:
+                raise upstream_error(response.status, response.headers, body, 0, time.time())
+        return {"answered": "the list of models"}
+
+    def stream(self, request: Request, exchange: Exchange) -> Iterator[Event]:
+        body = encode_json({**without_foreign_thinking(request), "stream": True}).encode("ascii")
+        http = HttpRequest("POST", MESSAGES_PATH, "", exchange.headers, "HTTP/1.1")
+        with closing(self.ask(http, body, exchange)) as response:
+            if response.status != 200:
+                refusal = response.read()
+                raise upstream_error(
+                    response.status, response.headers, refusal, 0, time.time()
+                )
+            yield from shown_as(exchange, frames_to_events(response.pieces()))
+
+    def ask(self, http: HttpRequest, body: bytes, exchange: Exchange) -> UpstreamResponse:
+        """Send a client's request with this body; any status comes back, its body not yet read.
+
+        Where there are several keys, one that is refused for its rate rests and the next is tried.
+        """
+        headers = self._headers(http)
+        if not len(self._ring):
+            own = client_credentials(http.headers, own_keys(self._config))
+            if not own and not self._replaced_credential():
+                raise ProxyError(401, NO_CREDENTIAL)
+            return self._send(http, (*own, *headers), body, exchange)
+
+        def send(key: str) -> UpstreamResponse:
+            return self._send(http, (("x-api-key", key), *headers), body, exchange)
+
+        return ask_with_keys(self._ring, send, exchange)
+
+    def _send(
+        self, http: HttpRequest, headers: HeaderList, body: bytes, exchange: Exchange
+    ) -> UpstreamResponse:
+        target, path = split_url(self._config.anthropic_forward_url + http.path)
+        path += f"?{http.query}" if http.query else ""
+        custom = {name for name, _ in self._config.custom_headers}
+        kept = tuple((n, v) for n, v in headers if n not in custom) + self._config.custom_headers
+        seconds = self._config.anthropic_response_header_timeout
+        retries = self._config.anthropic_max_retries
+        call = Call(http.method, target, path, kept, body, False, seconds, retries)
+        return self._transport.request(exchange, call)
+
+    def _headers(self, http: HttpRequest) -> HeaderList:
+        """The client's headers, and what a client of another kind has left out."""
+        headers = relayed_request_headers(http.headers)
+        usual = {
+            "anthropic-version": self._config.anthropic_version,
+            "content-type": "application/json",
+            "user-agent": f"claude_proxy/{VERSION}",
+        }
+        named = {name for name, _ in headers}
+        return (*headers, *((n, v) for n, v in usual.items() if n not in named))
+
+    def _replaced_credential(self) -> bool:
+        names = {name for name, _ in self._config.custom_headers}
+        return bool(names & {"authorization", "x-api-key"})
+
+
+def own_keys(config: Config) -> Tuple[str, ...]:
+    """Keys that open this proxy: they are nobody else's business."""
+    return tuple(key for key in (config.anthropic_api_key, config.redcap_api_token) if key)
+
+
+def shown_as(exchange: Exchange, events: Iterator[Event]) -> Iterator[Event]:
+    """The events with the model's name that the client asked for, and the exchange's own id."""
+    for event in events:
+        if event.get("type") == "message_start" and isinstance(event.get("message"), dict):
+            own = {"model": exchange.model, "id": exchange.message_id}
+            event = {**event, "message": {**event["message"], **own}}
+        yield event
+
+
+# --- what is changed in a body -------------------------------------------------------------------
+
+
+def relayed_body(body: bytes, request: Optional[Request], values: Mapping[str, Any]) -> bytes:
+    """The client's bytes with nothing changed but these values, and foreign thinking left out.
+
+    ProxyError(400) if something has to be changed in what cannot be read.
+    """
+    changes = dict(values)
+    if request is not None and has_foreign_thinking(body):
+        changes["messages"] = without_foreign_thinking(request)["messages"]
+    if not changes:
+        return body
+    try:
+        return replace_members(body, changes)
+    except (ValueError, RecursionError):
+        raise ProxyError(400, "the request body is not a JSON object that can be routed") from None
+
+
+def has_foreign_thinking(body: bytes) -> bool:
+    """Whether there may be a signature that the API has not made; cheap, and never misses one."""
+    return b'"cp1.' in body or any(
+        mark in body for mark in (b'"signature":""', b'"signature": ""')
+    )
+
+
+def without_foreign_thinking(request: Request) -> Request:
+    """The request without thinking blocks that another upstream has signed, or nobody."""
+    messages = as_list(request.get("messages"))
+    if not any(map(thinks_foreign, messages)):
+        return request
+    return {**request, "messages": [own_thinking(m) if thinks_foreign(m) else m for m in messages]}
+
+
+def is_foreign(block: Any) -> bool:
+    if not isinstance(block, dict) or block.get("type") != "thinking":
+        return False
+    signature = block.get("signature")
+    return not signature or is_carrier(signature)
+
+
+def thinks_foreign(message: Any) -> bool:
+    return isinstance(message, dict) and any(map(is_foreign, as_list(message.get("content"))))
+
+
+def own_thinking(message: Dict[str, Any]) -> Dict[str, Any]:
+    """A message without foreign thinking; it may not be left empty."""
+    kept: List[Any] = [block for block in message["content"] if not is_foreign(block)]
+    return {**message, "content": kept or [{"type": "text", "text": "(no content)"}]}
+
+
+# --- a whole answer of a streamed one ------------------------------------------------------------
+
+
+def fold_stream(response: UpstreamResponse, exchange: Exchange) -> Message:
+    """The message that a stream tells; ProxyError for what is no whole answer."""
+    with closing(response):
+        events = frames_to_events(response.pieces())
+        message = events_to_message(exchange.observe(check_grammar(events)))
+    for block in message["content"]:
+        if isinstance(block.get("input"), dict) and "__unparsedToolInput" in block["input"]:
+            raise ProxyError(502, "the upstream's answer has a tool call that is not JSON")
+    return message
+
