@@ -31,40 +31,64 @@ PDF_BYTES_PER_PAGE = 40_000
 
 LOWER_BYTES = string.ascii_lowercase.encode()
 UPPER_BYTES = string.ascii_uppercase.encode()
+LETTER_BYTES = LOWER_BYTES + UPPER_BYTES
 DIGIT_BYTES = string.digits.encode()
 PUNCTUATION_BYTES = string.punctuation.encode()
 CONTROL_BYTES = bytes(sorted({*range(0x20), 0x7F} - {*b"\t\n\r"}))
 CONTINUATION_BYTES = bytes(range(0x80, 0xC0))
+NO_LEADS = bytes(range(0xC0))
 MIDDLE_LEADS = bytes(range(0xCC, 0xE0))  # Greek, Cyrillic, Hebrew, Arabic
 
 # (weight of a byte of the class, its mark, members)
 ASCII_WEIGHTS = (
-    (0.01, b"a", LOWER_BYTES),
-    (0.01, b"A", UPPER_BYTES),
-    (0.78, b"0", DIGIT_BYTES),
-    (0.20, b",", PUNCTUATION_BYTES),
-    (0.52, b"t", b"\t"),
-    (1.00, b"c", CONTROL_BYTES),
+    (0.04, b"a", LOWER_BYTES),
+    (0.09, b"A", UPPER_BYTES),
+    (0.82, b"0", DIGIT_BYTES),
+    (0.17, b",", PUNCTUATION_BYTES),
+    (0.70, b"t", b"\t"),
+    (1.50, b"c", CONTROL_BYTES),
 )
-LEAD_WEIGHTS = (
-    (0.90, b"L", bytes(range(0xC2, 0xCC))),  # Latin with marks
-    (0.22, b"G", MIDDLE_LEADS),
-    (0.75, b"I", b"\xe0\xe1"),  # Indic, Thai, Georgian, Vietnamese
-    (2.90, b"S", b"\xe2\xee\xef"),  # symbols, box drawing
-    (0.75, b"K", bytes(range(0xE3, 0xEA))),  # kana, Chinese
-    (0.80, b"H", bytes(range(0xEA, 0xEE))),  # Hangul
-    (1.50, b"E", bytes(range(0xF0, 0xF5))),  # emoji
-)
-# (weight, marks): lower to upper, capitals in pairs, and what a compound or an unbroken string has
-# beyond the first letters, which the run's weight stands for.
-PATTERN_WEIGHTS = ((1.06, b"aA"), (0.40, b"AA"), (4.00, b"a" * 16))
+# (weight, marks): lower to upper, capitals in pairs, and what a compound has beyond the first
+# letters, which the run's weight stands for.
+PATTERN_WEIGHTS = ((0.84, b"aA"), (0.24, b"AA"), (5.44, b"a" * 12))
 # (weight of a run, its first mark). One bit a class, so that all are looked at together; a blank's
 # mark before a 0 is a run of two or more.
 RUN_WEIGHTS = (
-    (1.04, b"\x01"), (0.97, b"\x02"), (0.66, b"\x04"), (1.30, b"\x08"), (1.00, b"\x10\0")
+    (0.89, b"\x01"), (0.78, b"\x02"), (0.68, b"\x04"), (1.16, b"\x08"), (1.02, b"\x10\0")
 )
-RUN_CLASSES = (LOWER_BYTES + UPPER_BYTES, DIGIT_BYTES, PUNCTUATION_BYTES, b"\r\n", b" ")
-MIDDLE_RUN_WEIGHT = 1.15
+RUN_CLASSES = (LETTER_BYTES, DIGIT_BYTES, PUNCTUATION_BYTES, b"\r\n", b" ")
+# Letters that are rare in English: names, abbreviations and other languages have them.
+RARE_LETTERS = b"jkqvwxyz"
+RARE_LETTER_WEIGHT = 0.50
+# Letters and digits that nothing breaks, as in base64.
+UNBROKEN = b"a" * 24
+UNBROKEN_WEIGHT = 3.68
+
+LEAD_WEIGHTS = (
+    (0.10, b"L", b"\xc2\xc3"),  # Latin with the marks of western languages
+    (0.96, b"M", bytes(range(0xC4, 0xCC))),  # Latin with others
+    (0.49, b"G", b"\xcc\xcd\xce\xcf\xd6\xd7"),  # Greek, Hebrew
+    (0.38, b"Y", bytes(range(0xD0, 0xD6)) + bytes(range(0xD8, 0xE0))),  # Cyrillic, Arabic
+    (0.57, b"I", b"\xe0"),  # Indic, Thai
+    (0.80, b"V", b"\xe1"),  # Georgian, Khmer
+    (1.32, b"S", b"\xe2"),  # symbols, box drawing
+    (1.00, b"F", b"\xee\xef"),  # wide punctuation
+    (0.59, b"J", b"\xe3"),  # kana
+    (1.10, b"K", bytes(range(0xE4, 0xEA))),  # Chinese
+    (0.89, b"H", bytes(range(0xEA, 0xEE))),  # Hangul
+    (2.20, b"E", bytes(range(0xF0, 0xF5))),  # emoji
+)
+# What some scripts have beyond their lead byte's weight, or less than it.
+PAIR_WEIGHTS = (
+    (0.12, b"\xe0\xa4"), (0.22, b"\xe0\xa5"),  # Devanagari
+    (0.30, b"\xe0\xb0"), (0.40, b"\xe0\xb1"),  # Telugu
+    (-0.60, b"\xe1\xba"), (-0.60, b"\xe1\xbb"),  # Vietnamese
+)
+MIDDLE_RUN_WEIGHT = 0.44
+# A Latin letter with a mark tells the language of about eight words, whose ASCII letters cost more
+# than English ones.
+WORDS_PER_MARK = 8
+FOREIGN_WORD_WEIGHT = 0.23
 
 
 def byte_marks(other: bytes, classes: Dict[bytes, bytes]) -> bytes:
@@ -75,21 +99,50 @@ def byte_marks(other: bytes, classes: Dict[bytes, bytes]) -> bytes:
 
 BYTE_MARKS = byte_marks(b".", {mark: members for _, mark, members in ASCII_WEIGHTS + LEAD_WEIGHTS})
 RUN_MARKS = byte_marks(b"\x80", {bytes([1 << i]): members for i, members in enumerate(RUN_CLASSES)})
+WORD_MARKS = byte_marks(b".", {b"a": LETTER_BYTES + DIGIT_BYTES})
 MIDDLE_MARKS = byte_marks(b".", {b"G": MIDDLE_LEADS})
+# In the order of `text_counts`: what ASCII text has, then the rest.
+ASCII_COUNT_WEIGHTS = (
+    *(row[0] for row in ASCII_WEIGHTS + PATTERN_WEIGHTS + RUN_WEIGHTS),
+    RARE_LETTER_WEIGHT,
+    UNBROKEN_WEIGHT,
+)
+COUNT_WEIGHTS = (
+    *ASCII_COUNT_WEIGHTS,
+    *(row[0] for row in LEAD_WEIGHTS + PAIR_WEIGHTS),
+    MIDDLE_RUN_WEIGHT,
+    FOREIGN_WORD_WEIGHT,
+)
 
 
 def text_tokens(text: str) -> float:
     """The estimate for one text, in tokens."""
+    return sum(weight * count for weight, count in zip(COUNT_WEIGHTS, text_counts(text)))
+
+
+def text_counts(text: str) -> List[int]:
+    """What is weighted; ASCII text has the first of them only."""
     data = text.encode("utf-8", "surrogatepass")
     marks, starts = data.translate(BYTE_MARKS), run_starts(data.translate(RUN_MARKS))
-    tokens = sum(weight * marks.count(mark) for weight, mark, _ in ASCII_WEIGHTS)
-    tokens += sum(weight * marks.count(pattern) for weight, pattern in PATTERN_WEIGHTS)
-    tokens += sum(weight * starts.count(start) for weight, start in RUN_WEIGHTS)
+    counts = [marks.count(mark) for _, mark, _ in ASCII_WEIGHTS]
+    counts += [marks.count(pattern) for _, pattern in PATTERN_WEIGHTS]
+    counts += [starts.count(start) for _, start in RUN_WEIGHTS]
+    counts.append(len(data) - len(data.translate(None, RARE_LETTERS)))
+    counts.append(data.translate(WORD_MARKS).count(UNBROKEN))
     if not data.isascii():
-        tokens += sum(weight * marks.count(mark) for weight, mark, _ in LEAD_WEIGHTS)
-        leads = b"." + data.translate(MIDDLE_MARKS, CONTINUATION_BYTES)
-        tokens += MIDDLE_RUN_WEIGHT * leads.count(b".G")
-    return tokens
+        counts += lead_counts(data, starts.count(RUN_WEIGHTS[0][1]))
+    return counts
+
+
+def lead_counts(data: bytes, words: int) -> List[int]:
+    """The counts of what is not ASCII, in a text with so many runs of ASCII letters."""
+    marks = data.translate(BYTE_MARKS, NO_LEADS)  # a third of the bytes, or less
+    counts = [marks.count(mark) for _, mark, _ in LEAD_WEIGHTS]
+    latin = sum(counts[:2])
+    counts += [data.count(pair) for _, pair in PAIR_WEIGHTS]
+    counts.append((b"." + data.translate(MIDDLE_MARKS, CONTINUATION_BYTES)).count(b".G"))
+    counts.append(min(latin * WORDS_PER_MARK, words))
+    return counts
 
 
 def run_starts(marks: bytes) -> bytes:
