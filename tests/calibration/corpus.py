@@ -27,10 +27,20 @@ from pathlib import Path
 MOST_FILES, MOST_BYTES, LEAST_BYTES = 220, 60_000, 900
 
 SUFFIXES = {
-    "python": "py pyi", "javascript": "js mjs cjs", "typescript": "ts tsx", "c": "c h cc hpp",
-    "other code": "rs go java cs php sql rb pl pm lua tcl vim cmake", "shell": "sh bash",
-    "markup": "css xml svg", "html": "html htm", "markdown": "md rst", "json": "json",
-    "settings": "yml yaml toml ini cfg", "csv": "csv", "log": "log", "text": "txt",
+    "python": "py pyi",
+    "javascript": "js mjs cjs",
+    "typescript": "ts tsx",
+    "c": "c h cc hpp",
+    "other code": "rs go java cs php sql rb pl pm lua tcl vim cmake",
+    "shell": "sh bash",
+    "markup": "css xml svg",
+    "html": "html htm",
+    "markdown": "md rst",
+    "json": "json",
+    "settings": "yml yaml toml ini cfg",
+    "csv": "csv",
+    "log": "log",
+    "text": "txt",
 }
 KIND_OF = {suffix: kind for kind, names in SUFFIXES.items() for suffix in names.split()}
 LANGUAGES = (
@@ -102,7 +112,9 @@ def add_file(corpus: Corpus, path: Path, seen: set) -> None:
 
 def is_table(kind: str, text: str) -> bool:
     """Whether a source file holds other scripts in bulk: a table of characters, no text."""
-    return kind not in ("markdown", "html", "text") and sum(c > "\x7f" for c in text) > len(text) / 10
+    return (
+        kind not in ("markdown", "html", "text") and sum(c > "\x7f" for c in text) > len(text) / 10
+    )
 
 
 def add_json(corpus: Corpus, origin: str, text: str) -> None:
@@ -137,8 +149,11 @@ def add_diffs(corpus: Corpus, old: Path, new: Path) -> None:
         except (UnicodeDecodeError, OSError):
             continue
         name = str(path.relative_to(old))
-        corpus.add("diff", str(path), "\n".join(
-            difflib.unified_diff(*pair, f"a/{name}", f"b/{name}", lineterm="")))
+        corpus.add(
+            "diff",
+            str(path),
+            "\n".join(difflib.unified_diff(*pair, f"a/{name}", f"b/{name}", lineterm="")),
+        )
 
 
 def add_request(corpus: Corpus, path: Path) -> None:
@@ -160,7 +175,11 @@ def add_languages(corpus: Corpus, share: Path) -> None:
                 catalogue = gettext.GNUTranslations(path.open("rb"))._catalog
             except (OSError, UnicodeError, ValueError):
                 continue
-            whole = [text for key, text in catalogue.items() if key and len(str(key)) > 60 and text != key]
+            whole = [
+                text
+                for key, text in catalogue.items()
+                if key and len(str(key)) > 60 and text != key
+            ]
             corpus.add(f"language {language}", f"{language} {path.name}", "\n".join(whole))
         for path in sorted(share.glob(f"man/{language}/man*/*.gz")):
             add_manual(corpus, f"language {language}", path)
@@ -192,11 +211,24 @@ def add_blobs(corpus: Corpus) -> None:
         corpus.add("base64", str(number), base64.b64encode(data).decode())
         corpus.add("base64 lines", str(number), base64.encodebytes(data).decode())
         corpus.add("hex", str(number), data.hex())
-        corpus.add("uuids", str(number), "\n".join(re.sub(r"(.{8})(.{4})(.{4})(.{4})", r"\1-\2-\3-\4-", r) for r in rows))
-        corpus.add("numbers", str(number), "\n".join(
-            ",".join(str(chosen.randint(0, 10 ** chosen.randint(1, 7))) for _ in range(8)) for _ in range(300)))
-        corpus.add("decimals", str(number), "\n".join(
-            f"{chosen.random() * 100:.4f}\t{chosen.gauss(0, 1):.6f}" for _ in range(600)))
+        corpus.add(
+            "uuids",
+            str(number),
+            "\n".join(re.sub(r"(.{8})(.{4})(.{4})(.{4})", r"\1-\2-\3-\4-", r) for r in rows),
+        )
+        corpus.add(
+            "numbers",
+            str(number),
+            "\n".join(
+                ",".join(str(chosen.randint(0, 10 ** chosen.randint(1, 7))) for _ in range(8))
+                for _ in range(300)
+            ),
+        )
+        corpus.add(
+            "decimals",
+            str(number),
+            "\n".join(f"{chosen.random() * 100:.4f}\t{chosen.gauss(0, 1):.6f}" for _ in range(600)),
+        )
 
 
 def main() -> None:

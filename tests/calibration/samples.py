@@ -50,7 +50,9 @@ LANGUAGES = {
 
 
 def python_code(chosen: random.Random) -> str:
-    parts = ["from __future__ import annotations\n\nimport logging\n\nlog = logging.getLogger(__name__)\n"]
+    parts = [
+        "from __future__ import annotations\n\nimport logging\n\nlog = logging.getLogger(__name__)\n"
+    ]
     for _ in range(12):
         verb, noun, field = chosen.choice(VERBS), chosen.choice(SUBJECTS), chosen.choice(FIELDS)
         parts.append(f'''
@@ -71,8 +73,12 @@ def {verb}_{noun}({noun}s: list[dict], limit: int = {chosen.randint(1, 500)}) ->
 def javascript_code(chosen: random.Random) -> str:
     parts = ['import { readFile } from "node:fs/promises";\n']
     for _ in range(12):
-        verb, noun, field = chosen.choice(VERBS), chosen.choice(SUBJECTS).title(), chosen.choice(FIELDS)
-        parts.append(f'''
+        verb, noun, field = (
+            chosen.choice(VERBS),
+            chosen.choice(SUBJECTS).title(),
+            chosen.choice(FIELDS),
+        )
+        parts.append(f"""
 export async function {verb}{noun}(path, {{ timeoutMs = {chosen.randint(1, 90)}00 }} = {{}}) {{
   const rows = JSON.parse(await readFile(path, "utf8"));
   const kept = rows.filter((row) => row.{field} !== undefined && !row.isDeleted);
@@ -81,7 +87,7 @@ export async function {verb}{noun}(path, {{ timeoutMs = {chosen.randint(1, 90)}0
   }}
   return kept.map(({{ id, {field}: value }}) => ({{ id, value, timeoutMs }}));
 }}
-''')
+""")
     return "".join(parts)
 
 
@@ -89,7 +95,7 @@ def c_code(chosen: random.Random) -> str:
     parts = ["#include <stdio.h>\n#include <string.h>\n\n#define MAX_ROWS 4096\n"]
     for _ in range(12):
         verb, noun = chosen.choice(VERBS), chosen.choice(SUBJECTS)
-        parts.append(f'''
+        parts.append(f"""
 static int {noun}_{verb}(struct {noun} *self, const char *text, size_t length)
 {{
 \tif (self == NULL || length >= MAX_ROWS)
@@ -98,7 +104,7 @@ static int {noun}_{verb}(struct {noun} *self, const char *text, size_t length)
 \t\tself->rows[i & 0x{chosen.randint(15, 255):02X}] ^= (unsigned char)text[i];
 \treturn {noun}_flush(self, {chosen.randint(0, 64)});
 }}
-''')
+""")
     return "".join(parts)
 
 
@@ -145,7 +151,12 @@ def numbered(text: str) -> str:
 
 
 def diff(chosen: random.Random, text: str) -> str:
-    lines = ["diff --git a/src/rows.py b/src/rows.py", "index 3f2a91c..b7710de 100644", "--- a/src/rows.py", "+++ b/src/rows.py"]
+    lines = [
+        "diff --git a/src/rows.py b/src/rows.py",
+        "index 3f2a91c..b7710de 100644",
+        "--- a/src/rows.py",
+        "+++ b/src/rows.py",
+    ]
     for number, line in enumerate(text.splitlines()):
         if number % 12 == 0:
             lines.append(f"@@ -{number + 1},12 +{number + 1},13 @@")
@@ -174,23 +185,35 @@ def listing(chosen: random.Random) -> str:
 
 def matches(chosen: random.Random, text: str) -> str:
     return "\n".join(
-        f"{path_of(chosen)}:{number}:{line}" for number, line in enumerate(text.splitlines(), 1) if line
+        f"{path_of(chosen)}:{number}:{line}"
+        for number, line in enumerate(text.splitlines(), 1)
+        if line
     )
 
 
 def markdown(chosen: random.Random) -> str:
-    rows = "\n".join(f"| `{field}` | {chosen.choice(VERBS)} | {chosen.randint(1, 99)} % |" for field in FIELDS)
-    items = "\n".join(f"- **{noun.title()}**: see [{noun}](docs/{noun}.md), then `make {verb}`." for noun, verb in zip(SUBJECTS, VERBS))
+    rows = "\n".join(
+        f"| `{field}` | {chosen.choice(VERBS)} | {chosen.randint(1, 99)} % |" for field in FIELDS
+    )
+    items = "\n".join(
+        f"- **{noun.title()}**: see [{noun}](docs/{noun}.md), then `make {verb}`."
+        for noun, verb in zip(SUBJECTS, VERBS)
+    )
     return f"# How to read this\n\n{LANGUAGES['english']}\n\n## Fields\n\n| Field | Use | Share |\n|---|---|---:|\n{rows}\n\n## Steps\n\n{items}\n"
 
 
 def boxes(chosen: random.Random) -> str:
     names = [path_of(chosen).rpartition("/")[2] for _ in range(30)]
-    return "\n".join(f"│   ├── {name}" if number % 4 else f"├── {name} ✓" for number, name in enumerate(names))
+    return "\n".join(
+        f"│   ├── {name}" if number % 4 else f"├── {name} ✓" for number, name in enumerate(names)
+    )
 
 
 def emoji(chosen: random.Random) -> str:
-    return "\n".join(f"{chosen.choice('🚀🎉✅❌🔥📝🐛💡')} {chosen.choice(MESSAGES)} {chosen.choice('👍😀🙈🤖')}" for _ in range(20))
+    return "\n".join(
+        f"{chosen.choice('🚀🎉✅❌🔥📝🐛💡')} {chosen.choice(MESSAGES)} {chosen.choice('👍😀🙈🤖')}"
+        for _ in range(20)
+    )
 
 
 def blob(chosen: random.Random, size: int = 1500) -> bytes:
@@ -216,7 +239,9 @@ def samples() -> dict:
         "markdown": markdown(chosen),
         "boxes": boxes(chosen),
         "emoji": emoji(chosen),
-        "csv": "\n".join(",".join(str(chosen.randint(0, 99999)) for _ in range(8)) for _ in range(60)),
+        "csv": "\n".join(
+            ",".join(str(chosen.randint(0, 99999)) for _ in range(8)) for _ in range(60)
+        ),
         "base64": base64.b64encode(blob(chosen)).decode(),
         "hex": blob(chosen).hex(),
     }
