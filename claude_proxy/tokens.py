@@ -4,7 +4,7 @@ UTF-8 bytes are mapped to classes (letter, digit, lead byte of a Chinese charact
 and the runs of each class are counted and weighted. The weights were fitted to five vocabularies
 over code, logs, JSON, prose and 33 languages (tests/calibration has the script and what it found),
 so nearly all mixtures of 70 KB or more keep the promise for each of them; a short text, or one of a
-rare kind, may stray further. All text of a request is joined and counted once, in 25 to 40 ms per
+rare kind, may stray further. All text of a request is joined and counted once, in 30 to 40 ms per
 MB. Never raises on odd shapes: they count as JSON text. No I/O.
 """
 
