@@ -6,10 +6,13 @@ import base64
 import json
 import math
 import struct
+import zlib
+from pathlib import Path
 
 import pytest
 
 from claude_proxy.tokens import count_input_tokens, image_size, text_tokens
+from tests.calibration.samples import samples
 
 CODE = '''\
 class FrameReader:
@@ -126,7 +129,7 @@ O200K = {
     "tool": 177,
     "mixture": 992,
 }
-MOST_OVER = {"mixture": 1.35}  # a short text of one kind may stray further
+MOST_OVER = {"mixture": 1.35, "german": 1.65}  # a short text of one kind may stray further
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -135,27 +138,61 @@ def test_never_under_and_not_far_over(name):
     assert 1.0 <= ratio <= MOST_OVER.get(name, 1.5)
 
 
+# How far over and under a sample may be told, of the vocabularies that the weights were fitted to:
+# no weights suit them all where they differ most (one token a digit or one for three of them).
+FITTED = ("o200k", "deepseek", "qwen3.6", "gemma3", "tekken")
+TRUTH = json.loads((Path(__file__).parent / "calibration" / "samples.json").read_text())
+SAMPLES = samples()
+USUAL = ("python", "javascript", "c", "numbered", "diff", "grep", "json", "json compact", "tools",
+         "log", "ls", "markdown", "english", "german", "french", "spanish", "italian")
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_samples_against_five_vocabularies(name):
+    ratios = [text_tokens(SAMPLES[name]) / TRUTH[name][vocabulary] for vocabulary in FITTED]
+    least, most = (1.0, 1.5) if name in USUAL else (0.92, 2.3)
+    assert least <= min(ratios) and max(ratios) <= most
+
+
+@pytest.mark.parametrize("vocabulary", FITTED)
+def test_a_mixture_of_usual_samples_keeps_the_promise(vocabulary):
+    mixture = "\n".join(SAMPLES[name] for name in USUAL)
+    assert len(mixture) > 50_000
+    assert 1.0 <= text_tokens(mixture) / sum(TRUTH[name][vocabulary] for name in USUAL) <= 1.35
+
+
 CLASSES = [
     ("nothing", "", 0),
-    ("one word", "word", 1.04 + 4 * 0.01),
-    ("a run of letters at each end", "ab cd", 2 * 1.04 + 4 * 0.01),
-    ("camel case", "aB", 1.04 + 1.06 + 2 * 0.01),
-    ("capitals in pairs", "ABCDE", 1.04 + 2 * 0.40 + 5 * 0.01),
-    ("digits", "12 3", 2 * 0.97 + 3 * 0.78),
-    ("punctuation", "}); x", 0.66 + 3 * 0.20 + 1.04 + 0.01),
-    ("line ends are one run", "\r\n\r\n", 1.30),
+    ("one word", "bone", 0.98),
+    ("a run of letters at each end", "ab cd", 2 * 0.98),
+    ("rare letters", "Jazzy", 0.98 + 0.13 + 3 * 0.49),
+    ("camel case", "aB", 0.98 + 0.99 + 0.13),
+    ("capitals in pairs", "ABCDE", 0.98 + 2 * 0.11 + 5 * 0.13),
+    ("digits", "12 3", 2 * 0.83 + 3 * 0.80),
+    ("punctuation", "}); b", 0.72 + 3 * 0.19 + 0.98),
+    ("line ends are one run", "\r\n\r\n", 1.24),
     ("one blank is free", " ", 0),
-    ("blanks, two runs of two or more", "  x   y z", 2 * 1.00 + 3 * 1.05),
-    ("blanks before a tab", "  \t", 1.00 + 0.52),
-    ("a long word", "a" * 33, 1.04 + 33 * 0.01 + 2 * 4.00),
-    ("control characters", "\x00\x1b", 2 * 1.00),
-    ("Latin with marks", "\u00fc", 0.90),
-    ("Cyrillic, two words", "\u0434\u0430 \u0434\u0430", 2 * 1.15 + 4 * 0.22),
-    ("Chinese", "\u4f60\u597d", 2 * 0.75),
-    ("Hangul", "\uc548", 0.80),
-    ("a symbol", "\u2502", 2.90),
-    ("emoji", "\U0001f600", 1.50),
-    ("half an emoji", "\ud83d", 0.80),
+    ("blanks, two runs of two or more", "  b   c d", 2 * 1.06 + 3 * 0.98),
+    ("blanks before a tab", "  \t", 1.06 + 0.72),
+    ("a long word", "a" * 29, 0.98 + 2 * 4.15 + 3.20),
+    ("unbroken letters and digits", "a1" * 12, 12 * (0.98 + 0.83 + 0.80) + 3.20),
+    ("endings", "gelo tema hei den ", 4 * 0.98 + 2 * 1.06 + 2.02),
+    ("control characters", "\x00\x1b", 2 * 1.52),
+    ("Latin with marks", "\u00fc", 0.25),
+    ("Latin with other marks", "\u0151", 0.98),
+    ("one mark tells of eight words", "o o o o o o o o\u00fc o", 9 * 0.98 + 0.25 + 8 * 0.16),
+    ("marks tell of no more words than there are", "\u00fc\u00fc o", 0.98 + 2 * 0.25 + 0.16),
+    ("Greek", "\u03b4\u03b4", 0.45 + 2 * 0.49),
+    ("Cyrillic, two words", "\u0434\u0430 \u0434\u0430", 2 * 0.45 + 4 * 0.37),
+    ("Devanagari", "\u0915\u094b", 2 * 0.58 + 0.66),
+    ("Vietnamese", "\u1ec7", 0.81 - 0.61),
+    ("Chinese", "\u4f60\u597d", 2 * 1.04),
+    ("kana", "\u3042", 0.61),
+    ("Hangul", "\uc548", 0.89),
+    ("a symbol", "\u2502", 1.40),
+    ("wide punctuation", "\uff0c", 1.01),
+    ("emoji", "\U0001f600", 2.63),
+    ("half an emoji", "\ud83d", 0.89),
 ]
 
 
@@ -205,7 +242,17 @@ REQUESTS = [
     ("tools", {"messages": [], "tools": [TOOL, TOOL]}, 24, [compact(TOOL)] * 2),
     ("answer schema", {"messages": [], "output_format": TOOL}, 0, [compact(TOOL)]),
     ("unknown block", user({"type": "new", "words": PROSE}), 4,
-     [compact({"type": "new", "words": PROSE, "source": None})]),
+     [compact({"type": "new", "words": PROSE})]),
+    ("unknown block without what no model reads", user({
+        "type": "new", "text": PROSE, "signature": "x" * 999, "encrypted_index": "y" * 999}), 4,
+     [compact({"type": "new", "text": PROSE})]),
+    ("unknown block in a known one", user({"type": "tool_result", "content": {
+        "type": "new_result", "stdout": CODE, "content": [{"type": "text", "text": PROSE}]}}), 12,
+     [compact({"type": "new_result", "stdout": CODE, "content": None}), PROSE]),
+    ("compaction", user({"type": "compaction", "content": PROSE, "encrypted_content": "x" * 999}),
+     4, [PROSE]),
+    ("tool reference", user({"type": "tool_reference", "tool_name": "Grep"}), 4, ["Grep"]),
+    ("fallback", user({"type": "fallback", "from": {"model": "m"}, "to": {"model": "n"}}), 4, []),
 ]
 
 
@@ -307,6 +354,14 @@ def pdf(pages):
     return b"%PDF-1.7\n1 0 obj <</Type/Pages /Count 9>>\n" + objects
 
 
+def packed_pdf(pages, streams=1, size=0):
+    """A PDF of today: its pages stand in compressed object streams."""
+    objects = b"".join(b"<</Type/Page/Parent 1 0 R>>\n" for _ in range(pages)) + bytes(size)
+    content = zlib.compress(objects)
+    stream = b"9 0 obj <</Type /ObjStm/N %d/Length %d/Filter/FlateDecode>> stream\r\n%s\r\nendstream\n"
+    return b"%PDF-1.7\n" + stream % (pages, len(content), content) * streams
+
+
 NOISE = bytes(range(256)) * 400  # about 100 KB
 MEDIA = [
     ("small image", media("image", png(64, 64)), 1600),
@@ -322,7 +377,13 @@ MEDIA = [
         media("image", png(64, 64))["messages"][0]["content"][0]]}), 1608),
     ("in an unknown block", user({"type": "new", "source": {
         "type": "base64", "data": "A" * 99999}}), 1600 + 11),
+    ("deep in an unknown block", user({"type": "new", "parts": [
+        {"type": "newer", "picture": media("image", png(64, 64))["messages"][0]["content"][0]}]}),
+     1600 + 22),
     ("pdf", media("document", pdf(3), "application/pdf"), 6000),
+    ("pdf with compressed objects", media("document", packed_pdf(3, 2), "application/pdf"), 12000),
+    ("pdf with broken streams", media("document", packed_pdf(3).replace(b"x\x9c", b"zz") + NOISE,
+                                      "application/pdf"), 6000),
     ("pdf without visible pages", media("document", b"%PDF-1.7" + NOISE, "application/pdf"), 6000),
 ]
 
@@ -330,6 +391,11 @@ MEDIA = [
 @pytest.mark.parametrize(("name", "request_", "expected"), MEDIA, ids=[row[0] for row in MEDIA])
 def test_media_count_by_size_or_pages(name, request_, expected):
     assert count_input_tokens(request_) == pytest.approx(FRAME + 4 + expected, abs=3)
+
+
+def test_a_pdf_that_inflates_without_end_is_bounded():
+    bomb = packed_pdf(1, streams=400, size=40_000_000)
+    assert count_input_tokens(media("document", bomb, "application/pdf")) == FRAME + 4 + 100 * 2000
 
 
 def test_base64_with_line_ends_is_read():
