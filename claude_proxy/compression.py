@@ -94,7 +94,8 @@ class CompactRule(NamedTuple):
 COMPACT_RULES = tuple(CompactRule(name, scope, re.compile(pattern), *replacement)
                       for name, scope, pattern, *replacement in (
     ("trailing_blanks", TEXTS, r"(?<![ \t])[ \t]+(?=\n)"),
-    ("blank_lines", TEXTS, r"\n{3,}", "\n\n"),
+    # A text begins behind the end of a line.
+    ("blank_lines", TEXTS, r"(?:(?<=\n\n)|(?<=\A\n))\n+"),
     ("rulers", TEXTS, r"(?<=\n\n)(?:-{3,}|\*{3,}|_{3,}|[\u2500-\u257f]{3,})\n\n"),
     # Not at the beginning of a line, where it may stand for a heading; no globs, no code.
     ("bold", TEXTS, r"(?<=[\w,.;:)] )\*\*(?![\s*/])([^*`\n]+)(?<![\s/])\*\*(?![\w*/])", r"\1"),
@@ -334,7 +335,7 @@ def tears_an_element(parts: PromptParts) -> bool:
     """Whether an element begins in these lines and ends elsewhere, or the other way round."""
     open_tags: Counter[str] = Counter()
     for part in parts:
-        if part.kind != CODE:
+        if part.kind not in (CODE, KEPT):
             for tag in LONE_TAG.finditer(part.text):
                 open_tags[tag["tag"]] += -1 if tag["close"] else 1
                 if open_tags[tag["tag"]] < 0:
@@ -349,9 +350,7 @@ RULE_STEPS = {TEXTS: edit_texts, ITEMS: drop_items, ELEMENTS: drop_elements,
 def apply_rule(rule: CompactRule, parts: PromptParts) -> PromptParts:
     """The parts that a rule leaves of a block, the same list if all; it may not leave nothing."""
     left = RULE_STEPS[rule.scope](parts, rule)
-    return (
-        parts if len(left) == len(parts) and left == parts or not join_parts(left).strip() else left
-    )
+    return left if left != parts and join_parts(left).strip() else parts
 
 
 def join_parts(parts: PromptParts) -> str:
