@@ -20,7 +20,7 @@ from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 # In the order of dependence: a module imports only from those before it.
 MODULES = (
     "config", "config_load", "settings_text", "dotenv", "log", "errors", "http1", "sse", "events",
-    "tokens", "compression", "summaries",
+    "tokens", "prompt_parts", "compression", "summaries",
     "dialects/dialect", "dialects/anthropic", "dialects/carriers", "dialects/chat_options",
     "dialects/chat_blocks", "dialects/chat_tools",
     "dialects/chat_request", "dialects/chat_repairs",

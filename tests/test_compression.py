@@ -11,11 +11,25 @@ import pytest
 
 from claude_proxy import compression
 from claude_proxy.compression import (
-    CODE, COMPACT_RULES, EXAMPLE, HEADING, KEPT, KEPT_STEP, KEPT_TAGS, PLAIN,
-    apply_rule, compress_request, join_parts, parse_prompt, prompt_tokens, system_texts,
-)  # fmt: skip
+    COMPACT_RULES,
+    KEPT_STEP,
+    apply_rule,
+    compress_request,
+    prompt_tokens,
+    system_texts,
+)
 from claude_proxy.errors import ProxyError
 from claude_proxy.exchange import client_gone
+from claude_proxy.prompt_parts import (
+    CODE,
+    EXAMPLE,
+    HEADING,
+    KEPT,
+    KEPT_TAGS,
+    PLAIN,
+    join_parts,
+    parse_prompt,
+)
 from claude_proxy.tokens import text_tokens
 
 RULES = {rule.name: rule for rule in COMPACT_RULES}
@@ -79,6 +93,7 @@ CASES = [
     ("examples", "a\n<example>\nuser: 2 + 2\n\n# x\n</example>\nb\n  <good-example>c</good-example>\nd", "a\nb\nd"),
     ("examples", "a\n<example>\nb\n<example>c</example>\n</example>\nd", "a\nd"),
     ("examples", "Use <example> tags.\n<example>a</example> b\n<example>c", "Use <example> tags.\n<example>a</example> b\n<example>c"),
+    ("examples", "IMPORTANT: a\n<example>b</example>\n====\nc", "IMPORTANT: a\n<example>b</example>\n====\nc"),
     ("examples", "```\n<example>a</example>\n```\n", "```\n<example>a</example>\n```\n"),
     ("examples", "a\n<example>\n<env>\nb\n</env>\n</example>\n", "a\n<example>\n<env>\nb\n</env>\n</example>\n"),
     ("example_sections", "a\n## Examples:\nb\n### c\nd\n## e\nf", "a\n## e\nf"),
@@ -90,6 +105,7 @@ CASES = [
     ("tone", "a\n# 3. Tone and Style:\nb\n\nc\nOther\n=====\nd", "a\nOther\n=====\nd"),
     ("tone", "# Tones\na\n# Style guide of the project\nb\n# A tone\nc", "# Tones\na\n# Style guide of the project\nb\n# A tone\nc"),
     ("tone", "# a\n```\n# Tone\nb\n```\n", "# a\n```\n# Tone\nb\n```\n"),
+    ("tone", "a\r\n```\r\n# Tone\r\n```\r\n# Tone\r\nb\r\n# c\r\n", "a\r\n```\r\n# Tone\r\n```\r\n# c\r\n"),
     ("tone", "a\n# Tone\nb\n```\n# c\n```\n\nd\n# e\n", "a\n# e\n"),
     ("tone", "<guide>\n# Tone\na\n</guide>\n# b", "<guide>\n# Tone\na\n</guide>\n# b"),
     ("tone", "# Tone\na\n<b>\nc\n</b>\n# d", "# d"),
