@@ -25,7 +25,7 @@ from claude_proxy.prompt_parts import (
     KEPT,
     PLAIN,
     PROMPT_ITEM,
-    TAG,
+    TAG_NAME,
     PromptPart,
     PromptParts,
     PromptSection,
@@ -125,7 +125,7 @@ def kept_lines(parts: PromptParts) -> PromptParts:
     return [p for p in parts if p.kind == KEPT or p.kind == HEADING and p.sections[-1] in used]
 
 
-LONE_TAG = re.compile(rf"^[ \t]*<(?P<close>/?){TAG}[ \t]*$", re.MULTILINE)
+LONE_TAG = re.compile(rf"^[ \t]*<(?P<close>/?){TAG_NAME}[ \t]*$", re.MULTILINE)
 
 
 def tears_an_element(parts: PromptParts) -> bool:

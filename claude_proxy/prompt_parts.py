@@ -88,14 +88,14 @@ def any_of(table: Sequence[Tuple[str, str]]) -> Pattern[str]:
 
 
 KEPT_HEADING, KEPT_ITEM = any_of(KEPT_HEADINGS), any_of(KEPT_ITEMS)
-TAG = r"(?P<tag>[A-Za-z][\w-]*)(?=[\s/>])[^<>\n]*>"
-ELEMENT_TAG = re.compile(rf"(?P<line>^[ \t]*)?<(?P<close>/?){TAG}", re.MULTILINE)
+TAG_NAME = r"(?P<tag>[A-Za-z][\w-]*)(?=[\s/>])[^<>\n]*>"
+ELEMENT_TAG = re.compile(rf"(?P<line>^[ \t]*)?<(?P<close>/?){TAG_NAME}", re.MULTILINE)
 # Each of these begins a line, so that a look at every line is all it takes to find them.
 PROMPT_MARK = re.compile(
     rf"^(?:(?P<rest>[ \t]*(?:{KEPT_REST}))"
     r"|(?P<fence>[ \t]*(?P<ticks>`{3,}|~{3,})[^`\n]*(?:\n|\Z))"
     r"|(?P<heading>(?P<hashes>\#{1,6})[ \t]+(?P<title>[^\n]+)(?:\n|\Z))"
-    rf"|(?P<element>[ \t]*<{TAG})"
+    rf"|(?P<element>[ \t]*<{TAG_NAME})"
     r"|(?P<underlined>(?P<over>[^\n]*)\n={3,}[ \t\r]*(?:\n|\Z)))",
     re.MULTILINE,
 )
