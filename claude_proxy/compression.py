@@ -164,14 +164,13 @@ class PromptBudget:
     """
 
     def __init__(self, limit: int, blocks: Sequence[PromptParts]) -> None:
-        self._limit = limit
         kept = prompt_tokens([part.text for parts in blocks for part in parts if part.kind == KEPT])
         self.room = limit - math.ceil(kept / KEPT_STEP) * KEPT_STEP
 
     def holds(self, blocks: Sequence[PromptParts]) -> bool:
+        # Parts end with lines, so that together they come to no more than one by one.
         others = [part.text for parts in blocks for part in parts if part.kind != KEPT]
-        texts = [join_parts(parts) for parts in blocks]
-        return text_tokens("".join(others)) <= self.room and prompt_tokens(texts) <= self._limit
+        return prompt_tokens(others) <= self.room
 
 
 def compact_blocks(

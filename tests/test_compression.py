@@ -295,7 +295,6 @@ def test_the_same_prompt_gives_the_same_bytes(limit):
     assert first == second
 
 
-@pytest.mark.parametrize("limit", [1, 2900, 3500, 4000])
 @pytest.mark.parametrize("old,new", [
     ("2026-11-21", "2026-11-22"),
     (" M a.py", " M a.py\n M b.py\n?? # Tone"),
@@ -303,11 +302,18 @@ def test_the_same_prompt_gives_the_same_bytes(limit):
     ("/src/app\n", "/src/another/app\n"),
     ("Prefer Read to Bash.", "Prefer Read to Bash; never use cat."),
 ], ids=["date", "status", "commit", "directory", "policy"])  # fmt: skip
-def test_a_change_in_what_is_kept_changes_nothing_else(old, new, limit):
+def test_a_change_in_what_is_kept_changes_nothing_else(old, new):
     text = LONG + "\n" + " M z.py\n" * fill_to_middle_of_step()
     changed = text.replace(old, new)
     assert changed != text and text.count(old) == 1
-    assert compact(changed, limit) == compact(text, limit).replace(old, new)
+    # Limits that it just fits after one rule or another, and a longer one does not.
+    parts, limits = parse_prompt(text), [1, 3500, 4000]
+    for rule in COMPACT_RULES:
+        parts = apply_rule(rule, parts)
+        limits.append(prompt_tokens([join_parts(parts)]))
+    assert len(set(limits)) > 7
+    for limit in set(limits):
+        assert compact(changed, limit) == compact(text, limit).replace(old, new)
 
 
 def fill_to_middle_of_step():
@@ -390,7 +396,7 @@ MILLION, FEWER = 1_000_000, 100_000
 @pytest.mark.parametrize("unit,size", [
     *((unit, MILLION) for unit in (" ", "\n", "#", "<", "\t", "`")),
     *((unit, FEWER) for unit in ("*", "<env ", "</env ", "<example>", "<example>\n", "**a ", "_ ", "~/", "\n\n---", "1", "!\n",
-                                 "=\n", "# a\n", "# Tone\n", "x \n", "- a\n", "```\n", "<a>\n", "secure\n\n")),
+                                 "=\n", "# a\n", "# Tone\n", "x \n", "- a\n", "```\n", "```x\n", "<a>\n", "secure\n\n")),
 ], ids=repr)  # fmt: skip
 def test_a_long_prompt_takes_linear_time(unit, size):
     """Whatever goes back over what it has seen would take minutes."""
