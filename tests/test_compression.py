@@ -311,8 +311,9 @@ def test_a_change_in_what_is_kept_changes_nothing_else(old, new):
     for rule in COMPACT_RULES:
         parts = apply_rule(rule, parts)
         limits.append(prompt_tokens([join_parts(parts)]))
-    assert len(set(limits)) > 7
-    for limit in set(limits):
+    limits = {limit for limit in limits if limit < prompt_tokens([text])}  # else it stays as it is
+    assert len(limits) > 7
+    for limit in limits:
         assert compact(changed, limit) == compact(text, limit).replace(old, new)
 
 
