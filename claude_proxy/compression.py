@@ -222,8 +222,8 @@ def compress_request(
 def system_texts(system: Any) -> List[str]:
     if isinstance(system, str):
         return [system]
-    return [block["text"] for block in system if is_system_text(block)] if isinstance(
-        system, list) else []  # fmt: skip
+    blocks = system if isinstance(system, list) else []
+    return [block["text"] for block in blocks if is_system_text(block)]
 
 
 def is_system_text(block: Any) -> bool:
@@ -296,6 +296,5 @@ def usable_summary(text: str, tokens: int, summarize: Summarize) -> Optional[str
 def put_summary(parts: PromptParts, summary: str) -> PromptParts:
     """The summary where the first of the texts stood that it stands for; what is kept stays."""
     places = [n for n, part in enumerate(parts) if part.kind != KEPT and part.text.strip()]
-    texts = {places[0]: f"\n{summary}\n\n"}
-    return [part._replace(text=texts.get(n, "")) if n in places else part
-            for n, part in enumerate(parts)]  # fmt: skip
+    texts = {**dict.fromkeys(places, ""), places[0]: f"\n{summary}\n\n"}
+    return [p._replace(text=texts[n]) if n in texts else p for n, p in enumerate(parts)]

@@ -159,7 +159,8 @@ class PromptParser:
     def _element(self, mark: re.Match[str]) -> Tuple[str, int]:
         name, end = mark["tag"].lower(), self._ends.get(mark.start())
         if name in KEPT_TAGS:
-            return KEPT, line_end(self._text, end or len(self._text))
+            alone = mark.end() if mark[0].endswith("/>") else len(self._text)
+            return KEPT, line_end(self._text, end or alone)
         if name not in EXAMPLE_TAGS or end is None:
             return "", mark.end()
         inside, rest = self._text[mark.start() : end], self._text[end : line_end(self._text, end)]

@@ -178,6 +178,10 @@ def test_an_element_that_does_not_end_is_kept_to_the_end():
     assert compact(f"# Tone\n{FILLER}{text}") == f"# Tone\n{text}"
 
 
+def test_an_element_without_contents_is_kept_alone():
+    assert compact(f"# Tone\n{FILLER}<project name='a'/>  \n{FILLER}# Other\nb") == "# Tone\n<project name='a'/>  \n# Other\nb"
+
+
 def test_code_that_does_not_end_hides_nothing():
     kept = "# Environment\na  \n"
     assert compact(f"# Tone\n{FILLER}```\nb\n{kept}# Other\nc") == f"{kept}# Other\nc"
@@ -485,7 +489,7 @@ def test_a_change_in_what_is_kept_asks_for_the_same_summary():
 
 def test_the_tables_are_data():
     """A pattern that matches nothing, or everything, would make its rule useless or dangerous."""
-    for rule in COMPACT_RULES[:]:
+    for rule in COMPACT_RULES:
         assert rule.scope in compression.RULE_STEPS
         if rule.scope == compression.SECTIONS:
             assert not rule.pattern.fullmatch("") and not rule.pattern.fullmatch("anything else")
