@@ -18,6 +18,7 @@ from itertools import chain
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 from claude_proxy.agents import SESSION_HEADER, AgentCalls, CallListener, find_agent, heard_events
+from claude_proxy.compression import Summarize, compress_request
 from claude_proxy.config import Config
 from claude_proxy.dialects.dialect import Dialect, parse_json_object
 from claude_proxy.dialects.text_turns import text_tool_events
@@ -28,8 +29,9 @@ from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.json_edit import read_members
 from claude_proxy.relay import RelayWatch, note_whole_answer, relayed_response_headers
 from claude_proxy.routes import RouteFacts, plan_routes
-from claude_proxy.routing import Route
+from claude_proxy.routing import Route, choose_route
 from claude_proxy.sse import encode_json
+from claude_proxy.summaries import Summaries, summary_request
 from claude_proxy.tokens import count_input_tokens
 from claude_proxy.transport import UpstreamResponse
 from claude_proxy.upstreams.anthropic import AnthropicUpstream, fold_stream, relayed_body
@@ -59,6 +61,7 @@ class Answerer(NamedTuple):
     upstreams: Dict[str, Upstream]
     agent_calls: AgentCalls
     agent_prompts: Mapping[str, str]
+    summaries: Summaries
 
 
 class Asking(NamedTuple):
@@ -161,9 +164,37 @@ def answer_by(
     exchange.form = answer_form(
         exchange, asking.dialect, asking.streaming, answerer.config.ping_interval
     )
+    request = compressed_request(answerer, request, exchange)
     events = asked_events(upstream, request, exchange, as_text)
     first = next(events)  # until here an error is a status, and another route can be tried
     return encoded_answer(answerer, asking, first, events)
+
+
+def compressed_request(answerer: Answerer, request: Request, exchange: Exchange) -> Request:
+    """The request with a shorter system prompt, where settings want that and it is too long."""
+    config = answerer.config
+    if config.prompt_compression == "none":
+        return request
+    summarize: Optional[Summarize] = None
+    if config.prompt_compression == "summarize":
+        ask = partial(asked_summary, answerer, exchange)
+        summarize = partial(answerer.summaries.summary, ask=ask)
+    request, notes = compress_request(request, config.prompt_max_system_tokens, summarize)
+    exchange.notes += notes
+    return request
+
+
+def asked_summary(answerer: Answerer, exchange: Exchange, text: str, tokens: int) -> str:
+    """One call of the small model; ProxyError if it gives no whole answer."""
+    route = choose_route(answerer.config, "haiku")
+    upstream = answerer.upstreams.get(route.upstream)
+    if upstream is None:
+        raise ProxyError(404, f"the upstream {route.upstream} of the small model is not configured")
+    request = {**summary_request(text, tokens), "model": route.model}
+    message = events_to_message(check_grammar(upstream.stream(request, exchange)))
+    if message.get("stop_reason") == "max_tokens":
+        raise ProxyError(502, "the summary was cut off")
+    return "".join(b["text"] for b in message["content"] if b.get("type") == "text")
 
 
 def note_route(asking: Asking, route: Route) -> None:

@@ -40,6 +40,7 @@ from claude_proxy.inflight import Inflight
 from claude_proxy.log import Log
 from claude_proxy.pool import make_ssl_context
 from claude_proxy.routing import choose_route, listed_models
+from claude_proxy.summaries import Summaries
 from claude_proxy.tokens import count_input_tokens
 from claude_proxy.transport import Timeouts, Transport
 from claude_proxy.upstreams.anthropic import AnthropicUpstream
@@ -109,7 +110,7 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     made = {name: make(config, transport) for name, make in UPSTREAMS.items()}
     upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
     prompts = read_agent_prompts(config.subagent_folders)
-    answerer = Answerer(config, upstreams, AgentCalls(), prompts)
+    answerer = Answerer(config, upstreams, AgentCalls(), prompts, Summaries(time.monotonic))
     return App(config, log, upstreams, transport, inflight, answerer)
 
 

@@ -77,6 +77,9 @@ COMPACT_RULES = tuple(CompactRule(name, scope, re.compile(pattern), *replacement
                             r"|no time estimates|planning without timelines|code references.*"),
     ("context", SECTIONS, r"context management"),
     ("habits", SECTIONS, r"doing tasks|following conventions|proactiveness"),
+    # How to keep a memory; what is in it comes under its file's name, and stays.
+    ("memory_howto", SECTIONS, r"types of memory|what not to save.*|when to access.*"
+                               r"|before recommending.*|memory and other.*"),
 ))  # fmt: skip
 LOSSLESS_RULES = tuple(rule for rule in COMPACT_RULES if rule.scope == TEXTS)
 

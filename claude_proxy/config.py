@@ -162,7 +162,6 @@ def pattern_parser(pattern: str, expected: str) -> Callable[[str], str]:
 parse_text = pattern_parser(r"[^\x00-\x1f\x7f-\x9f]*", "must be one line of text")
 parse_header_text = pattern_parser(HEADER_TEXT, "must be one line of printable ASCII")
 parse_api_version = pattern_parser(r"[A-Za-z0-9.-]*", "must be a version such as 2024-10-21")
-parse_compression = pattern_parser("none", "only none is accepted in this version")
 parse_redcap_token = pattern_parser(
     REDCAP_TOKEN + "|", "must be a REDCap API token: 32 hexadecimal digits, and no super token"
 )
@@ -406,10 +405,11 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("TEXT_TOOLS_MODELS", "", parse_names,
             "models, or globs, that cannot call tools: they are told and called in text",
             "Models"),
-    Setting("PROMPT_COMPRESSION", "none", parse_compression,
-            "only none is accepted in this version", "Models"),
+    Setting("PROMPT_COMPRESSION", "none", choice_parser("none", "compact", "summarize"),
+            "how a long system prompt is shortened: none, compact (by rules) or summarize",
+            "Models"),
     Setting("PROMPT_MAX_SYSTEM_TOKENS", "4096", number_parser(1, 10**9),
-            "used with PROMPT_COMPRESSION", "Models"),
+            "with PROMPT_COMPRESSION: tokens of a system prompt that stays as it is", "Models"),
     Setting("SUBAGENT_MAPPINGS", "", parse_agent_map,
             "comma list of agent:model; requests of these Claude Code agents go there", "Routing"),
     Setting("SUBAGENT_FOLDERS", "", parse_names,

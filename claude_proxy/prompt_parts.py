@@ -17,7 +17,7 @@ from typing import Dict, List, NamedTuple, Pattern, Tuple
 KEPT_HEADINGS = (
     ("environment", r"env(?:ironment)?\b|system info|(?:\w+ )?working director|platform\b"
                     r"|scratchpad|git ?status|(?:current|today's) ?(?:date|time)"),
-    ("project context", r"project|repository|codebase|workspace|(?:\w+ )?memor(?:y|ies)\b"
+    ("project context", r"project|repository|codebase|workspace"
                         r"|(?:users?|custom)\b.* (?:instructions|rules|preferences)"),
     ("the user's choice", r"language\b|output style|\w+ style active"),
     ("safety", r"(?:\w+ )?(?:security|safety|privacy|compliance|permissions?|guardrails)\b"

@@ -55,7 +55,8 @@ ENVIRONMENT = ("# Environment\nYou work in this environment: \n - Primary workin
 CONTEXT = "# Context management\nLong conversations are summarized for you.\n\n" + FILLER * 3 + "\n"
 GIT_STATUS = "gitStatus: As it was at the start.\n\nCurrent branch: main\n\nStatus:\n M a.py\n\nRecent commits:\n1a2b3c4 first\n\n\n# end"
 INTRODUCTION = "\nYou are an agent that helps with software.\n\nIMPORTANT: Refuse to build what does harm.\n\n"
-KEPT_OF_LONG = [INTRODUCTION.strip(), SYSTEM, SAFE_HABIT, CARE, TOOLS, MEMORY, ENVIRONMENT, GIT_STATUS]
+MEMORY_PLACE = "Your memory is at `/home/a/.claude/projects/-src-app/memory/`.\n"
+KEPT_OF_LONG = [INTRODUCTION.strip(), SYSTEM, SAFE_HABIT, CARE, TOOLS, MEMORY_PLACE, ENVIRONMENT, GIT_STATUS]
 LONG = (INTRODUCTION + SYSTEM + HABITS + SAFE_HABIT + HELP + "\n" + CARE + TOOLS + TONE + NARRATION
         + MEMORY + ENVIRONMENT + CONTEXT + GIT_STATUS)  # fmt: skip
 ATTRIBUTION = "x-anthropic-billing-header: cc_version=2.1.197.fa0; cc_entrypoint=cli;"
@@ -114,6 +115,7 @@ CASES = [
     ("narration", NARRATION + "# Professional objectivity\na\n# Output format\nb", "# Output format\nb"),
     ("context", "# Context management\na\n# Context\nb", "# Context\nb"),
     ("habits", "# Doing tasks\na\n - b\n# Doing the dishes\nc", "# Doing the dishes\nc"),
+    ("memory_howto", "# Memory\na\n## Types of memory\nb\n## What not to save in memory\nc\n## Index\nd", "# Memory\na\n## Index\nd"),
 ]  # fmt: skip
 
 
@@ -140,7 +142,6 @@ UNTOUCHED = {
     "instructions from a file": "Instructions from: /a/AGENTS.md\n# Tone\na  \n",
     "project section": "## Project context\na  \n\n\n\n<example>b</example>\n",
     "custom instructions": "## User's custom instructions\na  \n",
-    "memory": "## Memory\na  \n\n\n\n<examples>\nb\n</examples>\n",
     "git status": "gitStatus: a\n\nStatus:\n M b  \n\n\n\n# Tone\nc\n",
     "identity": "You are an assistant of the ward.  \n",
     "attribution": ATTRIBUTION + "\n",
@@ -272,10 +273,7 @@ def test_the_long_prompt():
     tight, notes = compress_request(request, 200)
     text = tight["system"][2]["text"]
     assert notes[1:] == ["system=over_limit"] and all(kept in text for kept in KEPT_OF_LONG)
-    rest = text
-    for kept in KEPT_OF_LONG:
-        rest = rest.replace(kept, "")
-    assert rest.split() == ["#", "Doing", "tasks"]  # the heading of what is kept below it
+    assert not any(gone in text for gone in (HABITS, HELP, TONE, NARRATION, CONTEXT, "Types of memory"))
 
 
 def test_what_cannot_be_shortened_is_said_to_be_too_long():
@@ -435,11 +433,11 @@ def test_a_summary_stands_where_the_text_stood():
     before, left = (prompt_tokens(system_texts(r["system"])) for r in (request, after))
     assert notes == [f"system=summarize:{before}>{left}"] and left <= 3600
     assert in_order([INTRODUCTION.rstrip("\n"), SYSTEM, "\n# In short\nBe brief.\n\n", SAFE_HABIT, CARE, TOOLS,
-                     MEMORY, ENVIRONMENT, GIT_STATUS], text)  # fmt: skip
+                     MEMORY_PLACE, ENVIRONMENT, GIT_STATUS], text)  # fmt: skip
     (asked, tokens), = model.asked
     assert TONE in asked and NARRATION in asked and HABITS in asked
     assert not any(kept in asked for kept in KEPT_OF_LONG)
-    assert tokens == 512
+    assert tokens == 2048
     assert after["messages"] is request["messages"] and after["tools"] is request["tools"]
 
 

@@ -122,7 +122,7 @@ WRONG = [
     ("MODEL_MAP", "a=b,=canary", "name=model"),
     ("MODEL_MAP", "canary=", "name=model"),
     ("BIG_MODEL", "canary\nx", "one line"),
-    ("PROMPT_COMPRESSION", "compact", "only none is accepted in this version"),
+    ("PROMPT_COMPRESSION", "canary", "none, compact, summarize"),
     ("LOG_LEVEL", "canary", "debug, info, warning, error, critical"),
     ("LOG_FORMAT", "canary", "auto, text, json"),
     ("CUSTOM_HEADER_X_A", "canary\r\nx: y", "one line"),

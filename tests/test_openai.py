@@ -72,7 +72,7 @@ def test_limits(wanted, limits, sent):
     ({"CUSTOM_HEADER_USER_AGENT": "me"}, {"user-agent": "me", "authorization": "Bearer the-key"}),
 ])
 def test_headers(environ, expected):
-    headers = openai_headers(config(AZURE, **environ))
+    headers = openai_headers(config(AZURE, **environ), "the-key")
     assert len({name for name, _ in headers}) == len(headers)
     assert dict(headers).items() >= expected.items()
     assert ("api-key" in dict(headers)) is ("api-key" in expected)

@@ -154,7 +154,7 @@ def test_limits_are_read_in_the_background_and_kept_to(start):
     answer = ask(proxy.port, body, fields=("x-proxy-notes: 1",))
     asked = [request for request in upstream.requests if request.line.startswith("POST")]
     assert asked[-1].json["max_tokens"] == 2000 and "max_tokens=64000>2000" in answer.headers["x-proxy-notes"]
-    long = message_body("word " * 6500, model="claude-opus-4-8", max_tokens=64000)
+    long = message_body("word " * 4600, model="claude-opus-4-8", max_tokens=64000)
     assert texts(ask(proxy.port, long)) == "fine"
     asked = [request for request in upstream.requests if request.line.startswith("POST")]
     assert 1024 <= asked[-1].json["max_tokens"] < 2000

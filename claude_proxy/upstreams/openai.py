@@ -46,6 +46,7 @@ from claude_proxy.errors import (
 )
 from claude_proxy.events import Event, EventWriter, Request
 from claude_proxy.exchange import Exchange
+from claude_proxy.keys import KeyRing, ask_with_keys, parse_keys
 from claude_proxy.limits import (
     LIMIT_PATHS,
     ModelCatalog,
@@ -83,7 +84,9 @@ class OpenAIUpstream:
     def __init__(self, config: Config, transport: Transport) -> None:
         self._config = config
         self._transport = transport
-        self._headers = openai_headers(config)
+        keys = parse_keys(config.openai_api_key)
+        self._ring = KeyRing(keys, time.monotonic, config.key_cooldown)
+        self._headers = {key: openai_headers(config, key) for key in (*keys, "")}
         self._profile = chat_profile(config)
         # Model -> what its provider has taught; written whole, so that readers need no lock.
         self._learned: Dict[str, ChatOptions] = {}
@@ -154,7 +157,7 @@ class OpenAIUpstream:
         while True:
             notes: List[str] = []
             chat, body, tokens = chat_body(request, options, notes)
-            response = self._transport.request(exchange, self._call(model, body))
+            response = self._request(exchange, model, body)
             if response.status == 200:
                 exchange.notes += notes
                 self._learn(model, tried[0], options, exchange)
@@ -188,9 +191,19 @@ class OpenAIUpstream:
         self._missing_path = "/v1"
         return True
 
-    def _call(self, model: str, body: bytes) -> Call:
+    def _request(self, exchange: Exchange, model: str, body: bytes) -> UpstreamResponse:
         target, path = split_url(chat_url(self._config, model, self._missing_path))
-        return Call("POST", target, path, self._headers, body)
+
+        def send(key: str) -> UpstreamResponse:
+            call = Call("POST", target, path, self._headers[key], body)
+            return self._transport.request(exchange, call)
+
+        return ask_with_keys(self._ring, send, exchange) if len(self._ring) > 1 else send(self._key)
+
+    @property
+    def _key(self) -> str:
+        """The key where there is only one; "" for none."""
+        return self._ring.take() or ""
 
     def _failure(
         self, response: UpstreamResponse, body: bytes, request: Request, exchange: Exchange
@@ -222,7 +235,7 @@ class OpenAIUpstream:
 
     def _fetch_limits_from(self, url: str, exchange: Exchange) -> Dict[str, ModelLimits]:
         target, path = split_url(url)
-        call = Call("GET", target, path, self._headers, b"", once=True)
+        call = Call("GET", target, path, self._headers[self._key], b"", once=True)
         with closing(self._transport.request(exchange, call)) as response:
             return decode_limits(response.read()) if response.status == 200 else {}
 
@@ -333,11 +346,11 @@ def azure_deployment(base: str, model: str) -> str:
     return f"{root}/openai/deployments/{quote(model, safe='', errors='replace')}"
 
 
-def openai_headers(config: Config) -> Tuple[Tuple[str, str], ...]:
+def openai_headers(config: Config, key: str) -> Tuple[Tuple[str, str], ...]:
     """The headers of every call, with the key as this provider wants it."""
     own = [("content-type", "application/json"), ("accept", "text/event-stream")]
-    if config.openai_api_key and config.azure_api_version:
-        own.append(("api-key", config.openai_api_key))
-    elif config.openai_api_key:
-        own.append(("authorization", f"Bearer {config.openai_api_key}"))
+    if key and config.azure_api_version:
+        own.append(("api-key", key))
+    elif key:
+        own.append(("authorization", f"Bearer {key}"))
     return call_headers(config, own)
