@@ -19,8 +19,8 @@ from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 
 # In the order of dependence: a module imports only from those before it.
 MODULES = (
-    "config", "config_load", "settings_text", "dotenv", "log", "errors", "http1", "sse", "events",
-    "tokens",
+    "config", "config_load", "settings_text", "dotenv", "log", "overflow", "errors", "http1",
+    "sse", "events", "tokens",
     "dialects/dialect", "dialects/anthropic", "dialects/carriers", "dialects/chat_options",
     "dialects/chat_blocks", "dialects/chat_tools",
     "dialects/chat_request", "dialects/chat_repairs",
