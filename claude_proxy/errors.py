@@ -202,7 +202,7 @@ ERROR_RULES: Tuple[Tuple[re.Pattern, int, Tuple[int, ...]], ...] = tuple(
         (r"not_found|NotFoundError", 404, ()),
         (r"timed?[ _-]?out|deadline_exceeded", 504, ()),
         (r"request_too_large|payload too large", 413, ()),
-        (r"context_length_exceeded|invalid[_ ]request|invalid_argument|bad_?request|content_filter"
+        (r"invalid[_ ]request|invalid_argument|bad_?request|content_filter"
          r"|content_policy", 400, ()),
     )
 )  # fmt: skip
@@ -405,7 +405,9 @@ def error_text_in(data: Any, level: int = 0) -> str:
         own = with_place(own, data["loc"])
     metadata = data.get("metadata")
     if isinstance(metadata, dict) and metadata.get("raw"):
-        return with_own_words(own, metadata)
+        name = metadata.get("provider_name")
+        inner = own_words(metadata["raw"], level + 1)
+        return f"{own} ({name if isinstance(name, str) else 'provider'}: {inner})"
     return own
 
 
@@ -422,12 +424,12 @@ def with_place(message: str, place: List[Any]) -> str:
     return f"{message} ({'.'.join(steps)})" if message and steps else message
 
 
-def with_own_words(message: str, metadata: Mapping[str, Any]) -> str:
+def own_words(raw: Any, level: int) -> str:
     """OpenRouter's own message says only that a provider failed; the provider's is in `raw`."""
-    raw, name = metadata["raw"], metadata.get("provider_name")
-    raw = raw if isinstance(raw, str) else error_as_json(raw)
-    inner = upstream_error_text(raw.encode("utf-8", "replace"))
-    return f"{message} ({name if isinstance(name, str) else 'provider'}: {inner})"
+    data = json_or_not(raw) if isinstance(raw, str) else raw
+    if data is NOT_JSON:
+        return upstream_error_text(raw.encode("utf-8", "replace"))
+    return error_text_in(data, level) or (raw if isinstance(raw, str) else error_as_json(raw))
 
 
 def told_beside(text: str, data: Any) -> ToldError:

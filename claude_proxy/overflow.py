@@ -103,7 +103,7 @@ NOT_OVERFLOW = re.compile(
 # That the answer's limit is out of its own range says nothing of the prompt.
 ANSWER_OUT_OF_RANGE = re.compile(
     r"\bmax_(?:completion_|output_|new_)?tokens\b['\"`]? ?(?:value |parameter )?(?:\(\d{1,15}\) )?"
-    r"(?:exceeds?|is too large|is greater|must be|should be|cannot)\b|range of max_tokens",
+    r"(?:exceeds?|is too large|is greater|must be|should be|cannot)\b",
     re.IGNORECASE,
 )
 # 131,072 as well as 131072
