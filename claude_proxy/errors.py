@@ -117,7 +117,8 @@ def upstream_error(
     """Turn an upstream's failed answer into the error that the client is told.
 
     `headers` have lower-case names. `prompt_tokens` is our own estimate, for overflow messages
-    without the number; a `retry-after` date counts from `now` (seconds since the epoch).
+    without the number, and so are `max_tokens`, what was asked for the answer, and the model's
+    `window`, if known. A `retry-after` date counts from `now` (seconds since the epoch).
     """
     text = upstream_error_text(body)
     told = told_beside(text, json_or_not(body.decode("utf-8", "replace")))
