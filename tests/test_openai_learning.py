@@ -171,7 +171,7 @@ def test_a_server_that_cuts_silently_is_not_asked(start):
     answer = ask(proxy.port, message_body("word " * 9000, model="claude-opus-4-8"))
     assert answer.status == 400 and answer.headers["x-should-retry"] == "false"
     assert answer.json["error"]["message"].startswith("prompt is too long: ")
-    assert answer.json["error"]["message"].endswith(" tokens > 4096 maximum")
+    assert " tokens > 4096 maximum" in answer.json["error"]["message"]
     assert not [request for request in upstream.requests if request.line.startswith("POST")]
 
 

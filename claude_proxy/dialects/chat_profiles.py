@@ -164,7 +164,10 @@ PROFILES: Dict[str, Profile] = {
     ),
     "vllm": Profile((), {**LOCAL, "replay": "reasoning", "prefill": "continue"}, LOCAL_MODELS),
     "llamacpp": Profile(
-        (), {**LOCAL, "replay": "reasoning_content", "schema_level": 1}, LOCAL_MODELS
+        # A choice that names a tool is passed over without a word.
+        (),
+        {**LOCAL, "replay": "reasoning_content", "schema_level": 1, "named_choice": False},
+        LOCAL_MODELS,
     ),
     "ollama": Profile(
         (":11434",),

@@ -162,7 +162,7 @@ class ChatAnswer:
     def chunk(self, chunk: Dict[str, Any]) -> Iterable[Event]:
         """The events that a chunk leads to."""
         if chunk.get("error") or chunk.get("object") == "error":
-            raise upstream_error_object(chunk)
+            raise upstream_error_object(chunk, self._asked.input_estimate())
         if not self._upstream_id:
             self._note_id(chunk.get("id"))
         if chunk.get("usage") or chunk.get("x_groq"):

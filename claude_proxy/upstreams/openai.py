@@ -40,7 +40,6 @@ from claude_proxy.dialects.text_turns import text_tool_events
 from claude_proxy.errors import (
     NO_RETRY,
     ProxyError,
-    overflow_message,
     upstream_error,
     upstream_error_text,
 )
@@ -54,6 +53,7 @@ from claude_proxy.limits import (
     decode_limits,
     limited_options,
 )
+from claude_proxy.overflow import overflow_message, overflow_words
 from claude_proxy.pool import split_url
 from claude_proxy.reasoning_memory import ReasoningMemory, with_recalled
 from claude_proxy.sse import encode_json
@@ -64,6 +64,8 @@ from claude_proxy.upstreams.upstream import call_headers
 # So many refusals of one request teach something; then the client is told.
 MOST_REPAIRS = 4
 
+# Refusals that may be about the prompt's length.
+COUNTED_STATUSES = (400, 413, 422, 429)
 # Longest time for asking what models there are.
 LIMITS_SECONDS = 15.0
 
@@ -208,8 +210,11 @@ class OpenAIUpstream:
     def _failure(
         self, response: UpstreamResponse, body: bytes, request: Request, exchange: Exchange
     ) -> ProxyError:
-        tokens = count_input_tokens(request) if response.status in (400, 413, 422) else 0
-        error = upstream_error(response.status, response.headers, body, tokens, time.time())
+        tokens = count_input_tokens(request) if response.status in COUNTED_STATUSES else 0
+        wanted, window = request.get("max_tokens") or 0, self._options(request["model"]).window
+        error = upstream_error(
+            response.status, response.headers, body, tokens, time.time(), wanted, window
+        )
         if error.status == 404:
             self._missing_path = ""
             asked, model = self._config.openai_base_url, request.get("model", "")
@@ -273,7 +278,7 @@ def chat_body(
     if options.window and tokens + wanted > options.window:
         tokens = count_input_tokens(request)
         if options.cuts_silently and tokens > options.window:
-            long = f"prompt is too long: {tokens} tokens > {options.window} maximum"
+            long = overflow_words(tokens, 0, options.window, "the upstream would cut it silently")
             raise ProxyError(400, long, headers=[NO_RETRY])
         room = options.window - tokens
         if LEAST_ROOM <= room < wanted:
@@ -293,7 +298,8 @@ def repair_of(
 ) -> Optional[ChatOptions]:
     """Options that a refused body's answer asks for."""
     text = upstream_error_text(refusal)
-    overflow = overflow_message(text, refusal.decode("utf-8", "replace")) or ""
+    wanted = chat.get(options.max_tokens_key) or 0
+    overflow = overflow_message(text, refusal.decode("utf-8", "replace"), 0, wanted) or ""
     return repaired_options(options, status, named_parameter(refusal) + text, chat, overflow)
 
 
