@@ -1,0 +1,19 @@
+"""Serve a model with llama.cpp's own server: `python llama_start.py MODEL CONTEXT`.
+
+Runs where xllamacpp is installed, which carries that server inside. Prints where it listens.
+"""
+
+import signal
+import sys
+
+import xllamacpp
+
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx = sys.argv[1], int(sys.argv[2])
+params.hostnames = ["127.0.0.1"]
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+params.fit_params = False
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+server = xllamacpp.Server(params)
+print(f"listening on {server.listening_address}", flush=True)
+signal.pause()
