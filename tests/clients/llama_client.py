@@ -4,8 +4,10 @@ Exit status 0 if all was as expected, and then a word about what was seen.
 """
 
 import pathlib
+import re
 import sys
-from typing import Any, Dict, Iterator, List
+from collections.abc import Iterator
+from typing import Any, Dict, List
 
 # Run alone, and where only the SDK is installed.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
@@ -130,10 +132,10 @@ def refusals(url: str, *messages: Any, **more: Any) -> Iterator[str]:
 
 
 def overflow(url: str) -> str:
+    """The server's context is of 512 tokens."""
     said = list(refusals(url, user("Hello " * 200)))
     for words in said:
-        assert words.startswith("prompt is too long: 12"), words
-        assert " tokens > 512 maximum" in words, words
+        assert re.match(r"prompt is too long: [5-9]\d\d tokens > 512 maximum", words), words
     return said[0]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import pathlib
+import string
 import struct
 import sys
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from typing import Any, Dict, List, NamedTuple, Tuple
 
 WIDTH = 96  # of the model: one place for each token that has a successor of its own, and one over
 FEED_FORWARD = 32
+HEAD = 8
 CONTEXT = 262144
 BYTES = 256
 ALIGNMENT = 32
@@ -27,18 +29,22 @@ RESULT_WORDS = "from-llama"
 OPENING = "<tool_call>\n"
 
 # What is said after which cue. No piece may stand twice, nor be a single byte.
-CHAINS: Dict[str, Sequence[str]] = {
-    "<|cue_text|>": ("Words", " that", " a tiny", " model", " said", ".\n", "Gr\u00fc\u00dfe", " \u2713"),
-    "<|cue_call|>": (
-        "Let", " me", " look.\n", OPENING, '{"name": ', '"Bash"', ', "arguments"', ": {",
-        '"command": "echo', " from", '-llama"', ', "description"', ': "Says so"', "}}", "\n</tool_call>",
-    ),
-    "<|cue_two|>": (
-        "<tool_call>", '\n{"name"', ': "get_', 'weather", ', '"arguments": {', '"city": "Par', 'is"}}\n', "</tool_call>",
-        "<tool_", 'call>\n{"na', 'me": "get', '_weather"', ', "arguments": ', '{"city"', ': "R\u00f4', 'me"}', "}\n</tool_call>",
-    ),
-    "<|cue_result|>": ("The tool", " has", " spoken."),
-    "<|cue_think|>": ("<think>\n", "Two", " and two", "\n</think>\n\n", "Four", " it is."),
+CHAINS: Dict[str, List[str]] = {
+    f"<|cue_{name}|>": pieces.split("|")
+    for name, pieces in {
+        "text": "Words| that| a tiny| model| said|.\n|Gr\u00fc\u00dfe| \u2713",
+        "call": (
+            "Let| me| look.\n|"
+            f'{OPENING}|{{"name": |"Bash"|, "arguments"|: {{|"command": "echo| from|-llama"|'
+            ', "description"|: "Says so"|}}|\n</tool_call>'
+        ),
+        "two": (
+            '<tool_call>|\n{"name"|: "get_|weather", |"arguments": {|"city": "Par|is"}}\n|</tool_call>|'
+            '<tool_|call>\n{"na|me": "get|_weather"|, "arguments": |{"city"|: "R\u00f4|me"}|}\n</tool_call>'
+        ),
+        "result": "The tool| has| spoken.",
+        "think": "<think>\n|Two| and two|\n</think>\n\n|Four| it is.",
+    }.items()
 }
 TEXT, CALL, TWO, RESULT, THINK = CHAINS
 SAID = {cue: "".join(pieces) for cue, pieces in CHAINS.items()}
@@ -95,8 +101,15 @@ def spelled(text: str) -> str:
     return "".join(letters[byte] for byte in text.encode())
 
 
+def pairs_of_letters() -> List[Tuple[str, str]]:
+    """What the tokenizer joins: it nearly halves a prompt."""
+    letters = string.ascii_lowercase
+    return [(spelled(first), second) for first in " " + letters for second in letters]
+
+
 def vocabulary() -> List[Token]:
     tokens = [Token(letter) for letter in byte_letters()]
+    tokens += [Token(first + second) for first, second in pairs_of_letters()]
     tokens += [Token(text, CONTROL) for text in (START, END, *CHAINS)]
     tokens += [Token(spelled(piece)) for pieces in CHAINS.values() for piece in pieces]
     assert len({token.text for token in tokens}) == len(tokens), "a piece stands twice"
@@ -141,10 +154,15 @@ def embeddings(tokens: Sequence[Token]) -> Tuple[List[float], List[float]]:
 
 def tensors(tokens: Sequence[Token]) -> List[Tuple[str, Tuple[int, ...], List[float]]]:
     came, comes = embeddings(tokens)
-    square, wide = (WIDTH, WIDTH), (WIDTH, FEED_FORWARD)
+    narrow, wide = (WIDTH, HEAD), (WIDTH, FEED_FORWARD)
     nothing = {
-        "attn_q": square, "attn_k": square, "attn_v": square, "attn_output": square,
-        "ffn_gate": wide, "ffn_up": wide, "ffn_down": wide[::-1],
+        "attn_q": narrow,
+        "attn_k": narrow,
+        "attn_v": narrow,
+        "attn_output": narrow[::-1],
+        "ffn_gate": wide,
+        "ffn_up": wide,
+        "ffn_down": wide[::-1],
     }
     ones = [1.0] * WIDTH
     return [
@@ -167,19 +185,21 @@ def settings(tokens: Sequence[Token]) -> Dict[str, Any]:
         "llama.embedding_length": WIDTH,
         "llama.feed_forward_length": FEED_FORWARD,
         "llama.attention.head_count": 1,
+        "llama.attention.key_length": HEAD,
+        "llama.attention.value_length": HEAD,
         "llama.attention.layer_norm_rms_epsilon": 1e-6,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": texts,
         "tokenizer.ggml.token_type": [token.kind for token in tokens],
-        "tokenizer.ggml.merges": [],
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in pairs_of_letters()],
         "tokenizer.ggml.eos_token_id": texts.index(END),
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": TEMPLATE,
     }
 
 
-def string(text: str) -> bytes:
+def gguf_text(text: str) -> bytes:
     return struct.pack("<Q", len(text.encode())) + text.encode()
 
 
@@ -189,7 +209,7 @@ def typed(value: Any) -> bytes:
         of = 8 if not value or isinstance(value[0], str) else 5
         return struct.pack("<IIQ", 9, of, len(value)) + b"".join(typed(v)[4:] for v in value)
     if isinstance(value, str):
-        return struct.pack("<I", 8) + string(value)
+        return struct.pack("<I", 8) + gguf_text(value)
     number, letter = {bool: (7, "?"), int: (4, "I"), float: (6, "f")}[type(value)]
     return struct.pack(f"<I{letter}", number, value)
 
@@ -210,9 +230,11 @@ def write_model(path: pathlib.Path) -> None:
     tokens = vocabulary()
     pairs, matrices = settings(tokens), tensors(tokens)
     head = b"GGUF" + struct.pack("<IQQ", 3, len(matrices), len(pairs))
-    head += b"".join(string(name) + typed(value) for name, value in pairs.items())
+    head += b"".join(gguf_text(name) + typed(value) for name, value in pairs.items())
     body = b""
     for name, shape, numbers in matrices:
-        head += string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, 0, len(body))
+        head += gguf_text(name) + struct.pack(
+            f"<I{len(shape)}QIQ", len(shape), *shape, 0, len(body)
+        )
         body += raw(numbers)
     path.write_bytes(padded(head) + body)

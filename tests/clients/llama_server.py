@@ -18,7 +18,7 @@ from tests.clients.lab import Lab, Started, banner_url, expect, expect_equal
 
 START = pathlib.Path(__file__).with_name("llama_start.py")
 CLIENT = pathlib.Path(__file__).with_name("llama_client.py")
-ROOMY, SMALL = 200_000, 512  # contexts, in tokens; a byte of a prompt is a token
+ROOMY, SMALL = 200_000, 512  # contexts, in tokens; two bytes of a prompt or so are one
 
 
 @contextlib.contextmanager
