@@ -21,7 +21,7 @@ run: ## start the proxy from the package
 test: $(VENV)/pytest ## run the whole suite, in an environment of its own; ARGS="-k name" for less
 	$(VENV_PYTHON) -m pytest $(ARGS)
 
-test-clients: $(VENV)/pytest ## drive the real Claude Code, SDKs and LiteLLM through the proxy
+test-clients: $(VENV)/pytest ## drive the real Claude Code, SDKs, LiteLLM and llama.cpp through the proxy
 	$(VENV_PYTHON) tests/clients/run.py
 
 single: ## write claude_api_proxy.py from claude_proxy/

@@ -18,6 +18,7 @@ CLAUDE_CODE = "@anthropic-ai/claude-code"
 CLAUDE_CODE_VERSION = "2.1.197"
 SDKS = ("anthropic", "openai")
 OTHER_SERVER = "litellm[proxy]"
+LLAMA_SERVER = "xllamacpp==2026.10.11549"  # llama.cpp's server in a wheel, for Python 3.10 and newer
 INSTALL_SECONDS = 600
 
 
@@ -43,6 +44,11 @@ class Cache(NamedTuple):
         """LiteLLM's proxy."""
         program = self.folder / "litellm-venv" / "bin" / "litellm"
         return self._made(program, lambda: self._venv("litellm-venv", [OTHER_SERVER]))
+
+    def llama_python(self) -> pathlib.Path:
+        """A Python that has llama.cpp's server."""
+        program = self.folder / "llama-venv" / "bin" / "python"
+        return self._made(program, lambda: self._venv("llama-venv", [LLAMA_SERVER]))
 
     def _made(self, program: pathlib.Path, make: Callable[[], None]) -> pathlib.Path:
         # The stamp is written last: a half-made folder is made again.

@@ -22,6 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from tests.clients.claude_code import CLAUDE_CODE_CHECKS
 from tests.clients.install import InstallError, default_folder, open_cache
 from tests.clients.lab import Lab, Skipped, Trap, end_leftovers
+from tests.clients.llama_server import LLAMA_CHECKS
 from tests.clients.other_server import OTHER_SERVER_CHECKS
 from tests.clients.providers import PROVIDER_CHECKS
 from tests.clients.redcap import REDCAP_CHECKS, SLOW_REDCAP_CHECKS
@@ -38,6 +39,7 @@ CHECKS: Dict[str, Check] = {
     **SLOW_REDCAP_CHECKS,
     **SDK_CHECKS,
     **OTHER_SERVER_CHECKS,
+    **LLAMA_CHECKS,
 }
 
 
