@@ -17,7 +17,7 @@ it in place; the model maps are at the top of its first section. Sections, each 
   auth, exchange, inflight, slots, late, pool, transport, limits, reasoning_memory, json_edit,
   agents, relay, routes, keys, upstreams/upstream, upstreams/openai, upstreams/redcap_form,
   upstreams/redcap_reply, upstreams/redcap, upstreams/demo, upstreams/anthropic, wire, answering,
-  app, server, cli, __main__
+  metrics, app, server, cli, __main__
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ import textwrap
 import threading
 import time
 import zlib
+from bisect import bisect_left
 from collections import ChainMap, Counter, OrderedDict, deque, namedtuple
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
@@ -8033,6 +8034,7 @@ class Exchange:
         self.model = ""
         self.keys: Tuple[str, ...] = ()  # the credentials that the client showed
         self.headers: Dict[str, str] = {}  # of the client's request
+        self.endpoint = ""  # the path of the table that answers it
         self.first_byte_limit = 0.0  # seconds, where there is another route to try
         self.first_event: Optional[float] = None
         self.open_block: Tuple[int, str] = (-1, "")
@@ -11865,6 +11867,189 @@ def answer_form(
 
 
 # ==================================================================================================
+# metrics
+# ==================================================================================================
+# Counters and histograms of what was answered, as Prometheus reads them (text format 0.0.4).
+#
+# `observe` is told of every finished exchange; `render_metrics` writes what it has counted. The names
+# of GenAI metrics are OpenTelemetry's, in Prometheus' spelling. No label holds anything that a client
+# can invent without bound: model names beyond the first `MOST_MODEL_LABELS` are counted as "other".
+
+MOST_MODEL_LABELS = 50
+OTHER_LABEL = "other"
+SECONDS_BUCKETS = (
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84,
+    327.68, 655.36,
+)  # fmt: skip
+TOKEN_BUCKETS = tuple(float(4**power) for power in range(14))
+
+Labels = Tuple[Tuple[str, str], ...]
+
+
+class MetricRow(NamedTuple):
+    """One metric: its name, type, help, and for a histogram its buckets."""
+
+    name: str
+    kind: str
+    help: str
+    buckets: Tuple[float, ...] = ()
+
+
+REQUESTS = MetricRow("claude_proxy_requests_total", "counter", "Requests answered.")
+FAILURES = MetricRow(
+    "claude_proxy_upstream_failures_total", "counter", "Answers of upstreams that were failures."
+)
+RETRIES = MetricRow("claude_proxy_upstream_retries_total", "counter", "Repeats of requests.")
+MOVED = MetricRow("claude_proxy_fallbacks_total", "counter", "Answers by another route.")
+DURATION = MetricRow(
+    "gen_ai_server_request_duration_seconds", "histogram", "Whole requests.", SECONDS_BUCKETS
+)
+FIRST_TOKEN = MetricRow(
+    "gen_ai_server_time_to_first_token_seconds", "histogram", "Until the first event.",
+    SECONDS_BUCKETS,
+)  # fmt: skip
+TOKEN_USAGE = MetricRow(
+    "gen_ai_client_token_usage", "histogram", "Tokens of a request, by type.", TOKEN_BUCKETS
+)
+IN_FLIGHT = MetricRow("claude_proxy_requests_in_flight", "gauge", "Requests being answered.")
+CONNECTIONS = MetricRow("claude_proxy_client_connections", "gauge", "Open client connections.")
+DRAINING = MetricRow("claude_proxy_draining", "gauge", "1 while the proxy is being stopped.")
+STARTED = MetricRow("process_start_time_seconds", "gauge", "Start, in seconds since the epoch.")
+BUILD = MetricRow("claude_proxy_build_info", "gauge", "The version, as a label.")
+METRIC_ROWS = (
+    REQUESTS, FAILURES, RETRIES, MOVED, DURATION, FIRST_TOKEN, TOKEN_USAGE, IN_FLIGHT, CONNECTIONS,
+    DRAINING, STARTED, BUILD,
+)  # fmt: skip
+TOKEN_TYPES = (
+    ("input", "input_tokens"), ("output", "output_tokens"),
+    ("cache_read", "cache_read_input_tokens"), ("cache_write", "cache_creation_input_tokens"),
+)  # fmt: skip
+
+
+class Series:
+    """The numbers behind one metric and one set of labels."""
+
+    def __init__(self, buckets: Sequence[float]) -> None:
+        self.total = 0.0
+        self.count = 0
+        self.counts = [0] * len(buckets)
+
+    def add(self, row: MetricRow, value: float) -> None:
+        self.total += value
+        self.count += 1
+        place = bisect_left(row.buckets, value)
+        if place < len(self.counts):
+            self.counts[place] += 1
+
+
+class Metrics:
+    """What has been counted since the start. Any thread may use it."""
+
+    def __init__(self, started: float) -> None:
+        self.started = started
+        self._series: Dict[Tuple[MetricRow, Labels], Series] = {}
+        self._models: Set[str] = set()
+        self._lock = threading.Lock()
+
+    def observe(self, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
+        """Count a finished exchange."""
+        path = exchange.endpoint or (OTHER_LABEL if request else "none")
+        upstream = (("upstream", str(exchange.facts.get("upstream") or "none")),)
+        with self._lock:
+            self._add(REQUESTS, (("path", path), ("status", str(status)), *upstream))
+            if exchange.facts.get("upstream"):
+                self._observe_answer(exchange, upstream)
+
+    def _observe_answer(self, exchange: Exchange, upstream: Labels) -> None:
+        facts, now = exchange.facts, exchange.clock()
+        place = (*upstream, ("model", self._model_label(facts)))
+        if facts.get("upstream_status"):
+            code = str(facts["upstream_status"])[:3]
+            self._add(FAILURES, (*upstream, ("status", code)))
+        if facts.get("retries"):
+            self._add(RETRIES, upstream, facts["retries"])
+        if facts.get("tried"):
+            self._add(MOVED, upstream)
+        self._add(DURATION, place, now - exchange.started)
+        if exchange.first_event is not None:
+            self._add(FIRST_TOKEN, place, exchange.first_event - exchange.started)
+        for word, name in TOKEN_TYPES:
+            if exchange.usage.get(name):
+                labels = (*place, ("gen_ai_token_type", word))
+                self._add(TOKEN_USAGE, labels, exchange.usage[name])
+
+    def _model_label(self, facts: Dict[str, Any]) -> str:
+        model = str(facts.get("upstream_model") or facts.get("model") or "none")
+        if model not in self._models and len(self._models) >= MOST_MODEL_LABELS:
+            return OTHER_LABEL
+        self._models.add(model)
+        return model
+
+    def _add(self, row: MetricRow, labels: Labels, value: float = 1) -> None:
+        key = (row, labels)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = Series(row.buckets)
+        series.add(row, value)
+
+    def lines(self) -> List[Tuple[MetricRow, str]]:
+        """The sample lines of all that was counted, each with its metric."""
+        with self._lock:
+            return [
+                (row, line)
+                for (row, labels), series in self._series.items()
+                for line in series_lines(row, labels, series)
+            ]
+
+
+def series_lines(row: MetricRow, labels: Labels, series: Series) -> Iterator[str]:
+    if not row.buckets:
+        yield sample_line(row.name, labels, series.total)
+        return
+    below = 0
+    for bound, count in zip(row.buckets, series.counts):
+        below += count
+        yield sample_line(f"{row.name}_bucket", (*labels, ("le", f"{bound:g}")), below)
+    yield sample_line(f"{row.name}_bucket", (*labels, ("le", "+Inf")), series.count)
+    yield sample_line(f"{row.name}_sum", labels, series.total)
+    yield sample_line(f"{row.name}_count", labels, series.count)
+
+
+def sample_line(name: str, labels: Labels, value: float) -> str:
+    shown = ",".join(f'{key}="{label_text(text)}"' for key, text in labels)
+    return f"{name}{{{shown}}} {value:.15g}" if shown else f"{name} {value:.15g}"
+
+
+def label_text(text: str) -> str:
+    """A label's value in the text format: three characters are escaped."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def render_metrics(metrics: Metrics, in_flight: int, connections: int, draining: bool) -> str:
+    """The text of /metrics."""
+    gauges = (
+        (IN_FLIGHT, sample_line(IN_FLIGHT.name, (), in_flight)),
+        (CONNECTIONS, sample_line(CONNECTIONS.name, (), connections)),
+        (DRAINING, sample_line(DRAINING.name, (), int(draining))),
+        (STARTED, sample_line(STARTED.name, (), metrics.started)),
+        (BUILD, sample_line(BUILD.name, (("version", VERSION),), 1)),
+    )
+    return "\n".join(metric_blocks([*metrics.lines(), *gauges])) + "\n"
+
+
+def metric_blocks(lines: Iterable[Tuple[MetricRow, str]]) -> Iterator[str]:
+    """Each metric's help, type and samples together, in the order of the table."""
+    by_row: Dict[MetricRow, List[str]] = {}
+    for row, line in lines:
+        by_row.setdefault(row, []).append(line)
+    for row in METRIC_ROWS:
+        if row in by_row:
+            yield f"# HELP {row.name} {row.help}"
+            yield f"# TYPE {row.name} {row.kind}"
+            yield from by_row[row]
+
+
+# ==================================================================================================
 # app
 # ==================================================================================================
 # What is served: the table of endpoints, and the way from a request to its answer.
@@ -11874,6 +12059,7 @@ def answer_form(
 # that changes. The server calls `check` with a request's head, `answer` with the whole request, and
 # `finish` when all is said.
 
+METRICS_HEADERS = (("content-type", "text/plain; version=0.0.4; charset=utf-8"),)
 MODEL_CREATED = "2025-01-01T00:00:00Z"
 MODEL_CREATED_SECONDS = 1735689600
 MOST_MODELS_LISTED = 1000
@@ -11890,6 +12076,7 @@ class App(NamedTuple):
     transport: Transport
     inflight: Inflight
     answerer: Answerer
+    metrics: Metrics
 
     def check(self, request: HttpRequest) -> None:
         """Refuse a request for what its head says, before its body is read."""
@@ -11906,6 +12093,7 @@ class App(NamedTuple):
     def answer(self, request: HttpRequest, exchange: Exchange) -> HttpResponse:
         """The answer to a whole request; a stream's first event is known by then."""
         try:
+            exchange.endpoint = endpoint_pattern(request.path)
             return self.endpoint(request)(self, request, exchange)
         except RecursionError:
             raise ProxyError(400, "the request body is nested too deeply") from None
@@ -11935,7 +12123,8 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
     prompts = read_agent_prompts(config.subagent_folders)
     answerer = Answerer(config, upstreams, AgentCalls(), prompts, Summaries(time.monotonic))
-    return App(config, log, upstreams, transport, inflight, answerer)
+    metrics = Metrics(time.time())
+    return App(config, log, upstreams, transport, inflight, answerer, metrics)
 
 
 def read_agent_prompts(folders: Tuple[str, ...]) -> Dict[str, str]:
@@ -12103,6 +12292,15 @@ def show_livez(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     )
 
 
+def show_metrics(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /metrics: counters and histograms for Prometheus."""
+    in_flight = sum(1 for other in app.inflight.exchanges() if other is not exchange)
+    text = render_metrics(
+        app.metrics, in_flight, app.inflight.connections(), app.inflight.draining
+    )
+    return HttpResponse(200, METRICS_HEADERS, text.encode())
+
+
 def show_facts(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     """GET /: what this is and how it is set, without secrets."""
     config = app.config
@@ -12168,6 +12366,7 @@ ENDPOINTS: Dict[Tuple[str, str], Endpoint] = {
     ("GET", MODELS_PREFIX + "{id}"): show_model,
     ("GET", "/health"): show_health,
     ("GET", "/livez"): show_livez,
+    ("GET", "/metrics"): show_metrics,
     ("GET", "/test-connection"): check_connection,
     ("GET", "/"): show_facts,
 }
@@ -12177,11 +12376,17 @@ ENDPOINTS: Dict[Tuple[str, str], Endpoint] = {
 OWN_ENDPOINTS = (("POST", "/v1/messages"), ("POST", "/v1/messages/count_tokens"))
 
 
-def find_endpoint(method: str, path: str) -> Endpoint:
-    """The endpoint of a method and path; ProxyError 404, or 405 with the methods allowed."""
+def endpoint_pattern(path: str) -> str:
+    """The path as the table has it; "" for one that is not there."""
     pattern = path.rstrip("/") or "/"
     if pattern.startswith(MODELS_PREFIX):
         pattern = MODELS_PREFIX + "{id}"
+    return pattern if any(pattern == known for _, known in ENDPOINTS) else ""
+
+
+def find_endpoint(method: str, path: str) -> Endpoint:
+    """The endpoint of a method and path; ProxyError 404, or 405 with the methods allowed."""
+    pattern = endpoint_pattern(path)
     wanted = "GET" if method == "HEAD" else method
     endpoint = ENDPOINTS.get((wanted, pattern))
     if endpoint is not None:
@@ -12223,11 +12428,17 @@ def log_exchange(app: App, exchange: Exchange, request: Optional[HttpRequest], s
     )
 
 
-QUIET_PATHS = ("/health", "/livez", "/")
+QUIET_PATHS = ("/health", "/livez", "/metrics", "/")
+
+
+def count_exchange(
+    app: App, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    app.metrics.observe(exchange, request, status)
 
 
 # Told of every finished exchange, in this order.
-OBSERVERS = (log_exchange,)
+OBSERVERS = (log_exchange, count_exchange)
 
 
 # ==================================================================================================

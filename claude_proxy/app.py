@@ -38,6 +38,7 @@ from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.inflight import Inflight
 from claude_proxy.log import Log
+from claude_proxy.metrics import Metrics, render_metrics
 from claude_proxy.pool import make_ssl_context
 from claude_proxy.routing import choose_route, listed_models
 from claude_proxy.summaries import Summaries
@@ -50,6 +51,7 @@ from claude_proxy.upstreams.redcap import RedcapUpstream
 from claude_proxy.upstreams.upstream import Upstream
 from claude_proxy.wire import json_response
 
+METRICS_HEADERS = (("content-type", "text/plain; version=0.0.4; charset=utf-8"),)
 MODEL_CREATED = "2025-01-01T00:00:00Z"
 MODEL_CREATED_SECONDS = 1735689600
 MOST_MODELS_LISTED = 1000
@@ -66,6 +68,7 @@ class App(NamedTuple):
     transport: Transport
     inflight: Inflight
     answerer: Answerer
+    metrics: Metrics
 
     def check(self, request: HttpRequest) -> None:
         """Refuse a request for what its head says, before its body is read."""
@@ -82,6 +85,7 @@ class App(NamedTuple):
     def answer(self, request: HttpRequest, exchange: Exchange) -> HttpResponse:
         """The answer to a whole request; a stream's first event is known by then."""
         try:
+            exchange.endpoint = endpoint_pattern(request.path)
             return self.endpoint(request)(self, request, exchange)
         except RecursionError:
             raise ProxyError(400, "the request body is nested too deeply") from None
@@ -111,7 +115,8 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
     prompts = read_agent_prompts(config.subagent_folders)
     answerer = Answerer(config, upstreams, AgentCalls(), prompts, Summaries(time.monotonic))
-    return App(config, log, upstreams, transport, inflight, answerer)
+    metrics = Metrics(time.time())
+    return App(config, log, upstreams, transport, inflight, answerer, metrics)
 
 
 def read_agent_prompts(folders: Tuple[str, ...]) -> Dict[str, str]:
@@ -279,6 +284,15 @@ def show_livez(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     )
 
 
+def show_metrics(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /metrics: counters and histograms for Prometheus."""
+    in_flight = sum(1 for other in app.inflight.exchanges() if other is not exchange)
+    text = render_metrics(
+        app.metrics, in_flight, app.inflight.connections(), app.inflight.draining
+    )
+    return HttpResponse(200, METRICS_HEADERS, text.encode())
+
+
 def show_facts(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     """GET /: what this is and how it is set, without secrets."""
     config = app.config
@@ -344,6 +358,7 @@ ENDPOINTS: Dict[Tuple[str, str], Endpoint] = {
     ("GET", MODELS_PREFIX + "{id}"): show_model,
     ("GET", "/health"): show_health,
     ("GET", "/livez"): show_livez,
+    ("GET", "/metrics"): show_metrics,
     ("GET", "/test-connection"): check_connection,
     ("GET", "/"): show_facts,
 }
@@ -353,11 +368,17 @@ ENDPOINTS: Dict[Tuple[str, str], Endpoint] = {
 OWN_ENDPOINTS = (("POST", "/v1/messages"), ("POST", "/v1/messages/count_tokens"))
 
 
-def find_endpoint(method: str, path: str) -> Endpoint:
-    """The endpoint of a method and path; ProxyError 404, or 405 with the methods allowed."""
+def endpoint_pattern(path: str) -> str:
+    """The path as the table has it; "" for one that is not there."""
     pattern = path.rstrip("/") or "/"
     if pattern.startswith(MODELS_PREFIX):
         pattern = MODELS_PREFIX + "{id}"
+    return pattern if any(pattern == known for _, known in ENDPOINTS) else ""
+
+
+def find_endpoint(method: str, path: str) -> Endpoint:
+    """The endpoint of a method and path; ProxyError 404, or 405 with the methods allowed."""
+    pattern = endpoint_pattern(path)
     wanted = "GET" if method == "HEAD" else method
     endpoint = ENDPOINTS.get((wanted, pattern))
     if endpoint is not None:
@@ -399,8 +420,14 @@ def log_exchange(app: App, exchange: Exchange, request: Optional[HttpRequest], s
     )
 
 
-QUIET_PATHS = ("/health", "/livez", "/")
+QUIET_PATHS = ("/health", "/livez", "/metrics", "/")
+
+
+def count_exchange(
+    app: App, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    app.metrics.observe(exchange, request, status)
 
 
 # Told of every finished exchange, in this order.
-OBSERVERS = (log_exchange,)
+OBSERVERS = (log_exchange, count_exchange)

@@ -678,3 +678,14 @@ def test_leaving_while_it_connects_ends_the_wait(form):
 def test_a_models_name_has_an_end(start, model):
     proxy, _ = start(text_answer("fine"))
     assert ask(proxy.port, {**message_body(), "model": model}).status == 400
+
+
+def test_metrics_tell_of_what_was_answered(start):
+    proxy, _ = start(text_answer("fine"), environ={"BIG_MODEL": "m"})
+    ask(proxy.port, message_body(model="claude-opus-4-8"))
+    wait_until(lambda: any(line["event"] == "request" for line in proxy.log_lines()))
+    answer = ask(proxy.port, path="/metrics", method="GET")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    text = answer.body.decode()
+    assert 'claude_proxy_requests_total{path="/v1/messages",status="200",upstream="openai"} 1' in text
+    assert 'gen_ai_client_token_usage_sum{upstream="openai",model="m",gen_ai_token_type="input"} 11' in text

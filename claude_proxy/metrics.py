@@ -1,0 +1,190 @@
+"""Counters and histograms of what was answered, as Prometheus reads them (text format 0.0.4).
+
+`observe` is told of every finished exchange; `render_metrics` writes what it has counted. The names
+of GenAI metrics are OpenTelemetry's, in Prometheus' spelling. No label holds anything that a client
+can invent without bound: model names beyond the first `MOST_MODEL_LABELS` are counted as "other".
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
+
+from claude_proxy.config import VERSION
+from claude_proxy.exchange import Exchange
+from claude_proxy.http1 import HttpRequest
+
+MOST_MODEL_LABELS = 50
+OTHER_LABEL = "other"
+SECONDS_BUCKETS = (
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84,
+    327.68, 655.36,
+)  # fmt: skip
+TOKEN_BUCKETS = tuple(float(4**power) for power in range(14))
+
+Labels = Tuple[Tuple[str, str], ...]
+
+
+class MetricRow(NamedTuple):
+    """One metric: its name, type, help, and for a histogram its buckets."""
+
+    name: str
+    kind: str
+    help: str
+    buckets: Tuple[float, ...] = ()
+
+
+REQUESTS = MetricRow("claude_proxy_requests_total", "counter", "Requests answered.")
+FAILURES = MetricRow(
+    "claude_proxy_upstream_failures_total", "counter", "Answers of upstreams that were failures."
+)
+RETRIES = MetricRow("claude_proxy_upstream_retries_total", "counter", "Repeats of requests.")
+MOVED = MetricRow("claude_proxy_fallbacks_total", "counter", "Answers by another route.")
+DURATION = MetricRow(
+    "gen_ai_server_request_duration_seconds", "histogram", "Whole requests.", SECONDS_BUCKETS
+)
+FIRST_TOKEN = MetricRow(
+    "gen_ai_server_time_to_first_token_seconds", "histogram", "Until the first event.",
+    SECONDS_BUCKETS,
+)  # fmt: skip
+TOKEN_USAGE = MetricRow(
+    "gen_ai_client_token_usage", "histogram", "Tokens of a request, by type.", TOKEN_BUCKETS
+)
+IN_FLIGHT = MetricRow("claude_proxy_requests_in_flight", "gauge", "Requests being answered.")
+CONNECTIONS = MetricRow("claude_proxy_client_connections", "gauge", "Open client connections.")
+DRAINING = MetricRow("claude_proxy_draining", "gauge", "1 while the proxy is being stopped.")
+STARTED = MetricRow("process_start_time_seconds", "gauge", "Start, in seconds since the epoch.")
+BUILD = MetricRow("claude_proxy_build_info", "gauge", "The version, as a label.")
+METRIC_ROWS = (
+    REQUESTS, FAILURES, RETRIES, MOVED, DURATION, FIRST_TOKEN, TOKEN_USAGE, IN_FLIGHT, CONNECTIONS,
+    DRAINING, STARTED, BUILD,
+)  # fmt: skip
+TOKEN_TYPES = (
+    ("input", "input_tokens"), ("output", "output_tokens"),
+    ("cache_read", "cache_read_input_tokens"), ("cache_write", "cache_creation_input_tokens"),
+)  # fmt: skip
+
+
+class Series:
+    """The numbers behind one metric and one set of labels."""
+
+    def __init__(self, buckets: Sequence[float]) -> None:
+        self.total = 0.0
+        self.count = 0
+        self.counts = [0] * len(buckets)
+
+    def add(self, row: MetricRow, value: float) -> None:
+        self.total += value
+        self.count += 1
+        place = bisect_left(row.buckets, value)
+        if place < len(self.counts):
+            self.counts[place] += 1
+
+
+class Metrics:
+    """What has been counted since the start. Any thread may use it."""
+
+    def __init__(self, started: float) -> None:
+        self.started = started
+        self._series: Dict[Tuple[MetricRow, Labels], Series] = {}
+        self._models: Set[str] = set()
+        self._lock = threading.Lock()
+
+    def observe(self, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
+        """Count a finished exchange."""
+        path = exchange.endpoint or (OTHER_LABEL if request else "none")
+        upstream = (("upstream", str(exchange.facts.get("upstream") or "none")),)
+        with self._lock:
+            self._add(REQUESTS, (("path", path), ("status", str(status)), *upstream))
+            if exchange.facts.get("upstream"):
+                self._observe_answer(exchange, upstream)
+
+    def _observe_answer(self, exchange: Exchange, upstream: Labels) -> None:
+        facts, now = exchange.facts, exchange.clock()
+        place = (*upstream, ("model", self._model_label(facts)))
+        if facts.get("upstream_status"):
+            code = str(facts["upstream_status"])[:3]
+            self._add(FAILURES, (*upstream, ("status", code)))
+        if facts.get("retries"):
+            self._add(RETRIES, upstream, facts["retries"])
+        if facts.get("tried"):
+            self._add(MOVED, upstream)
+        self._add(DURATION, place, now - exchange.started)
+        if exchange.first_event is not None:
+            self._add(FIRST_TOKEN, place, exchange.first_event - exchange.started)
+        for word, name in TOKEN_TYPES:
+            if exchange.usage.get(name):
+                labels = (*place, ("gen_ai_token_type", word))
+                self._add(TOKEN_USAGE, labels, exchange.usage[name])
+
+    def _model_label(self, facts: Dict[str, Any]) -> str:
+        model = str(facts.get("upstream_model") or facts.get("model") or "none")
+        if model not in self._models and len(self._models) >= MOST_MODEL_LABELS:
+            return OTHER_LABEL
+        self._models.add(model)
+        return model
+
+    def _add(self, row: MetricRow, labels: Labels, value: float = 1) -> None:
+        key = (row, labels)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = Series(row.buckets)
+        series.add(row, value)
+
+    def lines(self) -> List[Tuple[MetricRow, str]]:
+        """The sample lines of all that was counted, each with its metric."""
+        with self._lock:
+            return [
+                (row, line)
+                for (row, labels), series in self._series.items()
+                for line in series_lines(row, labels, series)
+            ]
+
+
+def series_lines(row: MetricRow, labels: Labels, series: Series) -> Iterator[str]:
+    if not row.buckets:
+        yield sample_line(row.name, labels, series.total)
+        return
+    below = 0
+    for bound, count in zip(row.buckets, series.counts):
+        below += count
+        yield sample_line(f"{row.name}_bucket", (*labels, ("le", f"{bound:g}")), below)
+    yield sample_line(f"{row.name}_bucket", (*labels, ("le", "+Inf")), series.count)
+    yield sample_line(f"{row.name}_sum", labels, series.total)
+    yield sample_line(f"{row.name}_count", labels, series.count)
+
+
+def sample_line(name: str, labels: Labels, value: float) -> str:
+    shown = ",".join(f'{key}="{label_text(text)}"' for key, text in labels)
+    return f"{name}{{{shown}}} {value:.15g}" if shown else f"{name} {value:.15g}"
+
+
+def label_text(text: str) -> str:
+    """A label's value in the text format: three characters are escaped."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def render_metrics(metrics: Metrics, in_flight: int, connections: int, draining: bool) -> str:
+    """The text of /metrics."""
+    gauges = (
+        (IN_FLIGHT, sample_line(IN_FLIGHT.name, (), in_flight)),
+        (CONNECTIONS, sample_line(CONNECTIONS.name, (), connections)),
+        (DRAINING, sample_line(DRAINING.name, (), int(draining))),
+        (STARTED, sample_line(STARTED.name, (), metrics.started)),
+        (BUILD, sample_line(BUILD.name, (("version", VERSION),), 1)),
+    )
+    return "\n".join(metric_blocks([*metrics.lines(), *gauges])) + "\n"
+
+
+def metric_blocks(lines: Iterable[Tuple[MetricRow, str]]) -> Iterator[str]:
+    """Each metric's help, type and samples together, in the order of the table."""
+    by_row: Dict[MetricRow, List[str]] = {}
+    for row, line in lines:
+        by_row.setdefault(row, []).append(line)
+    for row in METRIC_ROWS:
+        if row in by_row:
+            yield f"# HELP {row.name} {row.help}"
+            yield f"# TYPE {row.name} {row.kind}"
+            yield from by_row[row]
