@@ -17,7 +17,7 @@ it in place; the model maps are at the top of its first section. Sections, each 
   auth, exchange, inflight, slots, late, pool, transport, limits, reasoning_memory, json_edit,
   agents, relay, routes, keys, upstreams/upstream, upstreams/openai, upstreams/redcap_form,
   upstreams/redcap_reply, upstreams/redcap, upstreams/demo, upstreams/anthropic, wire, answering,
-  metrics, app, server, cli, __main__
+  metrics, openapi, app, server, cli, __main__
 """
 
 from __future__ import annotations
@@ -8571,6 +8571,7 @@ class Pool:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._idle: Dict[Target, List[UpstreamConnection]] = {}
+        self._closed = False
         self._lock = threading.Lock()
 
     def take(self, target: Target) -> Optional[UpstreamConnection]:
@@ -8593,13 +8594,16 @@ class Pool:
             connections.append(connection)
             old = connection.idle_since - IDLE_CONNECTION_SECONDS
             kept = [c for c in connections if c.idle_since > old][-IDLE_CONNECTIONS_KEPT:]
+            kept = [] if self._closed else kept
             dropped = [c for c in connections if c not in kept]
             self._idle[connection.target] = kept
         for stale in dropped:
             stale.close()
 
     def close(self) -> None:
+        """Close what is idle, and what comes back later."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, {}
         for connections in idle.values():
             for connection in connections:
@@ -12050,6 +12054,144 @@ def metric_blocks(lines: Iterable[Tuple[MetricRow, str]]) -> Iterator[str]:
 
 
 # ==================================================================================================
+# openapi
+# ==================================================================================================
+# The OpenAPI description of what is served, made from the table of endpoints. Pure.
+
+ApiDict = Dict[str, Any]
+
+TEXT_TYPE: ApiDict = {"type": "string"}
+COUNT_TYPE: ApiDict = {"type": "integer", "minimum": 0}
+FLAG_TYPE: ApiDict = {"type": "boolean"}
+NULLABLE_TEXT: ApiDict = {"type": ["string", "null"]}
+
+
+def object_schema(properties: Mapping[str, ApiDict], *optional: str) -> ApiDict:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": dict(properties), "required": required}
+
+
+USAGE_SCHEMA = {
+    "type": "object",
+    "properties": {"input_tokens": COUNT_TYPE, "output_tokens": COUNT_TYPE},
+    "required": ["input_tokens", "output_tokens"],
+}
+MODEL_SCHEMA = object_schema(
+    {
+        "type": {"const": "model"}, "id": TEXT_TYPE, "display_name": TEXT_TYPE, "created_at": TEXT_TYPE,
+        "object": {"const": "model"}, "created": COUNT_TYPE, "owned_by": TEXT_TYPE,
+    }
+)  # fmt: skip
+SCHEMAS: Dict[str, ApiDict] = {
+    "Message": object_schema(
+        {
+            "id": TEXT_TYPE, "type": {"const": "message"}, "role": {"const": "assistant"}, "model": TEXT_TYPE,
+            "content": {"type": "array", "items": {"type": "object"}}, "stop_reason": NULLABLE_TEXT,
+            "stop_sequence": NULLABLE_TEXT, "usage": USAGE_SCHEMA,
+        }
+    ),
+    "MessageRequest": object_schema(
+        {
+            "model": TEXT_TYPE, "max_tokens": COUNT_TYPE, "stream": FLAG_TYPE,
+            "messages": {"type": "array", "items": {"type": "object"}},
+        },
+        "model", "max_tokens", "stream",
+    ),
+    "TokenCount": object_schema({"input_tokens": COUNT_TYPE}),
+    "Model": MODEL_SCHEMA,
+    "Models": object_schema(
+        {
+            "object": {"const": "list"}, "data": {"type": "array", "items": MODEL_SCHEMA},
+            "has_more": FLAG_TYPE, "first_id": NULLABLE_TEXT, "last_id": NULLABLE_TEXT,
+        }
+    ),
+    "Health": object_schema({"status": {"enum": ["ok", "draining"]}, "version": TEXT_TYPE,
+                             "upstream": TEXT_TYPE}),
+    "Livez": object_schema({"status": TEXT_TYPE, "in_flight": COUNT_TYPE, "draining": FLAG_TYPE,
+                            "timestamp": TEXT_TYPE}),
+    "Facts": object_schema(
+        {
+            "name": TEXT_TYPE, "version": TEXT_TYPE, "upstream": TEXT_TYPE, "upstream_is": TEXT_TYPE,
+            "models": {"type": "object"}, "client_key_required": FLAG_TYPE,
+            "endpoints": {"type": "array", "items": TEXT_TYPE},
+        }
+    ),
+    "Connection": object_schema({"status": TEXT_TYPE, "upstream": TEXT_TYPE}),
+    "Error": object_schema(
+        {
+            "type": {"const": "error"}, "request_id": TEXT_TYPE,
+            "error": object_schema({"type": TEXT_TYPE, "message": TEXT_TYPE}),
+        }
+    ),
+    "Document": object_schema({"openapi": TEXT_TYPE, "info": {"type": "object"},
+                               "paths": {"type": "object"}}),
+}  # fmt: skip
+
+# (method, path) -> (status, schema) pairs; a schema's name, or a media type for what is no JSON.
+ANSWERS: Dict[Tuple[str, str], Tuple[Tuple[int, str], ...]] = {
+    ("POST", "/v1/messages"): ((200, "Message"),),
+    ("POST", "/v1/messages/count_tokens"): ((200, "TokenCount"),),
+    ("GET", "/v1/models"): ((200, "Models"),),
+    ("GET", "/v1/models/{id}"): ((200, "Model"),),
+    ("GET", "/health"): ((200, "Health"), (503, "Health")),
+    ("GET", "/livez"): ((200, "Livez"),),
+    ("GET", "/metrics"): ((200, "text/plain"),),
+    ("GET", "/test-connection"): ((200, "Connection"),),
+    ("GET", "/openapi.json"): ((200, "Document"),),
+    ("GET", "/"): ((200, "Facts"),),
+}
+OPEN_ENDPOINTS = ("/health", "/livez")
+
+
+def openapi_document(endpoints: Mapping[Tuple[str, str], Callable[..., Any]]) -> ApiDict:
+    """The description of these endpoints; what each does is the first line of its docstring."""
+    paths: Dict[str, ApiDict] = {}
+    for (method, path), endpoint in endpoints.items():
+        summary = (endpoint.__doc__ or "").strip().splitlines()[0]
+        paths.setdefault(path, {})[method.lower()] = describe_operation(method, path, summary)
+    keys = {
+        "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        "bearer": {"type": "http", "scheme": "bearer"},
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "claude_proxy", "version": VERSION},
+        "security": [{"key": []}, {"bearer": []}],
+        "paths": paths,
+        "components": {"schemas": SCHEMAS, "securitySchemes": keys},
+    }
+
+
+def describe_operation(method: str, path: str, summary: str) -> ApiDict:
+    answers = {
+        str(status): describe_answer(schema) for status, schema in ANSWERS.get((method, path), ())
+    }
+    found: ApiDict = {
+        "summary": summary,
+        "responses": {**answers, "default": describe_answer("Error")},
+    }
+    if path == "/v1/messages":
+        found["responses"]["200"]["content"]["text/event-stream"] = {"schema": TEXT_TYPE}
+    if method == "POST":
+        found["requestBody"] = {"required": True, **json_content("MessageRequest")}
+    if "{id}" in path:
+        found["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": TEXT_TYPE}]
+    if path in OPEN_ENDPOINTS:
+        found["security"] = []
+    return found
+
+
+def describe_answer(schema: str) -> ApiDict:
+    if "/" in schema:
+        return {"description": schema, "content": {schema: {"schema": TEXT_TYPE}}}
+    return {"description": schema, **json_content(schema)}
+
+
+def json_content(schema: str) -> ApiDict:
+    return {"content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}
+
+
+# ==================================================================================================
 # app
 # ==================================================================================================
 # What is served: the table of endpoints, and the way from a request to its answer.
@@ -12077,6 +12219,13 @@ class App(NamedTuple):
     inflight: Inflight
     answerer: Answerer
     metrics: Metrics
+
+    def inherit(self, old: App) -> App:
+        """This app, going on with what an old one has counted and learned of agents."""
+        answerer = self.answerer._replace(
+            agent_calls=old.answerer.agent_calls, summaries=old.answerer.summaries
+        )
+        return self._replace(answerer=answerer, metrics=old.metrics)
 
     def check(self, request: HttpRequest) -> None:
         """Refuse a request for what its head says, before its body is read."""
@@ -12301,6 +12450,11 @@ def show_metrics(app: App, http: HttpRequest, exchange: Exchange) -> HttpRespons
     return HttpResponse(200, METRICS_HEADERS, text.encode())
 
 
+def show_openapi(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /openapi.json: this description."""
+    return json_response(200, openapi_document(ENDPOINTS))
+
+
 def show_facts(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     """GET /: what this is and how it is set, without secrets."""
     config = app.config
@@ -12367,6 +12521,7 @@ ENDPOINTS: Dict[Tuple[str, str], Endpoint] = {
     ("GET", "/health"): show_health,
     ("GET", "/livez"): show_livez,
     ("GET", "/metrics"): show_metrics,
+    ("GET", "/openapi.json"): show_openapi,
     ("GET", "/test-connection"): check_connection,
     ("GET", "/"): show_facts,
 }
@@ -12428,7 +12583,7 @@ def log_exchange(app: App, exchange: Exchange, request: Optional[HttpRequest], s
     )
 
 
-QUIET_PATHS = ("/health", "/livez", "/metrics", "/")
+QUIET_PATHS = ("/health", "/livez", "/metrics", "/openapi.json", "/")
 
 
 def count_exchange(
@@ -12693,7 +12848,7 @@ def main(
     if options.check_config or options.check_upstream:
         shown = environ.get("ANTHROPIC_AUTH_TOKEN", "")
         return check(loaded, options.check_upstream, shown, out, err)
-    return run(loaded, out, err)
+    return run(loaded, out, err, partial(load_settings, options.env_file, environ))
 
 
 # --- settings ----------------------------------------------------------------------------------
@@ -12845,8 +13000,8 @@ def make_app(config: Config, err: TextIO, inflight: Optional[Inflight] = None) -
         raise UsageError(f"CA_FILE or CA_DIR: cannot be used as certificates: {error}") from None
 
 
-def run(loaded: Loaded, out: TextIO, err: TextIO) -> int:
-    """Serve until a signal says stop; then drain."""
+def run(loaded: Loaded, out: TextIO, err: TextIO, reread: Callable[[], Loaded]) -> int:
+    """Serve until a signal says stop; then drain. `reread` gives the settings anew."""
     config = loaded.config
     raise_file_limit()
     inflight = Inflight(make_log(config, err))
@@ -12862,7 +13017,7 @@ def run(loaded: Loaded, out: TextIO, err: TextIO) -> int:
     print(banner(app, server.port, loaded), file=out, flush=True)
     if not config.ssl_verify:
         app.log.warning("ssl_verify_off", meaning="any certificate is accepted from the upstream")
-    return serve_until_stopped(server, app, config)
+    return serve_until_stopped(server, partial(reload_settings, server, reread, err))
 
 
 def listen_problem(config: Config, error: Exception) -> str:
@@ -12896,12 +13051,14 @@ def banner(app: App, port: int, loaded: Loaded) -> str:
     url = f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{port}"
     own = "your-REDCap-API-token" if config.upstream == "redcap" else "any-text"
     token = "the-key-in-ANTHROPIC_API_KEY" if config.anthropic_api_key else own
-    models = [(family, choose_route(config, family)) for family in ("opus", "sonnet", "haiku")]
+    models = [(word, choose_route(config, word)) for word in ("opus", "sonnet", "haiku")]
+    as_asked = "as asked for" if all(word == route.model for word, route in models) else ""
+    passes = config.upstream == "anthropic" and not config.anthropic_upstream_key
     lines = [
         f"listening on {url}",
         f"  claude_proxy {VERSION}, settings from {loaded.env_file or 'the environment (no .env)'}",
         f"  upstream  {config.upstream}: {app.upstreams[config.upstream].describe()}",
-        "  models    " + ", ".join(f"{family} -> {route.model}" for family, route in models),
+        "  models    " + (as_asked or ", ".join(f"{word} -> {r.model}" for word, r in models)),
         f"  trusts    {trust_roots(config)}",
     ]
     if config.upstream == "demo":
@@ -12913,35 +13070,80 @@ def banner(app: App, port: int, loaded: Loaded) -> str:
     lines += [
         "  For Claude Code:",
         f"    export ANTHROPIC_BASE_URL={url}",
-        f"    export ANTHROPIC_AUTH_TOKEN={token}",
+        "    and its own key, as ever" if passes else f"    export ANTHROPIC_AUTH_TOKEN={token}",
     ]
     return "\n".join(lines)
 
 
-def serve_until_stopped(server: Server, app: App, config: Config) -> int:
-    stop = threading.Event()
-    signals: List[int] = []
+def serve_until_stopped(server: Server, reload: Callable[[], None]) -> int:
+    """Until SIGTERM or SIGINT; SIGHUP has the settings read anew, where there is such a signal."""
+    wake = threading.Event()
+    ends: List[int] = []
+    hangups: List[int] = []
 
-    def on_signal(number: int, frame: Any) -> None:
-        signals.append(number)
-        if len(signals) > 1:
+    def on_end(number: int, frame: Any) -> None:
+        ends.append(number)
+        if len(ends) > 1:
             os._exit(128 + number)
-        stop.set()
+        wake.set()
 
+    def on_hangup(number: int, frame: Any) -> None:
+        hangups.append(number)
+        wake.set()
+
+    handlers: Dict[int, Any] = {signal.SIGTERM: on_end, signal.SIGINT: on_end}
+    # A terminal that is closed ends what runs in it, as ever.
+    if hasattr(signal, "SIGHUP") and not (sys.stdin and sys.stdin.isatty()):
+        handlers[signal.SIGHUP] = on_hangup
     previous: Dict[int, Any] = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, handler) for number, handler in handlers.items()
     }
     server.inflight.start()
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="accept", daemon=True)
     thread.start()
     try:
-        while not stop.wait(3600):
-            pass
-        drain(server, app, config)
+        while not ends:
+            wake.wait(3600)
+            wake.clear()
+            if hangups and not ends:
+                hangups.clear()
+                reload()
+        drain(server, server.app, server.app.config)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     return EXIT_OK
+
+
+# What a listening socket has been made with.
+NEED_RESTART = ("LISTEN_HOST", "LISTEN_PORT")
+
+
+def reload_settings(server: Server, reread: Callable[[], Loaded], err: TextIO) -> None:
+    """Put new settings in force in one assignment; requests in flight keep the old ones.
+
+    Settings that are wrong change nothing, and the log says why.
+    """
+    old = server.app
+    try:
+        loaded = reread()
+        app = make_app(loaded.config, err, server.inflight)
+    except UsageError as error:
+        old.log.error("reload_refused", problem=str(error))
+        return
+    server.app = app.inherit(old)
+    old.transport.close()
+    names = changed_settings(old.config, loaded.config)
+    fixed = [name for name in names if name in NEED_RESTART]
+    app.log.info(
+        "reloaded", changed=", ".join(names) or "nothing", need_restart=", ".join(fixed) or None
+    )
+
+
+def changed_settings(old: Config, new: Config) -> List[str]:
+    """The names of the settings that differ; no values."""
+    fields = [setting.name for setting in SETTINGS] + ["CUSTOM_HEADERS"]
+    return [name for name in fields if getattr(old, name.lower()) != getattr(new, name.lower())]
 
 
 def drain(server: Server, app: App, config: Config) -> None:

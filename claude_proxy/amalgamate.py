@@ -33,7 +33,7 @@ MODULES = (
     "limits", "reasoning_memory", "json_edit", "agents", "relay", "routes", "keys",
     "upstreams/upstream", "upstreams/openai", "upstreams/redcap_form", "upstreams/redcap_reply",
     "upstreams/redcap", "upstreams/demo", "upstreams/anthropic",
-    "wire", "answering", "metrics", "app", "server", "cli", "__main__",
+    "wire", "answering", "metrics", "openapi", "app", "server", "cli", "__main__",
 )
 NOT_JOINED = ("amalgamate.py", "__init__.py")
 # What these say about a module is not so of the single file.

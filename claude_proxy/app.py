@@ -39,6 +39,7 @@ from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.inflight import Inflight
 from claude_proxy.log import Log
 from claude_proxy.metrics import Metrics, render_metrics
+from claude_proxy.openapi import openapi_document
 from claude_proxy.pool import make_ssl_context
 from claude_proxy.routing import choose_route, listed_models
 from claude_proxy.summaries import Summaries
@@ -69,6 +70,13 @@ class App(NamedTuple):
     inflight: Inflight
     answerer: Answerer
     metrics: Metrics
+
+    def inherit(self, old: App) -> App:
+        """This app, going on with what an old one has counted and learned of agents."""
+        answerer = self.answerer._replace(
+            agent_calls=old.answerer.agent_calls, summaries=old.answerer.summaries
+        )
+        return self._replace(answerer=answerer, metrics=old.metrics)
 
     def check(self, request: HttpRequest) -> None:
         """Refuse a request for what its head says, before its body is read."""
@@ -293,6 +301,11 @@ def show_metrics(app: App, http: HttpRequest, exchange: Exchange) -> HttpRespons
     return HttpResponse(200, METRICS_HEADERS, text.encode())
 
 
+def show_openapi(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /openapi.json: this description."""
+    return json_response(200, openapi_document(ENDPOINTS))
+
+
 def show_facts(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     """GET /: what this is and how it is set, without secrets."""
     config = app.config
@@ -359,6 +372,7 @@ ENDPOINTS: Dict[Tuple[str, str], Endpoint] = {
     ("GET", "/health"): show_health,
     ("GET", "/livez"): show_livez,
     ("GET", "/metrics"): show_metrics,
+    ("GET", "/openapi.json"): show_openapi,
     ("GET", "/test-connection"): check_connection,
     ("GET", "/"): show_facts,
 }
@@ -420,7 +434,7 @@ def log_exchange(app: App, exchange: Exchange, request: Optional[HttpRequest], s
     )
 
 
-QUIET_PATHS = ("/health", "/livez", "/metrics", "/")
+QUIET_PATHS = ("/health", "/livez", "/metrics", "/openapi.json", "/")
 
 
 def count_exchange(

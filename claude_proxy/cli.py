@@ -16,11 +16,12 @@ import ssl
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, TextIO, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, TextIO, Tuple
 
 from claude_proxy.app import App, ask_upstream, build_app
-from claude_proxy.config import VERSION, Config, ConfigError
+from claude_proxy.config import SETTINGS, VERSION, Config, ConfigError
 from claude_proxy.config_load import load_config, unknown_names
 from claude_proxy.dotenv import DotenvError, parse_dotenv
 from claude_proxy.errors import ProxyError
@@ -110,7 +111,7 @@ def main(
     if options.check_config or options.check_upstream:
         shown = environ.get("ANTHROPIC_AUTH_TOKEN", "")
         return check(loaded, options.check_upstream, shown, out, err)
-    return run(loaded, out, err)
+    return run(loaded, out, err, partial(load_settings, options.env_file, environ))
 
 
 # --- settings ----------------------------------------------------------------------------------
@@ -262,8 +263,8 @@ def make_app(config: Config, err: TextIO, inflight: Optional[Inflight] = None) -
         raise UsageError(f"CA_FILE or CA_DIR: cannot be used as certificates: {error}") from None
 
 
-def run(loaded: Loaded, out: TextIO, err: TextIO) -> int:
-    """Serve until a signal says stop; then drain."""
+def run(loaded: Loaded, out: TextIO, err: TextIO, reread: Callable[[], Loaded]) -> int:
+    """Serve until a signal says stop; then drain. `reread` gives the settings anew."""
     config = loaded.config
     raise_file_limit()
     inflight = Inflight(make_log(config, err))
@@ -279,7 +280,7 @@ def run(loaded: Loaded, out: TextIO, err: TextIO) -> int:
     print(banner(app, server.port, loaded), file=out, flush=True)
     if not config.ssl_verify:
         app.log.warning("ssl_verify_off", meaning="any certificate is accepted from the upstream")
-    return serve_until_stopped(server, app, config)
+    return serve_until_stopped(server, partial(reload_settings, server, reread, err))
 
 
 def listen_problem(config: Config, error: Exception) -> str:
@@ -313,12 +314,14 @@ def banner(app: App, port: int, loaded: Loaded) -> str:
     url = f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{port}"
     own = "your-REDCap-API-token" if config.upstream == "redcap" else "any-text"
     token = "the-key-in-ANTHROPIC_API_KEY" if config.anthropic_api_key else own
-    models = [(family, choose_route(config, family)) for family in ("opus", "sonnet", "haiku")]
+    models = [(word, choose_route(config, word)) for word in ("opus", "sonnet", "haiku")]
+    as_asked = "as asked for" if all(word == route.model for word, route in models) else ""
+    passes = config.upstream == "anthropic" and not config.anthropic_upstream_key
     lines = [
         f"listening on {url}",
         f"  claude_proxy {VERSION}, settings from {loaded.env_file or 'the environment (no .env)'}",
         f"  upstream  {config.upstream}: {app.upstreams[config.upstream].describe()}",
-        "  models    " + ", ".join(f"{family} -> {route.model}" for family, route in models),
+        "  models    " + (as_asked or ", ".join(f"{word} -> {r.model}" for word, r in models)),
         f"  trusts    {trust_roots(config)}",
     ]
     if config.upstream == "demo":
@@ -330,35 +333,80 @@ def banner(app: App, port: int, loaded: Loaded) -> str:
     lines += [
         "  For Claude Code:",
         f"    export ANTHROPIC_BASE_URL={url}",
-        f"    export ANTHROPIC_AUTH_TOKEN={token}",
+        "    and its own key, as ever" if passes else f"    export ANTHROPIC_AUTH_TOKEN={token}",
     ]
     return "\n".join(lines)
 
 
-def serve_until_stopped(server: Server, app: App, config: Config) -> int:
-    stop = threading.Event()
-    signals: List[int] = []
+def serve_until_stopped(server: Server, reload: Callable[[], None]) -> int:
+    """Until SIGTERM or SIGINT; SIGHUP has the settings read anew, where there is such a signal."""
+    wake = threading.Event()
+    ends: List[int] = []
+    hangups: List[int] = []
 
-    def on_signal(number: int, frame: Any) -> None:
-        signals.append(number)
-        if len(signals) > 1:
+    def on_end(number: int, frame: Any) -> None:
+        ends.append(number)
+        if len(ends) > 1:
             os._exit(128 + number)
-        stop.set()
+        wake.set()
 
+    def on_hangup(number: int, frame: Any) -> None:
+        hangups.append(number)
+        wake.set()
+
+    handlers: Dict[int, Any] = {signal.SIGTERM: on_end, signal.SIGINT: on_end}
+    # A terminal that is closed ends what runs in it, as ever.
+    if hasattr(signal, "SIGHUP") and not (sys.stdin and sys.stdin.isatty()):
+        handlers[signal.SIGHUP] = on_hangup
     previous: Dict[int, Any] = {
-        number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, handler) for number, handler in handlers.items()
     }
     server.inflight.start()
     thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="accept", daemon=True)
     thread.start()
     try:
-        while not stop.wait(3600):
-            pass
-        drain(server, app, config)
+        while not ends:
+            wake.wait(3600)
+            wake.clear()
+            if hangups and not ends:
+                hangups.clear()
+                reload()
+        drain(server, server.app, server.app.config)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     return EXIT_OK
+
+
+# What a listening socket has been made with.
+NEED_RESTART = ("LISTEN_HOST", "LISTEN_PORT")
+
+
+def reload_settings(server: Server, reread: Callable[[], Loaded], err: TextIO) -> None:
+    """Put new settings in force in one assignment; requests in flight keep the old ones.
+
+    Settings that are wrong change nothing, and the log says why.
+    """
+    old = server.app
+    try:
+        loaded = reread()
+        app = make_app(loaded.config, err, server.inflight)
+    except UsageError as error:
+        old.log.error("reload_refused", problem=str(error))
+        return
+    server.app = app.inherit(old)
+    old.transport.close()
+    names = changed_settings(old.config, loaded.config)
+    fixed = [name for name in names if name in NEED_RESTART]
+    app.log.info(
+        "reloaded", changed=", ".join(names) or "nothing", need_restart=", ".join(fixed) or None
+    )
+
+
+def changed_settings(old: Config, new: Config) -> List[str]:
+    """The names of the settings that differ; no values."""
+    fields = [setting.name for setting in SETTINGS] + ["CUSTOM_HEADERS"]
+    return [name for name in fields if getattr(old, name.lower()) != getattr(new, name.lower())]
 
 
 def drain(server: Server, app: App, config: Config) -> None:

@@ -168,6 +168,7 @@ class Pool:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._idle: Dict[Target, List[UpstreamConnection]] = {}
+        self._closed = False
         self._lock = threading.Lock()
 
     def take(self, target: Target) -> Optional[UpstreamConnection]:
@@ -190,13 +191,16 @@ class Pool:
             connections.append(connection)
             old = connection.idle_since - IDLE_CONNECTION_SECONDS
             kept = [c for c in connections if c.idle_since > old][-IDLE_CONNECTIONS_KEPT:]
+            kept = [] if self._closed else kept
             dropped = [c for c in connections if c not in kept]
             self._idle[connection.target] = kept
         for stale in dropped:
             stale.close()
 
     def close(self) -> None:
+        """Close what is idle, and what comes back later."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, {}
         for connections in idle.values():
             for connection in connections:

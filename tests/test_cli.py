@@ -52,7 +52,7 @@ class Started:
 
     def __init__(self, command, folder, *arguments, **settings):
         self.process = subprocess.Popen(
-            [*command, *arguments], cwd=folder, env=environment(**{"LISTEN_PORT": "0", **settings}),
+            [*command, *arguments], cwd=folder, env=environment(**{"LISTEN_PORT": "0", **settings}), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.banner = self.process.stdout.readline()
         match = re.fullmatch(r"listening on http://127\.0\.0\.1:(\d+)\n", self.banner)
