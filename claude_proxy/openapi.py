@@ -27,54 +27,84 @@ USAGE_SCHEMA = {
 }
 MODEL_SCHEMA = object_schema(
     {
-        "type": {"const": "model"}, "id": TEXT_TYPE, "display_name": TEXT_TYPE, "created_at": TEXT_TYPE,
-        "object": {"const": "model"}, "created": COUNT_TYPE, "owned_by": TEXT_TYPE,
+        "type": {"const": "model"},
+        "id": TEXT_TYPE,
+        "display_name": TEXT_TYPE,
+        "created_at": TEXT_TYPE,
+        "object": {"const": "model"},
+        "created": COUNT_TYPE,
+        "owned_by": TEXT_TYPE,
     }
-)  # fmt: skip
+)
 SCHEMAS: Dict[str, ApiDict] = {
     "Message": object_schema(
         {
-            "id": TEXT_TYPE, "type": {"const": "message"}, "role": {"const": "assistant"}, "model": TEXT_TYPE,
-            "content": {"type": "array", "items": {"type": "object"}}, "stop_reason": NULLABLE_TEXT,
-            "stop_sequence": NULLABLE_TEXT, "usage": USAGE_SCHEMA,
+            "id": TEXT_TYPE,
+            "type": {"const": "message"},
+            "role": {"const": "assistant"},
+            "model": TEXT_TYPE,
+            "content": {"type": "array", "items": {"type": "object"}},
+            "stop_reason": NULLABLE_TEXT,
+            "stop_sequence": NULLABLE_TEXT,
+            "usage": USAGE_SCHEMA,
         }
     ),
     "MessageRequest": object_schema(
         {
-            "model": TEXT_TYPE, "max_tokens": COUNT_TYPE, "stream": FLAG_TYPE,
+            "model": TEXT_TYPE,
+            "max_tokens": COUNT_TYPE,
+            "stream": FLAG_TYPE,
             "messages": {"type": "array", "items": {"type": "object"}},
         },
-        "model", "max_tokens", "stream",
+        "model",
+        "max_tokens",
+        "stream",
     ),
     "TokenCount": object_schema({"input_tokens": COUNT_TYPE}),
     "Model": MODEL_SCHEMA,
     "Models": object_schema(
         {
-            "object": {"const": "list"}, "data": {"type": "array", "items": MODEL_SCHEMA},
-            "has_more": FLAG_TYPE, "first_id": NULLABLE_TEXT, "last_id": NULLABLE_TEXT,
+            "object": {"const": "list"},
+            "data": {"type": "array", "items": MODEL_SCHEMA},
+            "has_more": FLAG_TYPE,
+            "first_id": NULLABLE_TEXT,
+            "last_id": NULLABLE_TEXT,
         }
     ),
-    "Health": object_schema({"status": {"enum": ["ok", "draining"]}, "version": TEXT_TYPE,
-                             "upstream": TEXT_TYPE}),
-    "Livez": object_schema({"status": TEXT_TYPE, "in_flight": COUNT_TYPE, "draining": FLAG_TYPE,
-                            "timestamp": TEXT_TYPE}),
+    "Health": object_schema(
+        {"status": {"enum": ["ok", "draining"]}, "version": TEXT_TYPE, "upstream": TEXT_TYPE}
+    ),
+    "Livez": object_schema(
+        {
+            "status": TEXT_TYPE,
+            "in_flight": COUNT_TYPE,
+            "draining": FLAG_TYPE,
+            "timestamp": TEXT_TYPE,
+        }
+    ),
     "Facts": object_schema(
         {
-            "name": TEXT_TYPE, "version": TEXT_TYPE, "upstream": TEXT_TYPE, "upstream_is": TEXT_TYPE,
-            "models": {"type": "object"}, "client_key_required": FLAG_TYPE,
+            "name": TEXT_TYPE,
+            "version": TEXT_TYPE,
+            "upstream": TEXT_TYPE,
+            "upstream_is": TEXT_TYPE,
+            "models": {"type": "object"},
+            "client_key_required": FLAG_TYPE,
             "endpoints": {"type": "array", "items": TEXT_TYPE},
         }
     ),
     "Connection": object_schema({"status": TEXT_TYPE, "upstream": TEXT_TYPE}),
     "Error": object_schema(
         {
-            "type": {"const": "error"}, "request_id": TEXT_TYPE,
+            "type": {"const": "error"},
+            "request_id": TEXT_TYPE,
             "error": object_schema({"type": TEXT_TYPE, "message": TEXT_TYPE}),
         }
     ),
-    "Document": object_schema({"openapi": TEXT_TYPE, "info": {"type": "object"},
-                               "paths": {"type": "object"}}),
-}  # fmt: skip
+    "Document": object_schema(
+        {"openapi": TEXT_TYPE, "info": {"type": "object"}, "paths": {"type": "object"}}
+    ),
+}
 
 # (method, path) -> (status, schema) pairs; a schema's name, or a media type for what is no JSON.
 ANSWERS: Dict[Tuple[str, str], Tuple[Tuple[int, str], ...]] = {
