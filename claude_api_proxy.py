@@ -7,17 +7,17 @@ The whole program in one file: Python 3.9 or later, standard library only. Run i
 This file is generated from claude_proxy/: change it there. On a host with this file alone, edit
 it in place; the model maps are at the top of its first section. Sections, each under a banner:
 
-  config, config_load, settings_text, dotenv, log, overflow, errors, http1, sse, events, tokens,
-  prompt_parts, compression, summaries, dialects/dialect, dialects/anthropic, dialects/carriers,
-  dialects/chat_options, dialects/chat_blocks, dialects/chat_schemas, dialects/chat_tools,
-  dialects/think_tags, dialects/stop_watch, dialects/chat_thinking, dialects/chat_members,
-  dialects/chat_shapes, dialects/chat_request, dialects/chat_profiles, dialects/chat_repairs,
-  dialects/chat_calls, dialects/chat_usage, dialects/thought_writer, dialects/chat_frames,
-  dialects/chat_stream, dialects/text_tools, dialects/text_calls, dialects/text_turns, routing,
-  auth, exchange, inflight, slots, late, pool, transport, limits, reasoning_memory, json_edit,
-  agents, relay, routes, keys, upstreams/upstream, upstreams/openai, upstreams/redcap_form,
-  upstreams/redcap_reply, upstreams/redcap, upstreams/demo, upstreams/anthropic, wire, answering,
-  metrics, openapi, app, server, cli, __main__
+  config, config_load, settings_file, settings_text, dotenv, log, overflow, errors, http1, sse,
+  events, tokens, prompt_parts, compression, summaries, dialects/dialect, dialects/anthropic,
+  dialects/carriers, dialects/chat_options, dialects/chat_blocks, dialects/chat_schemas,
+  dialects/chat_tools, dialects/think_tags, dialects/stop_watch, dialects/chat_thinking,
+  dialects/chat_members, dialects/chat_shapes, dialects/chat_request, dialects/chat_profiles,
+  dialects/chat_repairs, dialects/chat_calls, dialects/chat_usage, dialects/thought_writer,
+  dialects/chat_frames, dialects/chat_stream, dialects/text_tools, dialects/text_calls,
+  dialects/text_turns, routing, auth, exchange, inflight, slots, late, pool, transport, limits,
+  reasoning_memory, json_edit, agents, relay, routes, keys, upstreams/upstream, upstreams/openai,
+  upstreams/redcap_form, upstreams/redcap_reply, upstreams/redcap, upstreams/demo,
+  upstreams/anthropic, wire, answering, metrics, openapi, app, server, cli, __main__
 """
 
 from __future__ import annotations
@@ -365,6 +365,9 @@ def is_plain_url(text: str) -> bool:
 # --- the table ---------------------------------------------------------------------------------
 
 SETTINGS: Tuple[Setting, ...] = (
+    Setting("CONFIG_FILE", "", parse_text,
+            "JSON file of settings, for maps and sections; variables and .env go before it",
+            "Listening"),
     Setting("LISTEN_HOST", "127.0.0.1", parse_listen_host,
             "address to listen on", "Listening", aliases=("HOST",)),
     Setting("LISTEN_PORT", "8765", number_parser(0, 65535),
@@ -552,13 +555,16 @@ def load_config(
     dotenv: Optional[Mapping[str, str]] = None,
     read_file: Optional[Callable[[str], str]] = None,
     path_exists: Callable[[str], bool] = os.path.exists,
+    settings_file: Optional[Mapping[str, str]] = None,
 ) -> Config:
     """The settings in force, or ConfigError with every mistake.
 
     The environment goes before the .env, whichever of its names a setting has there; in one source
     the setting's own name goes before NAME_FILE (secrets) and its aliases. Empty means unset.
     """
-    sources = (("environment", environ), (".env", dotenv or {}))
+    sources = (
+        ("environment", environ), (".env", dotenv or {}), ("CONFIG_FILE", settings_file or {})
+    )  # fmt: skip
     values: Dict[str, Any] = {}
     found: Dict[str, FoundSetting] = {}
     headers, origins, problems = read_custom_headers(sources)
@@ -753,6 +759,112 @@ def resolve_models(values: Mapping[str, Any]) -> Dict[str, str]:
     if values["BIG_MODEL"]:
         models["MIDDLE_MODEL"] = values["BIG_MODEL"]
     return {name: values[name] or model for name, model in models.items()}
+
+
+# ==================================================================================================
+# settings_file
+# ==================================================================================================
+# Settings as a JSON file, for what is awkward in variables: maps, lists, nested sections. Pure.
+#
+#     {"server": {"port": 9000}, "models": {"claude-haiku-*": "gpt-4o-mini"}, "MAX_RETRIES": 2}
+#
+# Any setting may stand under its own name, in either case; sections are named in `SECTION_NAMES`.
+# What comes out is what the variables would be, so that one set of parsers judges both.
+
+# Path in the file -> setting.
+SECTION_NAMES: Dict[str, str] = {
+    "server.host": "LISTEN_HOST",
+    "server.port": "LISTEN_PORT",
+    "server.max_connections": "MAX_CONNECTIONS",
+    "default_model": "DEFAULT_MODEL",
+    "max_tokens": "MAX_TOKENS_LIMIT",
+    "timeout": "REQUEST_TIMEOUT",
+    "logging.level": "LOG_LEVEL",
+    "logging.format": "LOG_FORMAT",
+    "models": "MODEL_MAP",
+    "windows": "MODEL_WINDOWS",
+    "agents": "SUBAGENT_MAPPINGS",
+    "fallback": "FALLBACK_MODELS",
+}
+# Settings whose value is a map -> what stands between a name and its value.
+MAP_MARKS = {"MODEL_MAP": "=", "MODEL_WINDOWS": "=", "SUBAGENT_MAPPINGS": ":"}
+HEADERS_SECTION = "headers"
+
+
+def read_settings_file(text: str) -> Dict[str, str]:
+    """The settings in a JSON text, each as its variable would have it; ConfigError with every
+    problem, naming places and never values."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        where = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ConfigError([f"CONFIG_FILE: not JSON{where}"]) from None
+    if not isinstance(data, dict):
+        raise ConfigError(["CONFIG_FILE: must hold a JSON object"])
+    found: Dict[str, str] = {}
+    problems: List[str] = []
+    for place, name, value in file_settings(data, ""):
+        try:
+            found[name or setting_at(place)] = value_text(name or setting_at(place), value)
+        except ValueError as error:
+            problems.append(f"CONFIG_FILE: {place}: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def file_settings(data: Mapping[str, Any], prefix: str) -> Iterator[Tuple[str, str, Any]]:
+    """(place, name or "", value) of each value; a section is one that no setting is named like."""
+    for key, value in data.items():
+        place = f"{prefix}{key}"
+        if place == HEADERS_SECTION and isinstance(value, dict):
+            for header, text in value.items():
+                name = CUSTOM_HEADER_PREFIX + str(header).upper().replace("-", "_")
+                yield f"{place}.{header}", name, text
+        elif isinstance(value, dict) and not is_setting(place):
+            yield from file_settings(value, f"{place}.")
+        else:
+            yield place, "", value
+
+
+def is_setting(place: str) -> bool:
+    try:
+        setting_at(place)
+    except ValueError:
+        return False
+    return True
+
+
+def setting_at(place: str) -> str:
+    """The setting that a place in the file means."""
+    own = {name: s.name for s in SETTINGS for name in (s.name, *s.aliases)}
+    name = SECTION_NAMES.get(place) or own.get(place.upper())
+    if name is None:
+        raise ValueError("is no setting of this version")
+    return name
+
+
+def value_text(name: str, value: Any) -> str:
+    """A JSON value as the variable would have it."""
+    if isinstance(value, dict) and name in MAP_MARKS:
+        return ",".join(f"{key}{MAP_MARKS[name]}{scalar_text(one)}" for key, one in value.items())
+    if isinstance(value, list):
+        return ",".join(scalar_text(one) for one in value)
+    return scalar_text(value)
+
+
+SCALARS: Tuple[Tuple[type, Callable[[Any], str]], ...] = (
+    (bool, lambda value: "true" if value else "false"), (int, str), (float, str), (str, str),
+)  # fmt: skip
+
+
+def scalar_text(value: Any) -> str:
+    if value is None:
+        return ""
+    text = next((make(value) for kind, make in SCALARS if isinstance(value, kind)), None)
+    if text is None:
+        raise ValueError("must be a text, a number, true, false, or a list of these")
+    return text
 
 
 # ==================================================================================================
@@ -12903,7 +13015,8 @@ def load_settings(named: Optional[str], environ: Mapping[str, str]) -> Loaded:
     try:
         text = path.read_bytes().decode("utf-8-sig") if path else ""
         values = parse_dotenv(text, environ)
-        config = load_config(environ, values)
+        settings = read_settings(environ.get("CONFIG_FILE") or values.get("CONFIG_FILE", ""))
+        config = load_config(environ, values, settings_file=settings)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -12914,6 +13027,18 @@ def load_settings(named: Optional[str], environ: Mapping[str, str]) -> Loaded:
         problems = "".join(f"\n  {problem}" for problem in error.problems)
         raise UsageError(f"{len(error.problems)} setting(s) need attention:{problems}") from None
     return Loaded(config, str(path or ""), tuple(unknown_names(values)))
+
+
+def read_settings(path: str) -> Dict[str, str]:
+    """The settings in the JSON file of this name; none without a name."""
+    if not path:
+        return {}
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError([f"CONFIG_FILE: cannot be read ({reason})"]) from None
+    return read_settings_file(text)
 
 
 def make_log(config: Config, stream: TextIO) -> Log:

@@ -31,6 +31,7 @@ from claude_proxy.keys import parse_keys
 from claude_proxy.log import Log
 from claude_proxy.routing import choose_route
 from claude_proxy.server import Server
+from claude_proxy.settings_file import read_settings_file
 from claude_proxy.settings_text import (
     format_config,
     format_env_example,
@@ -136,7 +137,8 @@ def load_settings(named: Optional[str], environ: Mapping[str, str]) -> Loaded:
     try:
         text = path.read_bytes().decode("utf-8-sig") if path else ""
         values = parse_dotenv(text, environ)
-        config = load_config(environ, values)
+        settings = read_settings(environ.get("CONFIG_FILE") or values.get("CONFIG_FILE", ""))
+        config = load_config(environ, values, settings_file=settings)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -147,6 +149,18 @@ def load_settings(named: Optional[str], environ: Mapping[str, str]) -> Loaded:
         problems = "".join(f"\n  {problem}" for problem in error.problems)
         raise UsageError(f"{len(error.problems)} setting(s) need attention:{problems}") from None
     return Loaded(config, str(path or ""), tuple(unknown_names(values)))
+
+
+def read_settings(path: str) -> Dict[str, str]:
+    """The settings in the JSON file of this name; none without a name."""
+    if not path:
+        return {}
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError([f"CONFIG_FILE: cannot be read ({reason})"]) from None
+    return read_settings_file(text)
 
 
 def make_log(config: Config, stream: TextIO) -> Log:

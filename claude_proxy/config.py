@@ -295,6 +295,9 @@ def is_plain_url(text: str) -> bool:
 # --- the table ---------------------------------------------------------------------------------
 
 SETTINGS: Tuple[Setting, ...] = (
+    Setting("CONFIG_FILE", "", parse_text,
+            "JSON file of settings, for maps and sections; variables and .env go before it",
+            "Listening"),
     Setting("LISTEN_HOST", "127.0.0.1", parse_listen_host,
             "address to listen on", "Listening", aliases=("HOST",)),
     Setting("LISTEN_PORT", "8765", number_parser(0, 65535),

@@ -48,13 +48,16 @@ def load_config(
     dotenv: Optional[Mapping[str, str]] = None,
     read_file: Optional[Callable[[str], str]] = None,
     path_exists: Callable[[str], bool] = os.path.exists,
+    settings_file: Optional[Mapping[str, str]] = None,
 ) -> Config:
     """The settings in force, or ConfigError with every mistake.
 
     The environment goes before the .env, whichever of its names a setting has there; in one source
     the setting's own name goes before NAME_FILE (secrets) and its aliases. Empty means unset.
     """
-    sources = (("environment", environ), (".env", dotenv or {}))
+    sources = (
+        ("environment", environ), (".env", dotenv or {}), ("CONFIG_FILE", settings_file or {})
+    )  # fmt: skip
     values: Dict[str, Any] = {}
     found: Dict[str, FoundSetting] = {}
     headers, origins, problems = read_custom_headers(sources)
