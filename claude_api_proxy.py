@@ -372,6 +372,9 @@ SETTINGS: Tuple[Setting, ...] = (
             "address to listen on", "Listening", aliases=("HOST",)),
     Setting("LISTEN_PORT", "8765", number_parser(0, 65535),
             "port to listen on; 0 takes any free one", "Listening", aliases=("PORT",)),
+    Setting("LISTEN_REUSE_PORT", "false", parse_bool,
+            "true lets several processes listen on one port; the kernel shares connections out",
+            "Listening"),
     Setting("ALLOWED_HOSTS", "", parse_hosts,
             "further host names clients may use, with commas between; * for any", "Listening"),
     Setting("TRUST_PROXY", "false", parse_bool,
@@ -390,6 +393,9 @@ SETTINGS: Tuple[Setting, ...] = (
             "longest wait for a client that does not read, in seconds", "Listening"),
     Setting("IDLE_TIMEOUT", "120", seconds_parser(),
             "seconds that a client connection is kept without a request", "Listening"),
+    Setting("DRAIN_DELAY", "0", seconds_parser(low=0),
+            "seconds that /health says 503 before no more is taken, for a balancer to notice",
+            "Listening"),
     Setting("DRAIN_TIMEOUT", "600", seconds_parser(low=0),
             "seconds that answers under way may take when the proxy is stopped", "Listening"),
     Setting("UPSTREAM", "", choice_parser(*UPSTREAM_NAMES),
@@ -12885,6 +12891,11 @@ class Server(ThreadingHTTPServer):
                 self.say_no_files_left()
             raise
 
+    def take_waiting(self) -> None:
+        """Serve the connections that wait to be accepted: closing the listener would reset them."""
+        while select.select([self.socket], [], [], 0)[0]:
+            self._handle_request_noblock()
+
     def say_no_files_left(self) -> None:
         """Once in a while, and without spinning: the connection still waits to be accepted."""
         now = time.monotonic()
@@ -12894,6 +12905,8 @@ class Server(ThreadingHTTPServer):
         time.sleep(0.1)
 
     def server_bind(self) -> None:
+        if self.app.config.listen_reuse_port:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # HTTPServer's own asks DNS for the host's name, which can hang for seconds.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]
@@ -13270,6 +13283,8 @@ def serve_until_stopped(server: Server, reload: Callable[[], None]) -> int:
     return EXIT_OK
 
 
+# A connection that was waiting to be accepted has its request behind it.
+LAST_REQUEST_SECONDS = 0.1
 # What a listening socket has been made with.
 NEED_RESTART = ("LISTEN_HOST", "LISTEN_PORT")
 
@@ -13311,8 +13326,13 @@ def drain(server: Server, app: App, config: Config) -> None:
         hint="a second signal ends at once" if waiting else None,
     )
     server.inflight.draining = True
+    if config.drain_delay:
+        time.sleep(config.drain_delay)
     server.shutdown()
+    server.take_waiting()
     server.server_close()
+    # What has been taken just now may not have sent its request yet.
+    time.sleep(LAST_REQUEST_SECONDS if server.inflight.connections() else 0)
     if not server.inflight.drain(config.drain_timeout):
         server.inflight.cancel_all(ProxyError(503, "the proxy is shutting down"))
         server.inflight.drain(2.0)

@@ -19,6 +19,7 @@ from typing import Callable, Dict, List, Tuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+from tests.clients.balancers import BALANCER_CHECKS
 from tests.clients.claude_code import CLAUDE_CODE_CHECKS
 from tests.clients.install import InstallError, default_folder, open_cache
 from tests.clients.lab import Lab, Skipped, Trap, end_leftovers
@@ -39,6 +40,7 @@ CHECKS: Dict[str, Check] = {
     **SLOW_REDCAP_CHECKS,
     **SDK_CHECKS,
     **OTHER_SERVER_CHECKS,
+    **BALANCER_CHECKS,
     **LLAMA_CHECKS,
 }
 
