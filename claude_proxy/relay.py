@@ -37,6 +37,7 @@ HEADER_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # quotes have a backslash in front, so what a model says never looks like one of them.
 TELLING_WORDS = (b'"usage"', b'"stop_reason"', b'"error"')
 FRAME_ENDS = (b"\n\n", b"\n\r\n")
+LONGEST_HELD = 65536
 LOGGED_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -77,6 +78,12 @@ def is_event_stream(headers: Mapping[str, str]) -> bool:
     return "text/event-stream" in headers.get("content-type", "").lower()
 
 
+def end_of_frames(piece: bytes) -> int:
+    """Where the last whole frame of a piece ends; 0 if none does."""
+    ends = [at + len(end) for at, end in ((piece.rfind(end), end) for end in FRAME_ENDS) if at >= 0]
+    return max(ends, default=0)
+
+
 class RelayWatch:
     """Sees the pieces of a stream go by and tells the exchange what logs need."""
 
@@ -84,31 +91,48 @@ class RelayWatch:
         self._exchange = exchange
         self._listener = listener
         self._splitter: Optional[FrameSplitter] = FrameSplitter()
-        self._between_frames = True
+        self._held: List[bytes] = []  # the beginning of a frame
+        self._held_bytes = 0
+        self._long_frames = False
 
     def see(self, piece: bytes) -> None:
         """Never raises: what cannot be read is nobody's business here.
 
-        Most pieces are whole frames in which nothing is told: those are not taken apart.
+        Frames are taken apart only where something may be told in them; one that is cut between
+        two pieces is looked at when it is whole.
         """
         if self._exchange.first_event is None:
             self._exchange.first_event = self._exchange.clock()
-        whole = self._between_frames
-        self._between_frames = piece.endswith(FRAME_ENDS)
-        if whole and self._between_frames and not self._concerns(piece):
+        end = len(piece) if piece.endswith(FRAME_ENDS) else end_of_frames(piece)
+        if self._long_frames or not end:
+            self._hold(piece)
             return
-        if self._splitter is not None:
-            self._take_apart(self._splitter, piece)
+        frames = piece[:end]
+        if self._held:
+            frames = b"".join((*self._held, frames))
+        self._held = [piece[end:]] if end < len(piece) else []
+        self._held_bytes = 0
+        if self._concerns(frames):
+            self._take_apart(frames)
 
     def end(self) -> None:
         """Read what stands behind the last blank line."""
-        for frame in self._splitter.finish() if self._splitter else ():
-            if self._concerns(frame):
-                self._read(frame)
+        self._take_apart(b"".join((*self._held, b"\n\n")))
 
-    def _take_apart(self, splitter: FrameSplitter, piece: bytes) -> None:
+    def _hold(self, piece: bytes) -> None:
+        """Wait for a frame's end. Where none is found for long, the splitter looks for it alone."""
+        self._held.append(piece)
+        self._held_bytes += len(piece)
+        if self._long_frames or self._held_bytes > LONGEST_HELD:
+            self._long_frames = True
+            self._take_apart(b"".join(self._held))
+            self._held = []
+
+    def _take_apart(self, data: bytes) -> None:
+        if self._splitter is None:
+            return
         try:
-            frames = splitter.feed(piece)
+            frames = self._splitter.feed(data)
         except ProxyError:
             self._splitter = None  # an event too large to be held
             return

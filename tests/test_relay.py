@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from claude_proxy.exchange import Exchange
+from claude_proxy.relay import RelayWatch
 from tests.support import (
     HANG_UP,
     LAST,
@@ -525,6 +527,27 @@ def test_the_log_has_figures_and_no_content(start, streaming):
     assert not any(secret in text for secret in (SECRET_TEXT, "private", "client-key"))
 
 
+def test_figures_are_found_wherever_a_stream_is_cut():
+    told = [frame(FIRST), b": " + b"x" * 100_000 + b"\n\n", frame(END), frame(STOP)]
+    for blank in (b"\n", b"\r\n", b"\r"):
+        body = b"".join(told).replace(b"\n", blank)
+        for size in (*range(1, 40), 1000, 70_000, len(body)):
+            exchange = Exchange()
+            watch = RelayWatch(exchange)
+            small = body.replace(b"x" * 100_000, b"x") if size < 40 else body
+            for at in range(0, len(small), size):
+                watch.see(small[at:at + size])
+            watch.end()
+            assert (exchange.usage["output_tokens"], exchange.facts["stop_reason"]) == (77, "tool_use"), (blank, size)
+
+
+def test_a_frame_too_large_to_be_held_is_let_go():
+    watch = RelayWatch(Exchange())
+    for _ in range(200):
+        watch.see(b"x" * 65536)
+    watch.end()
+
+
 def test_no_ping_of_ours_in_a_relayed_stream(start):
     pieces = [frame({"type": "message_start", "message": MESSAGE}), Pause(0.1), b"data: x\n\n", Pause(0.1), b": end\n\n"]
     proxy, _ = start(stream_of(*pieces), ping_interval=0.02)
@@ -690,8 +713,8 @@ def test_other_endpoints_are_not_demoted(start, path):
 
 def test_demotion_with_a_routed_model(start):
     proxy, upstream = start(FINE, environ={**DEMOTE, **MAPPED})
-    ask(proxy.port, ('{%s,"model":"fast"}' % ODD).encode(), fields=OWN_KEY)
-    assert upstream.requests[0].body.decode() == '{"stream": true, %s,"model":"claude-haiku-9"}' % ODD
+    ask(proxy.port, ("{" + ODD + ',"model":"fast"}').encode(), fields=OWN_KEY)
+    assert upstream.requests[0].body.decode() == '{"stream": true, ' + ODD + ',"model":"claude-haiku-9"}'
 
 
 def test_a_demoted_call_that_is_answered_whole(start):
@@ -774,8 +797,7 @@ FALLBACK = {"FALLBACK_MODELS": "claude-other"}
 @pytest.mark.parametrize("streaming", [True, False])
 def test_the_next_model_is_asked_while_nothing_has_been_said(start, first, streaming):
     body = message_body(stream=streaming)
-    second = messages_stream(MESSAGE) if streaming else messages_stream(MESSAGE)
-    proxy, upstream = start(first, second, environ=FALLBACK)
+    proxy, upstream = start(first, messages_stream(MESSAGE), environ=FALLBACK)
     answer = ask(proxy.port, body, fields=OWN_KEY)
     assert answer.status == 200 and "tried anthropic:claude-sonnet-5" in answer.headers["x-proxy-route"]
     assert [r.json["model"] for r in upstream.requests] == ["claude-sonnet-5", "claude-other"]
