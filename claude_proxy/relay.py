@@ -38,7 +38,7 @@ HEADER_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 TELLING_WORDS = (b'"usage"', b'"stop_reason"', b'"error"')
 FRAME_ENDS = (b"\n\n", b"\n\r\n")
 LONGEST_HELD = 65536
-LOGGED_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+SINGLE_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def connection_named(headers: Mapping[str, str]) -> Set[str]:
@@ -161,24 +161,24 @@ class RelayWatch:
             self._listener.hear(event)
 
 
-def as_dict(value: Any) -> Dict[str, Any]:
+def as_members(value: Any) -> Dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
 def told_event(event: Mapping[str, Any]) -> Event:
     """What an event tells of usage and of the end, whatever else its members are."""
-    usage = as_dict(event.get("usage")) or as_dict(as_dict(event.get("message")).get("usage"))
-    return {"usage": usage, "delta": {"stop_reason": logged_word(as_dict(event.get("delta")))}}
+    usage = as_members(event.get("usage")) or as_members(as_members(event.get("message")).get("usage"))
+    return {"usage": usage, "delta": {"stop_reason": logged_word(as_members(event.get("delta")))}}
 
 
 def logged_word(members: Mapping[str, Any], name: str = "stop_reason") -> Optional[str]:
     """A member that is a single word; other text is not for logs."""
     word = members.get(name)
-    return word if isinstance(word, str) and LOGGED_WORD.fullmatch(word) else None
+    return word if isinstance(word, str) and SINGLE_WORD.fullmatch(word) else None
 
 
 def error_word(event: Mapping[str, Any]) -> str:
-    return logged_word(as_dict(event.get("error")), "type") or "error"
+    return logged_word(as_members(event.get("error")), "type") or "error"
 
 
 def note_whole_answer(
@@ -225,7 +225,7 @@ def frame_events(frame: bytes) -> List[Event]:
 
 def is_sound(event: Event) -> bool:
     """Whether the members that are read here are objects, where they are there at all."""
-    message = as_dict(event.get("message"))
+    message = as_members(event.get("message"))
     members = (*map(event.get, ("message", "delta", "usage")), message.get("usage"))
     return all(member is None or isinstance(member, dict) for member in members)
 
@@ -241,7 +241,7 @@ class EventError(ProxyError):
     """An `error` event as the error that it would have been by status."""
 
     def __init__(self, event: Event) -> None:
-        error = as_dict(event.get("error"))
+        error = as_members(event.get("error"))
         kind = str(error.get("type") or "api_error")
         status = EVENT_ERROR_STATUSES.get(kind, 500)
         message = str(error.get("message") or "the upstream reported an error without a message")
