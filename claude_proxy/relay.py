@@ -167,7 +167,8 @@ def as_members(value: Any) -> Dict[str, Any]:
 
 def told_event(event: Mapping[str, Any]) -> Event:
     """What an event tells of usage and of the end, whatever else its members are."""
-    usage = as_members(event.get("usage")) or as_members(as_members(event.get("message")).get("usage"))
+    message = as_members(event.get("message"))
+    usage = as_members(event.get("usage")) or as_members(message.get("usage"))
     return {"usage": usage, "delta": {"stop_reason": logged_word(as_members(event.get("delta")))}}
 
 
