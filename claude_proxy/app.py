@@ -408,7 +408,9 @@ def find_endpoint(method: str, path: str) -> Endpoint:
 
 # --- the log line ------------------------------------------------------------------------------
 
-LOGGED_USAGE = ("input_tokens", "output_tokens", "cache_read_input_tokens")
+LOGGED_USAGE = (
+    "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
+)  # fmt: skip
 
 
 def log_exchange(app: App, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:

@@ -24,7 +24,6 @@ from tests.support import (
     http_answer,
     http_chunk,
     json_answer,
-    load_form,
     message_body,
     messages_stream,
     request_bytes,
@@ -40,11 +39,6 @@ MESSAGE = {"id": "msg_up", "type": "message", "role": "assistant", "model": "cla
            "usage": {"input_tokens": 11, "output_tokens": 3, "cache_read_input_tokens": 5}}
 OWN_KEY = ("x-api-key: client-key",)
 WHOLE = json_answer(200, MESSAGE, "request-id: req_up")
-
-
-@pytest.fixture(scope="module")
-def form():
-    return load_form("package")
 
 
 @pytest.fixture

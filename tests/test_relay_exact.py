@@ -21,7 +21,6 @@ from tests.support import (
     RawClient,
     ScriptedUpstream,
     http_chunk,
-    load_form,
     running_proxy,
 )
 from tests.test_json_edit import odd_json
@@ -153,11 +152,6 @@ def converse(port, numbers, asked, answered):
             answer = client.answer()
             assert answer.headers["request-id"] == f"req_{number}"
             answered[number] = (answer.status, answer.headers["content-type"], sha(answer.body))
-
-
-@pytest.fixture(scope="module")
-def form():
-    return load_form("package")
 
 
 def test_both_sides_have_the_same_bytes(form):
