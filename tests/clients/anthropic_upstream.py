@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import socket
 import threading
@@ -21,6 +22,8 @@ from tests.support import LAST, Received, Step, http_answer, http_chunk, read_re
 
 Block = Dict[str, Any]
 COUNTING = "/v1/messages/count_tokens"
+# Claude Code takes answers with one id for parts of one answer.
+MESSAGE_NUMBERS = itertools.count(1)
 USAGE = {"input_tokens": 21, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 1000}
 # What the API says beside an answer. The last is one that nobody has heard of.
 ANSWER_FIELDS = (
@@ -189,7 +192,7 @@ def message_of(asked: Asked, blocks: Iterable[Block], **more: Any) -> Dict[str, 
     content = list(blocks)
     calls = any(block["type"] == "tool_use" for block in content)
     return {
-        "model": asked.model, "id": "msg_01Scripted", "type": "message", "role": "assistant",
+        "model": asked.model, "id": f"msg_01Scripted{next(MESSAGE_NUMBERS):06}", "type": "message", "role": "assistant",
         "content": content, "stop_reason": "tool_use" if calls else "end_turn",
         "stop_sequence": None, "usage": {**USAGE, "output_tokens": 33}, **more,
     }  # fmt: skip

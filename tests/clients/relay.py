@@ -11,6 +11,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import itertools
+import json
+import pathlib
+import socket
 import struct
 import zlib
 from collections.abc import Iterator
@@ -24,7 +27,6 @@ from tests.clients.anthropic_upstream import (
     Told,
     answer,
     api_error,
-    error_data,
     frame,
     message_frames,
     message_of,
@@ -37,7 +39,25 @@ from tests.clients.anthropic_upstream import (
 )
 from tests.clients.claude_runner import ClaudeRun, claude, claude_succeeded
 from tests.clients.lab import Lab, Started, expect, expect_equal
-from tests.support import HANG_UP, Step
+from tests.clients.upstream import (
+    Call,
+    ChatRequest,
+    PlayingUpstream,
+    call_deltas,
+    calls_answer,
+)
+from tests.clients.upstream import Play as ChatPlay
+from tests.support import (
+    HANG_UP,
+    LAST,
+    WAIT_FOR_CLOSE,
+    Step,
+    chat_stream,
+    delta,
+    http_chunk,
+    text_answer,
+)
+from tests.support import USAGE as CHAT_USAGE
 
 CREDENTIAL = "the-clients-own-credential-0123456789"
 CHAIN = 12
@@ -66,10 +86,44 @@ class Relay(NamedTuple):
         return [told.status for told in self.near.told]
 
 
+Compare = Callable[[List[Told], List[Told]], None]
+
+
+def expect_relayed(near: List[Told], far: List[Told]) -> None:
+    """The same requests, the same answers, the same headers on both sides."""
+    expect_equal(sorted(t.digests for t in far), sorted(t.digests for t in near), "bodies")
+    expect_rest_relayed(near, far)
+
+
+def expect_rest_relayed(near: List[Told], far: List[Told]) -> None:
+    """The same for all that the API was asked; what it was not asked has gone elsewhere."""
+    for came in far:
+        sent = [told for told in near if told.digests == came.digests]
+        expect(sent, f"a request at the API is none of the client's: {came.request.body[:200]!r}")
+        alike = (told for told in sent if agent_id(told) == agent_id(came))
+        expect_same_heads(next(alike, sent[0]), came)
+
+
+def agent_id(told: Told) -> str:
+    return told.request.headers.get("x-claude-code-agent-id", "")
+
+
+def expect_same_heads(near: Told, far: Told) -> None:
+    expect_equal((near.request.line, near.status), (far.request.line, far.status), "line, status")
+    expect_equal(kept_fields(far.request.headers), kept_fields(near.request.headers), "headers at the API")
+    expect_equal(kept_fields(near.headers), kept_fields(far.headers), "headers at the client")
+
+
+def compare_nothing(near: List[Told], far: List[Told]) -> None:
+    """Where an answer of the API is replaced."""
+
+
 @contextlib.contextmanager
-def relaying(lab: Lab, play: Play, moved: bool = False, **settings: str) -> Iterator[Relay]:
-    """A relay with its play. When the block ends, all that passed is compared, unless the check
-    has requests `moved` to other places; mistakes of the play fail the check."""
+def relaying(
+    lab: Lab, play: Play, compare: Compare = expect_relayed, **settings: str
+) -> Iterator[Relay]:
+    """A relay with its play. When the block ends, all that passed is compared; mistakes of the
+    play fail the check."""
     with PlayingApi(play) as api, Tap(api.url) as far:
         environ = {"UPSTREAM": "anthropic", "ANTHROPIC_FORWARD_URL": far.url, **settings}
         with lab.proxy(**environ) as proxy, Tap(proxy.url) as near:
@@ -77,26 +131,9 @@ def relaying(lab: Lab, play: Play, moved: bool = False, **settings: str) -> Iter
             yield relay
             expect(CREDENTIAL not in proxy.err.read_text(), "the credential is in the log")
         expect_equal(api.mistakes, [], "mistakes of the play")
-        expect_credential_kept(relay)
-        if not moved:
-            expect_relayed(near.told, far.told)
-
-
-def expect_credential_kept(relay: Relay) -> None:
-    shown = {one.headers.get("authorization") for one in relay.api.requests}
-    expect(shown <= {f"Bearer {CREDENTIAL}"}, f"credentials at the API: {len(shown)} kinds")
-
-
-def expect_relayed(near: List[Told], far: List[Told]) -> None:
-    """The same requests, the same answers, the same headers on both sides."""
-    expect_equal(sorted(t.digests for t in near), sorted(t.digests for t in far), "bodies")
-    for told in near:
-        other = next(t for t in far if t.digests == told.digests and t.status == told.status)
-        expect_equal(other.request.line, told.request.line, "the request's line")
-        sent, came = kept_fields(told.request.headers), kept_fields(other.request.headers)
-        expect_equal(came, sent, "the request's headers at the API")
-        sent, came = kept_fields(other.headers), kept_fields(told.headers)
-        expect_equal(came, sent, "the answer's headers at the client")
+        shown = {one.headers.get("authorization") for one in api.requests}
+        expect(shown <= {f"Bearer {CREDENTIAL}"}, "the API was shown another credential")
+        compare(near.told, far.told)
 
 
 def kept_fields(headers: Dict[str, str]) -> Dict[str, str]:
@@ -323,44 +360,44 @@ def chain(lab: Lab) -> str:
 # --- what goes wrong ----------------------------------------------------------------------------
 
 
-def half_answer(asked: Asked, *ending: Step) -> List[Step]:
-    """A stream that stops within its text."""
-    frames = message_frames(message_of(asked, [text("Half an answer, and more of it.")]))
-    return stream(frames[:5], *ending)
+def half_answer(asked: Asked, frames: int, *ending: Step) -> List[Step]:
+    """A stream that stops behind so many frames; the fifth is the first of its text."""
+    message = message_of(asked, [text("Half an answer, and more of it.")])
+    return stream(message_frames(message)[:frames], *ending)
 
 
-def broken(lab: Lab, first: Callable[[Asked], List[Step]], streamed: List[bool]) -> str:
+def broken(lab: Lab, first: Play, streamed: List[bool], **options: Any) -> str:
     """The first answer breaks; the client asks again, and is answered."""
     scripts = iter([first])
 
     def play(asked: Asked) -> List[Step]:
         return next(scripts, lambda asked: say(asked, "The whole answer."))(asked)
 
-    with relaying(lab, play) as relay:
+    with relaying(lab, play, **options) as relay:
         run = ask(lab, relay, "Hello")
     claude_succeeded(run)
     expect_equal(run.text, "The whole answer.", "the answer")
     expect_equal([asked.streaming for asked in relay.asked], streamed, "requests that were streamed")
-    broken_off = [not told.whole for told in relay.near.told]
-    return f"{sum(broken_off)} cut; {relayed_count(relay)}"
+    ends = ["whole" if told.whole else "cut" for told in relay.near.told]
+    found = zip(relay.statuses, ends)
+    return "the client saw " + ", ".join(f"{status} {end}" for status, end in found)
 
 
 def overloaded_event(lab: Lab) -> str:
-    error = frame("error", **{k: v for k, v in error_data("overloaded_error", "Overloaded").items() if k != "type"})
-
-    def first(asked: Asked) -> List[Step]:
-        frames = message_frames(message_of(asked, [text("Half an answer, and more of it.")]))
-        return stream([*frames[:5], error])
-
-    return broken(lab, first, [True, True])
+    """Before any block Claude Code repeats the stream, within one it asks without a stream."""
+    error = http_chunk(frame("error", error={"type": "overloaded_error", "message": "Overloaded"}))
+    early = broken(lab, lambda asked: half_answer(asked, 1, error, LAST), [True, True])
+    late = broken(lab, lambda asked: half_answer(asked, 5, error, LAST), [True, False])
+    return f"before a block {early}; within one {late}"
 
 
 def cut_stream(lab: Lab) -> str:
-    return broken(lab, lambda asked: half_answer(asked, HANG_UP), [True, False])
+    return broken(lab, lambda asked: half_answer(asked, 5, HANG_UP), [True, False])
 
 
 def cut_before_events(lab: Lab) -> str:
-    return broken(lab, lambda asked: stream([], HANG_UP), [True, True])
+    """A head alone is no answer yet: it is told as a status, for another place may be tried."""
+    return broken(lab, lambda asked: half_answer(asked, 0, HANG_UP), [True, True], compare=compare_nothing)
 
 
 def cut_call(lab: Lab) -> str:
@@ -413,6 +450,367 @@ def statuses(lab: Lab) -> str:
     return ", ".join(counts)
 
 
+# --- agents that are sent elsewhere -------------------------------------------------------------
+
+ELSEWHERE_KEY = "the-key-of-elsewhere"
+AGENT_FILE = """---
+name: {name}
+description: Does what it is told.
+{more}---
+You are {name}, made by a file in the working folder. Be brief.
+"""
+
+
+@contextlib.contextmanager
+def elsewhere(play: ChatPlay) -> Iterator[Tuple[PlayingUpstream, Dict[str, str]]]:
+    """(an OpenAI-compatible upstream, the settings that lead to it); it sees nothing of Anthropic's."""
+    with PlayingUpstream(play) as chat:
+        yield chat, {"OPENAI_API_KEY": ELSEWHERE_KEY, "OPENAI_BASE_URL": chat.url, "MAX_RETRIES": "0"}
+        expect_equal(chat.mistakes, [], "mistakes of the play elsewhere")
+        for one in chat.requests:
+            expect_equal(one.headers.get("authorization"), f"Bearer {ELSEWHERE_KEY}", "the key")
+            expect(CREDENTIAL.encode() not in one.body, "the credential is in a body elsewhere")
+            expect(CREDENTIAL not in str(one.headers), "the credential is in a header elsewhere")
+            names = [n for n in one.headers if n.startswith(("anthropic-", "x-claude-", "x-api-key"))]
+            expect_equal(names, [], "the client's headers elsewhere")
+
+
+def chat_agent(chat: ChatRequest) -> List[Step]:
+    """An agent elsewhere: it runs one command, and tells its model and what came."""
+    if not chat.results:
+        return calls_answer(Call(f"call_{chat.model}", "Bash", {"command": f"echo ran-by-{chat.model}"}))
+    return text_answer(f"{chat.model} saw ", chat.results[-1][1])
+
+
+def api_agent(asked: Asked) -> List[Step]:
+    """The same for one that stays."""
+    if not asked.results:
+        return run_command(asked, "toolu_stays", "echo ran-by-the-api")
+    return say(asked, f"The API saw {asked.results[-1]}")
+
+
+def agent_call(asked: Asked, call_id: str, name: str, prompt: str) -> Dict[str, Any]:
+    arguments = {"description": "a task", "prompt": prompt, "subagent_type": name}
+    return tool_use(call_id, asked.agent_tool, **arguments)
+
+
+def parent(*calls: Tuple[str, str], own: Play = api_agent) -> Play:
+    """A conversation that calls agents, (name, prompt), all at once and then tells their results."""
+
+    def play(asked: Asked) -> List[Step]:
+        if asked.from_agent:
+            return own(asked)
+        if asked.results:
+            return say(asked, "All told: " + " ".join(asked.results))
+        return answer(asked, *(agent_call(asked, f"toolu_{n}", *c) for n, c in enumerate(calls)))
+
+    return play
+
+
+def agent_folder(work: pathlib.Path, *names: str, more: str = "") -> pathlib.Path:
+    """Files of these agents in the working folder."""
+    folder = work / ".claude" / "agents"
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / f"{name}.md").write_text(AGENT_FILE.format(name=name, more=more))
+    return folder
+
+
+def agent_json(name: str) -> str:
+    prompt = f"You are {name}, made by JSON on the command line. Be brief."
+    return json.dumps({name: {"description": "Does what it is told.", "prompt": prompt}})
+
+
+def expect_moved(run: ClaudeRun, relay: Relay, chat: PlayingUpstream, *models: str) -> None:
+    """Each of these models was asked twice, its agent's result is told, and nothing else moved."""
+    claude_succeeded(run)
+    asked = [one.model for one in chat.asked]
+    expect_equal(sorted(asked), sorted([*models, *models]), "models asked elsewhere")
+    for model in models:
+        expect(f"{model} saw ran-by-{model}" in run.text, f"{model} is not in {run.text!r}")
+    total = len(relay.asked) + len(asked)
+    expect_equal(len(relay.near.told), total, "requests of the client, and where they went")
+
+
+def routes(relay: Relay, upstream: str) -> List[str]:
+    """By which rule requests went there, each once."""
+    return sorted({line["route"] for line in relay.proxy.log_lines() if line.get("upstream") == upstream})
+
+
+def agent_of_file(lab: Lab) -> str:
+    work = lab.new_folder("work")
+    folder = agent_folder(work, "reviewer")
+    return one_agent(lab, "reviewer", work, SUBAGENT_FOLDERS=str(folder))
+
+
+def agent_of_json(lab: Lab) -> str:
+    return one_agent(lab, "helper", lab.new_folder("work"), "--agents", agent_json("helper"))
+
+
+def one_agent(lab: Lab, name: str, work: pathlib.Path, *options: str, **settings: str) -> str:
+    """The agent is sent elsewhere by its name, the conversation stays."""
+    with elsewhere(chat_agent) as (chat, place):
+        own = {"SUBAGENT_MAPPINGS": f"{name}:openai:model-a", **place, **settings}
+        play = parent((name, "Do the one thing."))
+        with relaying(lab, play, expect_rest_relayed, **own) as relay:
+            run = ask(lab, relay, "Ask it", *options, cwd=work)
+        expect_moved(run, relay, chat, "model-a")
+    expect(not any(asked.from_agent for asked in relay.asked), "the agent was at the API too")
+    expect_equal(len(relay.asked), 2, "requests to the API")
+    expect_equal(routes(relay, "openai"), [f"agent {name} by agent call"], "the rules")
+    return "two requests elsewhere, two at the API"
+
+
+def agent_by_model(lab: Lab) -> str:
+    """A file's `model` comes as it is: a name that is mapped, or one that names its upstream."""
+    told = []
+    for model, mapped in (("team/reviewer", "team/reviewer:openai:model-a"), ("openai:model-a", "")):
+        work = lab.new_folder("work")
+        agent_folder(work, "reviewer", more=f"model: {model}\n")
+        with elsewhere(chat_agent) as (chat, place):
+            own = {"SUBAGENT_MAPPINGS": mapped, **place}
+            play = parent(("reviewer", "Do the one thing."))
+            with relaying(lab, play, expect_rest_relayed, **own) as relay:
+                run = ask(lab, relay, "Ask it", cwd=work)
+            expect_moved(run, relay, chat, "model-a")
+        told += routes(relay, "openai")
+    return "; ".join(told)
+
+
+def parallel_agents(lab: Lab) -> str:
+    """Three at once: one of a file and one of JSON, each to its own model, and one that stays."""
+    work = lab.new_folder("work")
+    agent_folder(work, "reviewer")
+    calls = (
+        ("reviewer", "Review \u00fcber \"all\" of\nit."), ("helper", "Help with it."),
+        ("general-purpose", "Look at it."),
+    )  # fmt: skip
+    mapped = "reviewer:openai:model-a,helper:openai:model-b"
+    with elsewhere(chat_agent) as (chat, place):
+        own = {"SUBAGENT_MAPPINGS": mapped, **place}
+        with relaying(lab, parent(*calls), expect_rest_relayed, **own) as relay:
+            run = ask(lab, relay, "Ask three", "--agents", agent_json("helper"), cwd=work)
+        expect_moved(run, relay, chat, "model-a", "model-b")
+        for prompt, model in ((calls[0][1], "model-a"), (calls[1][1], "model-b")):
+            models = {one.model for one in chat.asked if prompt in said_texts(one)}
+            expect_equal(models, {model}, f"who was asked {prompt!r}")
+    expect("The API saw ran-by-the-api" in run.text, f"the third is not in {run.text!r}")
+    return "two models elsewhere, the third agent at the API"
+
+
+def said_texts(chat: ChatRequest) -> List[str]:
+    """The parts of the user messages, each text by itself."""
+    contents = [m["content"] for m in chat.messages if m["role"] == "user"]
+    parts = [[c] if isinstance(c, str) else [p.get("text", "") for p in c] for c in contents]
+    return [text for texts in parts for text in texts]
+
+
+def agents_of_one_prompt(lab: Lab) -> str:
+    """Two agents with equal prompts: only the text of their files tells them apart."""
+    work, names = lab.new_folder("work"), ("reviewer", "tester")
+    folder = agent_folder(work, *names)
+    settings = {"SUBAGENT_FOLDERS": str(folder), "SUBAGENT_MAPPINGS": "reviewer:openai:model-a"}
+    with elsewhere(chat_agent) as (chat, place):
+        play = parent(*((name, "Do the same.") for name in names))
+        with relaying(lab, play, expect_rest_relayed, **settings, **place) as relay:
+            run = ask(lab, relay, "Ask both", cwd=work)
+        expect_moved(run, relay, chat, "model-a")
+        expect("You are reviewer" in json.dumps(chat.asked[0].messages), "another agent was sent")
+    expect("The API saw ran-by-the-api" in run.text, f"the other is not in {run.text!r}")
+    return "; ".join(routes(relay, "openai"))
+
+
+def nested_agents(lab: Lab) -> str:
+    """An agent that stays calls one that is sent elsewhere, which calls one that stays."""
+    work = lab.new_folder("work")
+    agent_folder(work, "reviewer")
+
+    def at_api(asked: Asked) -> List[Step]:
+        if "Begin below." not in asked.user_text:
+            return api_agent(asked)
+        if asked.results:
+            return say(asked, f"Outer: {asked.results[-1]}")
+        return answer(asked, agent_call(asked, "toolu_outer", "reviewer", "Review below."))
+
+    def at_chat(chat: ChatRequest) -> List[Step]:
+        if chat.results:
+            return text_answer("Middle: ", chat.results[-1][1])
+        task = {"description": "a task", "prompt": "Look below.", "subagent_type": "general-purpose"}
+        tool = next(name for name in ("Agent", "Task") if name in chat.tool_names)
+        return calls_answer(Call("call_middle", tool, task))
+
+    with elsewhere(at_chat) as (chat, place):
+        own = {"SUBAGENT_MAPPINGS": "reviewer:openai:model-a", **place}
+        play = parent(("general-purpose", "Begin below."), own=at_api)
+        with relaying(lab, play, expect_rest_relayed, **own) as relay:
+            run = ask(lab, relay, "Ask it", cwd=work)
+        expect_equal([one.model for one in chat.asked], ["model-a"] * 2, "models asked elsewhere")
+    claude_succeeded(run)
+    for word in ("Outer: ", "Middle: ", "The API saw ran-by-the-api"):
+        expect(word in run.text, f"{word!r} is not in {run.text!r}")
+    expect_equal(len(relay.asked), 6, "requests to the API")
+    parents = {one.headers.get("x-claude-code-parent-agent-id", "") for one in relay.asked}
+    expect(len(parents) > 1, "no request names its parent")
+    return "three deep: at the API, elsewhere, at the API"
+
+
+def nested_elsewhere(lab: Lab) -> str:
+    """An agent elsewhere calls an agent that is sent to a third model."""
+    work = lab.new_folder("work")
+    agent_folder(work, "reviewer", "tester")
+
+    def at_chat(chat: ChatRequest) -> List[Step]:
+        if chat.model == "model-b":
+            return chat_agent(chat)
+        if chat.results:
+            return text_answer("Middle: ", chat.results[-1][1])
+        tool = next(name for name in ("Agent", "Task") if name in chat.tool_names)
+        task = {"description": "a task", "prompt": "Test below.", "subagent_type": "tester"}
+        return calls_answer(Call("call_middle", tool, task, pieces=9))
+
+    mapped = "reviewer:openai:model-a,tester:openai:model-b"
+    with elsewhere(at_chat) as (chat, place):
+        own = {"SUBAGENT_MAPPINGS": mapped, **place}
+        with relaying(lab, parent(("reviewer", "Review it.")), expect_rest_relayed, **own) as relay:
+            run = ask(lab, relay, "Ask it", cwd=work)
+        models = [one.model for one in chat.asked]
+        expect_equal(models, ["model-a", "model-b", "model-b", "model-a"], "models asked elsewhere")
+    claude_succeeded(run)
+    expect("model-b saw ran-by-model-b" in run.text, f"the inner result is not in {run.text!r}")
+    expect_equal(len(relay.asked), 2, "requests to the API")
+    return "called in a converted answer, and sent on"
+
+
+def agent_with_picture(lab: Lab) -> str:
+    """VISION_MODEL is for what has left the API: the conversation itself stays with its picture."""
+    work = lab.new_folder("work")
+    agent_folder(work, "reviewer")
+    (work / "seen.png").write_bytes(png_bytes())
+    path = str(work / "seen.png")
+
+    def at_api(asked: Asked) -> List[Step]:
+        calls = (tool_use("toolu_see", "Read", file_path=path),
+                 agent_call(asked, "toolu_agent", "reviewer", "Look at it."))
+        return say(asked, "Told: " + asked.results[-1]) if asked.results else answer(asked, *calls)
+
+    def at_chat(chat: ChatRequest) -> List[Step]:
+        if not chat.results:
+            return calls_answer(Call("call_see", "Read", {"file_path": path}))
+        expect("image_url" in json.dumps(chat.messages), "there is no picture")
+        return text_answer(f"{chat.model} has seen it.")
+
+    with elsewhere(at_chat) as (chat, place):
+        own = {"SUBAGENT_MAPPINGS": "reviewer:openai:model-a", "VISION_MODEL": "openai:model-sees"}
+        with relaying(lab, at_api, expect_rest_relayed, **own, **place) as relay:
+            run = ask(lab, relay, "Look", cwd=work)
+        expect_equal([one.model for one in chat.asked], ["model-a", "model-sees"], "models elsewhere")
+    claude_succeeded(run)
+    expect("model-sees has seen it." in run.text, f"it said {run.text!r}")
+    expect_equal(sent_base64(relay.asked[-1].messages, "image"), [png_bytes()], "the picture at the API")
+    return "; ".join(routes(relay, "openai"))
+
+
+# --- another place, where the API fails ---------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def refused_url() -> Dict[str, str]:
+    return {"ANTHROPIC_FORWARD_URL": f"http://127.0.0.1:{free_port()}"}
+
+
+# What happens at the API -> (its answer, settings).
+FAILURES: Dict[str, Tuple[Play, Callable[[], Dict[str, str]]]] = {
+    "529": (lambda asked: api_error(529, "Overloaded", "x-should-retry: true"), dict),
+    "429": (lambda asked: api_error(429, "Too many.", "retry-after: 30"), dict),
+    "500": (lambda asked: api_error(500, "Internal server error"), dict),
+    "refused connection": (lambda asked: [], refused_url),
+    "closed connection": (lambda asked: [HANG_UP], dict),
+    "cut before events": (lambda asked: half_answer(asked, 0, HANG_UP), dict),
+    "silence": (lambda asked: [WAIT_FOR_CLOSE], lambda: {"FALLBACK_TIMEOUT": "1"}),
+}
+
+
+def fallback(lab: Lab) -> str:
+    """Whatever the API's failure, the client sees one ordinary answer."""
+    for what, (play, settings) in FAILURES.items():
+        with elsewhere(lambda chat: text_answer("From ", "elsewhere.")) as (chat, place):
+            own = {"FALLBACK_MODELS": "openai:model-a", **place, **settings()}
+            with relaying(lab, play, compare_nothing, **own) as relay:
+                run = ask(lab, relay, "Hello")
+            claude_succeeded(run)
+            expect_equal((what, run.text), (what, "From elsewhere."), "the answer")
+            expect_equal([one.model for one in chat.asked], ["model-a"], f"asked elsewhere at {what}")
+        expect_equal(relay.statuses, [200], f"what the client was answered at {what}")
+        expect(relay.near.told[0].whole, f"a cut answer at {what}")
+        expect(not any(e.get("subtype") == "api_retry" for e in run.events), f"a retry at {what}")
+    return ", ".join(FAILURES)
+
+
+def fallback_and_back(lab: Lab) -> str:
+    """Answers of the API, of elsewhere and of the API again: each gets back only its own thinking."""
+    own_thought = thinking("A thought of the API.", SIGNATURE)
+
+    def at_api(asked: Asked) -> List[Step]:
+        turn = len(asked.results)
+        if turn == 1:
+            return api_error(529, "Overloaded")
+        call = tool_use(f"toolu_{turn}", "Bash", command=f"echo step-{turn}")
+        return answer(asked, own_thought, call) if turn == 0 else say(asked, "Back at the API.")
+
+    def at_chat(chat: ChatRequest) -> List[Step]:
+        call = call_deltas(0, Call("call_1", "Bash", {"command": "echo step-1"}))
+        return chat_stream(delta(reasoning_content="A foreign thought."), *call, delta("tool_calls"), CHAT_USAGE)
+
+    with elsewhere(at_chat) as (chat, place):
+        own = {"FALLBACK_MODELS": "openai:model-a", **place}
+        with relaying(lab, at_api, compare_nothing, **own) as relay:
+            run = ask(lab, relay, "Three steps")
+        expect_equal(len(chat.requests), 1, "requests elsewhere")
+        expect(SIGNATURE.encode() not in chat.requests[0].body, "the API's signature went elsewhere")
+    claude_succeeded(run)
+    expect_equal((run.text, relay.statuses), ("Back at the API.", [200] * 3), "the answer, the statuses")
+    sent = json.loads(relay.near.told[-1].request.body)["messages"]
+    expect("A foreign thought." in json.dumps(sent), "the client did not keep the foreign thought")
+    last = relay.asked[-1]
+    expect_equal(last.blocks("thinking"), [own_thought], "the thinking that the API got back")
+    expect_equal(last.results, ["step-0", "step-1"], "the results")
+    expect_equal([block["name"] for block in last.blocks("tool_use")], ["Bash", "Bash"], "the calls")
+    return "its own thinking came back to the API, the foreign one did not"
+
+
+def fallback_not_taken(lab: Lab) -> str:
+    """What another place would not answer better stays what it is: a 400 is shown as it came."""
+    def at_chat(chat: ChatRequest) -> List[Step]:
+        return text_answer("From elsewhere.")
+
+    with elsewhere(at_chat) as (chat, place):
+        own = {"FALLBACK_MODELS": "openai:model-a", **place}
+        refusal = "messages.1.content.0: this is refused"
+        with relaying(lab, lambda asked: api_error(400, refusal), **own) as relay:
+            run = ask(lab, relay, "Hello")
+        expect_equal(len(chat.requests), 0, "requests elsewhere")
+    expect(refusal in run.text, f"the API's words are not in {run.text!r}")
+    return f"told as it came; {relayed_count(relay)}"
+
+
+# --- counting -----------------------------------------------------------------------------------
+
+
+def counting(lab: Lab) -> str:
+    """`/context` counts many times at once; every count is the API's own."""
+    with relaying(lab, lambda asked: say(asked, "1")) as relay:
+        run = ask(lab, relay, "/context")
+    claude_succeeded(run)
+    counts = [told for told in relay.near.told if "/count_tokens" in told.request.line]
+    expect(len(counts) > 1, f"counted {len(counts)} times")
+    expect_equal(len(relay.asked), 0, "other requests to the API")
+    return relayed_count(relay)
+
+
 RELAY_CHECKS: Dict[str, Callable[[Lab], str]] = {
     "relay-signatures": signatures,
     "relay-web-search": web_search,
@@ -426,4 +824,16 @@ RELAY_CHECKS: Dict[str, Callable[[Lab], str]] = {
     "relay-cut-before-events": cut_before_events,
     "relay-cut-in-call": cut_call,
     "relay-statuses": statuses,
+    "relay-counting": counting,
+    "relay-agent-of-file": agent_of_file,
+    "relay-agent-of-json": agent_of_json,
+    "relay-agent-by-model": agent_by_model,
+    "relay-agent-with-picture": agent_with_picture,
+    "relay-parallel-agents": parallel_agents,
+    "relay-agents-of-one-prompt": agents_of_one_prompt,
+    "relay-nested-agents": nested_agents,
+    "relay-nested-elsewhere": nested_elsewhere,
+    "relay-fallback": fallback,
+    "relay-fallback-and-back": fallback_and_back,
+    "relay-fallback-not-taken": fallback_not_taken,
 }
