@@ -98,6 +98,7 @@ class PlayingApi(PlayingUpstream):
     def __init__(self, play: Play) -> None:
         super().__init__(lambda chat: [])
         self._answer = play
+        self.counts = True  # or it does not know how
 
     @property
     def url(self) -> str:
@@ -109,7 +110,8 @@ class PlayingApi(PlayingUpstream):
 
     def _script(self, received: Received) -> List[Step]:
         if COUNTING in received.line:
-            return api_json(200, {"input_tokens": 12})
+            counted = api_json(200, {"input_tokens": 12})
+            return counted if self.counts else api_error(404, "there is no such path")
         try:
             return self._answer(Asked(received))
         except Exception as error:
@@ -228,7 +230,8 @@ def api_json(status: int, data: Any, *fields: str) -> List[Step]:
 
 
 ERROR_TYPES = {
-    400: "invalid_request_error", 401: "authentication_error", 429: "rate_limit_error",
+    400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error",
+    429: "rate_limit_error",
     500: "api_error", 529: "overloaded_error",
 }  # fmt: skip
 

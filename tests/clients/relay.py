@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import json
 import pathlib
+import re
 import socket
 import struct
 import zlib
@@ -37,6 +38,7 @@ from tests.clients.anthropic_upstream import (
     thinking,
     tool_use,
 )
+from tests.clients.claude_code import OVERFLOW
 from tests.clients.claude_runner import ClaudeRun, claude, claude_succeeded
 from tests.clients.lab import Lab, Started, expect, expect_equal
 from tests.clients.upstream import (
@@ -45,6 +47,7 @@ from tests.clients.upstream import (
     PlayingUpstream,
     call_deltas,
     calls_answer,
+    error_answer,
 )
 from tests.clients.upstream import Play as ChatPlay
 from tests.support import (
@@ -55,6 +58,7 @@ from tests.support import (
     chat_stream,
     delta,
     http_chunk,
+    json_answer,
     text_answer,
 )
 from tests.support import USAGE as CHAT_USAGE
@@ -141,7 +145,8 @@ def kept_fields(headers: Dict[str, str]) -> Dict[str, str]:
 
 
 def ask(lab: Lab, relay: Relay, prompt: str, *options: str, **more: Any) -> ClaudeRun:
-    more = {"ANTHROPIC_AUTH_TOKEN": CREDENTIAL, **more}
+    # A play that has no answer must not be asked for minutes.
+    more = {"ANTHROPIC_AUTH_TOKEN": CREDENTIAL, "CLAUDE_CODE_MAX_RETRIES": "2", **more}
     return claude(lab, relay.near.url, prompt, *options, **more)
 
 
@@ -592,17 +597,84 @@ def parallel_agents(lab: Lab) -> str:
             run = ask(lab, relay, "Ask three", "--agents", agent_json("helper"), cwd=work)
         expect_moved(run, relay, chat, "model-a", "model-b")
         for prompt, model in ((calls[0][1], "model-a"), (calls[1][1], "model-b")):
-            models = {one.model for one in chat.asked if prompt in said_texts(one)}
+            models = {one.model for one in chat.asked if prompt in said_text(one)}
             expect_equal(models, {model}, f"who was asked {prompt!r}")
     expect("The API saw ran-by-the-api" in run.text, f"the third is not in {run.text!r}")
     return "two models elsewhere, the third agent at the API"
 
 
-def said_texts(chat: ChatRequest) -> List[str]:
-    """The parts of the user messages, each text by itself."""
+def said_text(chat: ChatRequest) -> str:
+    """The user messages as they are read, without JSON's escapes."""
     contents = [m["content"] for m in chat.messages if m["role"] == "user"]
     parts = [[c] if isinstance(c, str) else [p.get("text", "") for p in c] for c in contents]
-    return [text for texts in parts for text in texts]
+    return "\n".join(part for some in parts for part in some)
+
+
+def compacting_agent(lab: Lab) -> str:
+    """An agent elsewhere that runs out of room stays there with its summary, though the prompt that
+    it was called with is gone."""
+    work = lab.new_folder("work")
+    agent_folder(work, "reviewer")
+    summaries: List[str] = []
+
+    def at_chat(chat: ChatRequest) -> List[Step]:
+        if "THE-SUMMARY" in chat.user_text:
+            return text_answer(f"{chat.model} went on with its summary.")
+        if "detailed summary" in json.dumps(chat.messages[-2:]):
+            summaries.append(chat.model)
+            return text_answer("<summary>THE-SUMMARY: three steps were made.</summary>")
+        turn = len(chat.results)
+        if turn == 3:
+            return error_answer(400, OVERFLOW, code="context_length_exceeded")
+        return calls_answer(Call(f"call_{turn}", "Bash", {"command": f"echo step-{turn}"}))
+
+    def at_api(asked: Asked) -> List[Step]:
+        expect("THE-SUMMARY" not in asked.user_text, "the agent's summary came to the API")
+        return say(asked, "The API went on with it.")
+
+    with elsewhere(at_chat) as (chat, place):
+        own = {"SUBAGENT_MAPPINGS": "reviewer:openai:model-a", **place}
+        play = parent(("reviewer", "Three steps."), own=at_api)
+        with relaying(lab, play, expect_rest_relayed, **own) as relay:
+            run = ask(lab, relay, "Ask it", cwd=work)
+            expect_equal(summaries, ["model-a"], "who was asked for a summary")
+            expect_equal([one.from_agent for one in relay.asked], [False, False], "of agents, at the API")
+    claude_succeeded(run)
+    expect("model-a went on with its summary." in run.text, f"it said {run.text!r}")
+    return f"{len(chat.requests)} requests elsewhere, two at the API"
+
+
+def continued_agent(lab: Lab) -> str:
+    """A message to an agent that had ended goes where the agent was."""
+    work = lab.new_folder("work")
+    agent_folder(work, "reviewer")
+
+    def at_chat(chat: ChatRequest) -> List[Step]:
+        again = "And once more." in chat.user_text
+        return text_answer(f"{chat.model} again." if again else f"{chat.model} once.")
+
+    def at_api(asked: Asked) -> List[Step]:
+        if asked.from_agent:
+            return say(asked, "The API took it.")
+        if "again." in asked.user_text or len(asked.results) > 2:
+            return say(asked, f"All told: {asked.user_text[-600:]}")
+        if len(asked.results) == 2:
+            return run_command(asked, "toolu_wait", "sleep 1")
+        if not asked.results:
+            return answer(asked, agent_call(asked, "toolu_0", "reviewer", "Do the one thing."))
+        agent = re.search(r"agentId: (\w+)", asked.results[-1]).group(1)
+        told = {"to": agent, "summary": "once more", "message": "And once more."}
+        return answer(asked, tool_use("toolu_1", "SendMessage", **told))
+
+    with elsewhere(at_chat) as (chat, place):
+        own = {"SUBAGENT_MAPPINGS": "reviewer:openai:model-a", **place}
+        with relaying(lab, at_api, expect_rest_relayed, **own) as relay:
+            run = ask(lab, relay, "Ask it twice", "--allowedTools", "SendMessage", cwd=work)
+        expect("And once more." in chat.asked[-1].user_text, f"the message is not there: {run.tool_results}")
+        expect_equal({one.model for one in chat.asked}, {"model-a"}, "models asked elsewhere")
+    claude_succeeded(run)
+    expect(not any(asked.from_agent for asked in relay.asked), "the agent was at the API too")
+    return f"{len(chat.requests)} requests elsewhere, {len(relay.asked)} at the API"
 
 
 def agents_of_one_prompt(lab: Lab) -> str:
@@ -800,6 +872,25 @@ def fallback_not_taken(lab: Lab) -> str:
 # --- counting -----------------------------------------------------------------------------------
 
 
+COUNTED = {
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "1"}, "finish_reason": "length"}],
+    "usage": {"prompt_tokens": 345, "completion_tokens": 1, "total_tokens": 346},
+}  # fmt: skip
+
+
+def counting_in_background(lab: Lab) -> str:
+    """An API that cannot count: Claude Code counts by tiny answers, which BACKGROUND_MODEL gives."""
+    with elsewhere(lambda chat: json_answer(200, COUNTED)) as (chat, place):
+        own = {"BACKGROUND_MODEL": "openai:model-small", **place}
+        with relaying(lab, lambda asked: say(asked, "1"), expect_rest_relayed, **own) as relay:
+            relay.api.counts = False
+            run = ask(lab, relay, "/context")
+        expect_equal({one.model for one in chat.asked}, {"model-small"}, "models asked elsewhere")
+    claude_succeeded(run)
+    expect_equal(len(relay.asked), 0, "answers of the API")
+    return f"{len(chat.requests)} counted elsewhere, {len(relay.near.told)} requests of the client"
+
+
 def counting(lab: Lab) -> str:
     """`/context` counts many times at once; every count is the API's own."""
     with relaying(lab, lambda asked: say(asked, "1")) as relay:
@@ -825,12 +916,15 @@ RELAY_CHECKS: Dict[str, Callable[[Lab], str]] = {
     "relay-cut-in-call": cut_call,
     "relay-statuses": statuses,
     "relay-counting": counting,
+    "relay-counting-in-background": counting_in_background,
     "relay-agent-of-file": agent_of_file,
     "relay-agent-of-json": agent_of_json,
     "relay-agent-by-model": agent_by_model,
     "relay-agent-with-picture": agent_with_picture,
     "relay-parallel-agents": parallel_agents,
     "relay-agents-of-one-prompt": agents_of_one_prompt,
+    "relay-agent-compacts": compacting_agent,
+    "relay-agent-continued": continued_agent,
     "relay-nested-agents": nested_agents,
     "relay-nested-elsewhere": nested_elsewhere,
     "relay-fallback": fallback,
