@@ -656,15 +656,17 @@ def continued_agent(lab: Lab) -> str:
     def at_api(asked: Asked) -> List[Step]:
         if asked.from_agent:
             return say(asked, "The API took it.")
-        if "again." in asked.user_text or len(asked.results) > 2:
+        turn = len(asked.results)
+        if "again." in asked.user_text or turn == 4:
             return say(asked, f"All told: {asked.user_text[-600:]}")
-        if len(asked.results) == 2:
-            return run_command(asked, "toolu_wait", "sleep 1")
-        if not asked.results:
+        if turn == 0:
             return answer(asked, agent_call(asked, "toolu_0", "reviewer", "Do the one thing."))
-        agent = re.search(r"agentId: (\w+)", asked.results[-1]).group(1)
-        told = {"to": agent, "summary": "once more", "message": "And once more."}
-        return answer(asked, tool_use("toolu_1", "SendMessage", **told))
+        if turn == 2:
+            agent = re.search(r"agentId: (\w+)", asked.results[0]).group(1)
+            told = {"to": agent, "summary": "once more", "message": "And once more."}
+            return answer(asked, tool_use("toolu_2", "SendMessage", **told))
+        # Its transcript is written a little later, and so is what it says when it is continued.
+        return run_command(asked, f"toolu_{turn}", "sleep 1")
 
     with elsewhere(at_chat) as (chat, place):
         own = {"SUBAGENT_MAPPINGS": "reviewer:openai:model-a", **place}
@@ -854,6 +856,36 @@ def fallback_and_back(lab: Lab) -> str:
     return "its own thinking came back to the API, the foreign one did not"
 
 
+def fallback_to_the_api(lab: Lab) -> str:
+    """The other way round: an agent's place elsewhere fails, and the API answers its own client."""
+    work = lab.new_folder("work")
+    agent_folder(work, "reviewer")
+    thought = thinking("A thought of the API.", SIGNATURE)
+
+    def at_api(asked: Asked) -> List[Step]:
+        if asked.results:
+            return say(asked, f"The API saw {asked.results[-1]}")
+        return answer(asked, thought, tool_use("toolu_own", "Bash", command="echo ran-by-the-api"))
+
+    with elsewhere(lambda chat: error_answer(503, "Away for now.")) as (chat, place):
+        own = {"SUBAGENT_MAPPINGS": "reviewer:openai:model-a", "FALLBACK_MODELS": "anthropic:claude-sonnet-5"}
+        play = parent(("reviewer", "Do the one thing."), own=at_api)
+        with relaying(lab, play, compare_nothing, **own, **place) as relay:
+            run = ask(lab, relay, "Ask it", cwd=work)
+        expect_equal({one.model for one in chat.asked}, {"model-a"}, "models asked elsewhere")
+    claude_succeeded(run)
+    expect("The API saw ran-by-the-api" in run.text, f"it said {run.text!r}")
+    own_requests = [asked for asked in relay.asked if asked.from_agent]
+    expect_equal([asked.model for asked in own_requests], ["claude-sonnet-5"] * 2, "the agent's model at the API")
+    expect_equal(own_requests[-1].blocks("thinking"), [thought], "the thinking that the API got back")
+    sent = [t.request for t in relay.near.told if "x-claude-code-agent-id" in t.request.headers]
+    for one, asked in zip(sent, own_requests):
+        expect_equal(kept_fields(asked.headers), kept_fields(one.headers), "the headers at the API")
+        same = {**json.loads(one.body), "model": "claude-sonnet-5"}
+        expect(asked.body == same, "another member than the model's name was changed")
+    return f"two requests tried elsewhere, then {relay.statuses.count(200)} answers"
+
+
 def fallback_not_taken(lab: Lab) -> str:
     """What another place would not answer better stays what it is: a 400 is shown as it came."""
     def at_chat(chat: ChatRequest) -> List[Step]:
@@ -929,5 +961,6 @@ RELAY_CHECKS: Dict[str, Callable[[Lab], str]] = {
     "relay-nested-elsewhere": nested_elsewhere,
     "relay-fallback": fallback,
     "relay-fallback-and-back": fallback_and_back,
+    "relay-fallback-to-the-api": fallback_to_the_api,
     "relay-fallback-not-taken": fallback_not_taken,
 }
