@@ -27,6 +27,7 @@ from tests.clients.llama_server import LLAMA_CHECKS
 from tests.clients.other_server import OTHER_SERVER_CHECKS
 from tests.clients.providers import PROVIDER_CHECKS
 from tests.clients.redcap import REDCAP_CHECKS, SLOW_REDCAP_CHECKS
+from tests.clients.relay import RELAY_CHECKS
 from tests.clients.sdks import SDK_CHECKS
 from tests.clients.single_file import SINGLE_FILE_CHECKS
 
@@ -38,6 +39,7 @@ CHECKS: Dict[str, Check] = {
     **PROVIDER_CHECKS,
     **REDCAP_CHECKS,
     **SLOW_REDCAP_CHECKS,
+    **RELAY_CHECKS,
     **SDK_CHECKS,
     **OTHER_SERVER_CHECKS,
     **BALANCER_CHECKS,
