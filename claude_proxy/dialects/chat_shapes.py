@@ -18,7 +18,7 @@ IMAGE_LEFT_OUT = "[an attachment, which this model cannot read]"
 def content_parts(content: Any) -> List[Dict[str, Any]]:
     if isinstance(content, list):
         return content
-    return [{"type": "text", "text": content}] if content else []
+    return [{"type": "text", "text": content}] if content and content.strip() else []
 
 
 def joined_content(first: Any, second: Any) -> Any:
@@ -108,6 +108,7 @@ def shaped_messages(messages: List[ChatMessage], options: ChatOptions) -> List[C
 
 PREFILL_MEMBERS: Dict[str, Dict[str, Any]] = {
     "continue": {"add_generation_prompt": False, "continue_final_message": True},
+    "unthinking": {"chat_template_kwargs": {"enable_thinking": False}},
 }
 
 

@@ -145,6 +145,9 @@ def thinking_members(
     level = wanted_effort(request)
     if with_tools and options.effort_with_tools != "any" and options.thinking:
         return tools_effort(level, options, notes)
+    if level == "off" and options.always_thinks:
+        notes.append("thinking=always")
+        return {}
     if level is None:
         return {}
     tell = THINKING_MEMBERS.get(options.thinking)

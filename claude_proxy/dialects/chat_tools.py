@@ -128,11 +128,12 @@ def chat_function(
     tool: Dict[str, Any], schema: Dict[str, Any], options: ChatOptions
 ) -> Dict[str, Any]:
     function: Dict[str, Any] = {"name": chat_tool_name(str(tool.get("name", "")), options)}
-    description = tool_description(tool)
+    description = cut_text(tool_description(tool), options.longest_description)
     if description:
         function["description"] = description
     function["parameters"] = fitted_schema(encode_json(schema), options.schema_level)
-    if options.strict and tool.get("strict") is True and meets_strict_rules(schema):
+    strict = options.strict and tool.get("strict") is True
+    if strict and meets_strict_rules(function["parameters"]):
         function["strict"] = True
     return function
 
@@ -150,6 +151,11 @@ def tool_description(tool: Dict[str, Any]) -> str:
     shown = as_list(tool.get("input_examples"))[:MOST_INPUT_EXAMPLES]
     examples = (f"Example input: {encode_json(example)}" for example in shown)
     return "\n".join(filter(None, [own, display_size(tool), *examples]))
+
+
+def cut_text(text: str, longest: int) -> str:
+    """The text, no longer than that; 0: as long as it is."""
+    return text if not longest or len(text) <= longest else text[: longest - 3] + "..."
 
 
 def display_size(tool: Dict[str, Any]) -> str:
