@@ -8,7 +8,6 @@ import pytest
 
 from claude_proxy.dialects.chat_options import ChatOptions
 from claude_proxy.dialects.chat_repairs import (
-    learned_options,
     learned_words,
     merged_lessons,
     repaired_options,
@@ -193,7 +192,7 @@ def test_room_for_an_answer(rule, text, room):
     """The room beside this prompt is no lesson for the next."""
     repaired = repaired_options(PLAIN, 400, text, SENT, overflow_message(text))
     assert repaired == (PLAIN._replace(room=room) if room else None)
-    assert learned_options(repaired or PLAIN) == PLAIN
+    assert merged_lessons(PLAIN, PLAIN, repaired or PLAIN) == PLAIN
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500])

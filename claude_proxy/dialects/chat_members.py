@@ -42,7 +42,8 @@ def chat_members(
         raise ProxyError(400, "thread: this proxy keeps no conversations to continue")
     found = {**limit_members(request, options, notes), **sampling_members(request, options, notes)}
     found.update(stop_members(request, options))
-    found.update(thinking_members(request, options, with_tools, notes))
+    allowed = {**request, "max_tokens": found.get(options.max_tokens_key)}
+    found.update(thinking_members(allowed, options, with_tools, notes))
     found.update(format_members(request, options, notes))
     found.update(identity_members(request, options))
     found.update({key: list(v) if v == () else v for key, v in options.extra})

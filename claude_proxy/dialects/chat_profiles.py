@@ -7,6 +7,7 @@ has to be complete: what is missing costs one refusal, from which `chat_repairs`
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any, Dict, NamedTuple, Tuple
@@ -199,6 +200,7 @@ def is_host_of(mark: str, host: str) -> bool:
     return host == mark or mark[0] == "." and host.endswith(mark)
 
 
+@functools.lru_cache(maxsize=256)
 def profile_options(name: str, model: str) -> ChatOptions:
     """The options of a profile for one of its models."""
     profile, members = PROFILES[name], dict(PROFILES[name].options)

@@ -379,18 +379,16 @@ def options_with_room(options: ChatOptions, overflow: str) -> Optional[ChatOptio
     return options._replace(room=room) if room >= LEAST_ROOM and not options.room else None
 
 
-def learned_options(options: ChatOptions) -> ChatOptions:
-    """What is worth remembering of options that were taken."""
-    return options._replace(room=0)
-
-
 def merged_lessons(
     known: ChatOptions, before: ChatOptions, after: ChatOptions
 ) -> ChatOptions:
-    """What one request has learned, beside what others have learned meanwhile."""
+    """What is known, and what one request has learned from its options `before` to `after`.
+
+    Its `room` was beside its own prompt.
+    """
     changed = {
-        name: getattr(known, name) | new if isinstance(new, frozenset) else new
-        for name, old, new in zip(ChatOptions._fields, before, learned_options(after))
+        name: getattr(known, name) | (new - old) if isinstance(new, frozenset) else new
+        for name, old, new in zip(ChatOptions._fields, before, after)
         if old != new and name != "room"
     }
     return known._replace(**changed)

@@ -81,12 +81,15 @@ def reasoning_effort(level: str, request: Request, options: ChatOptions) -> Memb
 
 
 def openrouter_reasoning(level: str, request: Request, options: ChatOptions) -> Members:
-    """A budget where the client gave one; OpenRouter turns it into an effort where it has to."""
+    """A budget where the client gave one; OpenRouter turns it into an effort where it has to.
+
+    One that does not leave room for an answer is refused.
+    """
     if level == "off":
         return {"reasoning": {"enabled": False}}
     budget = thinking_budget(request)
     stated = as_dict(request.get("output_config")).get("effort")
-    if budget and not stated:
+    if budget and not stated and budget < (request.get("max_tokens") or float("inf")):
         return {"reasoning": {"max_tokens": budget}}
     return {"reasoning": {"effort": effort_word(level, options.efforts)}}
 
