@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from claude_proxy.config_load import load_config
-from claude_proxy.errors import ProxyError
 from claude_proxy.dialects.chat_options import ChatOptions
+from claude_proxy.errors import ProxyError
 from claude_proxy.upstreams.openai import (
     answer_room,
     chat_url,

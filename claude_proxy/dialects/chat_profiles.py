@@ -167,13 +167,17 @@ PROFILES: Dict[str, Profile] = {
     "llamacpp": Profile(
         # A choice that names a tool is passed over without a word.
         (),
-        {**LOCAL, "replay": "reasoning_content", "schema_level": 1, "named_choice": False},
+        {
+            **LOCAL, "replay": "reasoning_content", "schema_level": 1, "named_choice": False,
+            "prefill": "unthinking",
+        },
         LOCAL_MODELS,
     ),
     "ollama": Profile(
         (":11434",),
         {
-            "cuts_silently": True, "image_urls": False, "obeys_none": False,
+            # A choice of tools is passed over without a word.
+            "cuts_silently": True, "image_urls": False, "obeys_none": False, "any_word": "",
             "drop": frozenset(("parallel_tool_calls",)),
             "thinking": "reasoning_effort", "efforts": ("none", "low", "medium", "high", "max"),
             "replay": "reasoning",
