@@ -352,3 +352,24 @@ def test_a_budget_has_to_leave_room_for_the_answer(max_tokens, options, reasonin
     thinking = {"type": "enabled", "budget_tokens": 16000}
     request = {"model": "m", "messages": HELLO, "max_tokens": max_tokens, "thinking": thinking}
     assert messages_to_chat(request, options)["reasoning"] == reasoning
+
+
+@pytest.mark.parametrize("kind,member,expected", [
+    ("text_editor_20241022", "command", ["view", "create", "str_replace", "insert", "undo_edit"]),
+    ("text_editor_20250124", "command", ["view", "create", "str_replace", "insert", "undo_edit"]),
+    ("text_editor_20250728", "command", ["view", "create", "str_replace", "insert"]),
+    ("memory_20250818", "command", ["view", "create", "str_replace", "insert", "delete", "rename"]),
+    ("memory_20250818", "view_range", None),
+])
+def test_what_the_clients_own_tools_take(kind, member, expected):
+    request = {"model": "m", "messages": HELLO, "tools": [{"type": kind, "name": "edit"}]}
+    properties = messages_to_chat(request, PLAIN)["tools"][0]["function"]["parameters"]["properties"]
+    assert properties[member].get("enum") == expected
+
+
+@pytest.mark.parametrize("identity,tier,sent", [
+    ("openai", "standard_only", "default"), ("openai", "auto", None), ("user", "standard_only", None), ("", "standard_only", None),
+])
+def test_the_standard_tier_needs_no_user(identity, tier, sent):
+    request = {"model": "m", "messages": HELLO, "service_tier": tier}
+    assert messages_to_chat(request, told(identity=identity)).get("service_tier") == sent

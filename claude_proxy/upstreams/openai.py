@@ -140,7 +140,7 @@ class OpenAIUpstream:
             only_tool=only_tool_name(request),
             stops=stop_sequences(request),
             input_estimate=partial(count_input_tokens, request),
-            one_call=wants_one_call(request) and "parallel_tool_calls" in options.drop,
+            one_call=wants_one_call(request),
             hide_thinking=hides_thinking(request),
             carry=options.replay if carried else "",
             late=partial(self._memory.keep, exchange.keys),
@@ -235,7 +235,8 @@ class OpenAIUpstream:
         timer.daemon = True
         timer.start()
         try:
-            for url in limit_urls(self._config.openai_base_url, self._profile):
+            base = self._config.openai_base_url + self._missing_path
+            for url in limit_urls(base, self._profile):
                 found.update(self._fetch_limits_from(url, exchange))
         except ProxyError:
             pass  # a provider need not tell
