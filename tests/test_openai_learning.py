@@ -89,6 +89,19 @@ def test_a_model_without_tools_gets_them_as_text_from_then_on(start):
     assert texts(ask(proxy.port, message_body())) == called
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_tools_as_text_are_streamed_too(start, known):
+    """Found out by this very request, or by an earlier one."""
+    called = 'Reading.\n<tool_call>\n{"name": "Read", "input": {"path": "a"}}\n</tool_call>'
+    proxy, upstream = start(refusal("m does not support tools"), text_answer(called))
+    if known:
+        ask(proxy.port, message_body(tools=[READ]))
+    answer = ask(proxy.port, message_body(tools=[READ], stream=True))
+    starts = [e["content_block"]["type"] for e in answer.events if e["type"] == "content_block_start"]
+    assert starts == ["text", "tool_use"] and answer.events[-2]["delta"]["stop_reason"] == "tool_use"
+    assert len(upstream.requests) == 2 + known
+
+
 def test_the_room_beside_a_long_prompt_is_found_each_time(start):
     message = ("This model's maximum context length is 8192 tokens. However, you requested 36000 tokens"
                " (4000 in the messages, 32000 in the completion).")
