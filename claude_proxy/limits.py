@@ -98,6 +98,8 @@ def limited_options(options: ChatOptions, limits: ModelLimits) -> ChatOptions:
     if limits.parameters:
         for name, change in MISSING_PARAMETERS:
             members.update(change if name not in limits.parameters else {})
+        if options.answer_format == "text":
+            members["answer_format"] = "text"
         missing = (name for name in SPARE_PARAMETERS if name not in limits.parameters)
         members["drop"] = options.drop.union(missing)
     return options._replace(**members)

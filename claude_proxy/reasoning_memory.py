@@ -17,6 +17,8 @@ from claude_proxy.dialects.chat_blocks import as_list
 from claude_proxy.events import Request
 
 MOST_KEPT_BYTES = 16 * 1024 * 1024
+# What an entry takes besides its carrier.
+ENTRY_BYTES = 400
 KEPT_SECONDS = 24 * 3600.0
 
 
@@ -38,13 +40,13 @@ class ReasoningMemory:
         with self._lock:
             self._forget(name)
             self._kept[name] = (self._clock() + KEPT_SECONDS, carrier)
-            self._bytes += len(carrier)
+            self._bytes += len(carrier) + ENTRY_BYTES
             while self._kept and self._bytes > self._most_bytes:
                 self._forget(next(iter(self._kept)))
 
     def _forget(self, name: Tuple[bytes, str]) -> None:
         _, carrier = self._kept.pop(name, (0.0, ""))
-        self._bytes -= len(carrier)
+        self._bytes -= len(carrier) + ENTRY_BYTES if carrier else 0
 
     def recall(self, keys: Iterable[str], call_id: str) -> Optional[str]:
         with self._lock:

@@ -290,7 +290,12 @@ SHAPES = [
     ("3.prefill-mistral", told(prefill="prefix"), {}, [*HELLO, said("assistant", "{")],
      [*HELLO, {**said("assistant", "{"), "prefix": True}]),
     ("4.flat", told(flat=True), {}, [said("user", [{"type": "text", "text": "a"}, IMAGE])],
-     [said("user", "a\n\n[an attachment, which this model cannot read]")]),
+     [said("user", "a\n\n[an image, which this model cannot see]")]),
+    ("4.flat-cached", told(flat=True, cache_control=True), {},
+     [said("user", [{"type": "text", "text": "a", "cache_control": {}}, {"type": "text", "text": "b"}])],
+     [said("user", "a\n\nb")]),
+    ("3.alternate-blank", told(alternate=True), {}, [said("user", "  "), said("user", [IMAGE])],
+     [said("user", [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}])]),
     ("4.images-none", told(images=False), {}, [said("user", [{"type": "text", "text": "a"}, IMAGE])],
      [said("user", "a\n\n[an image, which this model cannot see]")]),
     ("4.image-urls-none", told(image_urls=False), {},
@@ -315,3 +320,56 @@ def test_an_answer_that_has_begun_is_continued():
     chat = messages_to_chat(request, profile_options("vllm", "x"))
     assert (chat["add_generation_prompt"], chat["continue_final_message"]) == (False, True)
     assert "continue_final_message" not in messages_to_chat({"model": "m", "messages": HELLO}, profile_options("vllm", "x"))
+
+
+def test_a_begun_answer_where_thinking_forbids_it():
+    request = {"model": "m", "messages": [*HELLO, said("assistant", "{")], "output_config": {"effort": "high"}}
+    options = told(prefill="unthinking", thinking="template")
+    assert messages_to_chat(request, options)["chat_template_kwargs"] == {"enable_thinking": False}
+    assert messages_to_chat({**request, "messages": HELLO}, options)["chat_template_kwargs"] == {"enable_thinking": True}
+
+
+@pytest.mark.parametrize("options,length", [(PLAIN, 5000), (told(longest_description=1024), 1024)])
+def test_descriptions_are_cut_where_they_have_to_be(options, length):
+    request = {"model": "m", "messages": HELLO, "tools": [{"name": "Read", "description": "d" * 5000}]}
+    assert len(messages_to_chat(request, options)["tools"][0]["function"]["description"]) == length
+
+
+def test_strict_is_for_the_schema_that_is_sent():
+    """Alternatives at the top become one object, which demands less than each of them."""
+    either = {"type": "object", "additionalProperties": False, "anyOf": [
+        CLOSED, {**CLOSED, "properties": {"b": {}}, "required": ["b"]}]}
+    request = {"model": "m", "messages": HELLO, "tools": [{"name": "Read", "strict": True, "input_schema": either}]}
+    assert "strict" not in messages_to_chat(request, told(strict=True))["tools"][0]["function"]
+
+
+@pytest.mark.parametrize("max_tokens,options,reasoning", [
+    (32000, PLAIN, {"max_tokens": 16000}), (32000, told(max_output=8000), {"effort": "high"}),
+    (32000, told(room=16000), {"effort": "high"}), (None, PLAIN, {"max_tokens": 16000}),
+])
+def test_a_budget_has_to_leave_room_for_the_answer(max_tokens, options, reasoning):
+    options = options._replace(thinking="openrouter")
+    thinking = {"type": "enabled", "budget_tokens": 16000}
+    request = {"model": "m", "messages": HELLO, "max_tokens": max_tokens, "thinking": thinking}
+    assert messages_to_chat(request, options)["reasoning"] == reasoning
+
+
+@pytest.mark.parametrize("kind,member,expected", [
+    ("text_editor_20241022", "command", ["view", "create", "str_replace", "insert", "undo_edit"]),
+    ("text_editor_20250124", "command", ["view", "create", "str_replace", "insert", "undo_edit"]),
+    ("text_editor_20250728", "command", ["view", "create", "str_replace", "insert"]),
+    ("memory_20250818", "command", ["view", "create", "str_replace", "insert", "delete", "rename"]),
+    ("memory_20250818", "view_range", None),
+])
+def test_what_the_clients_own_tools_take(kind, member, expected):
+    request = {"model": "m", "messages": HELLO, "tools": [{"type": kind, "name": "edit"}]}
+    properties = messages_to_chat(request, PLAIN)["tools"][0]["function"]["parameters"]["properties"]
+    assert properties[member].get("enum") == expected
+
+
+@pytest.mark.parametrize("identity,tier,sent", [
+    ("openai", "standard_only", "default"), ("openai", "auto", None), ("user", "standard_only", None), ("", "standard_only", None),
+])
+def test_the_standard_tier_needs_no_user(identity, tier, sent):
+    request = {"model": "m", "messages": HELLO, "service_tier": tier}
+    assert messages_to_chat(request, told(identity=identity)).get("service_tier") == sent

@@ -129,6 +129,10 @@ MESSAGES = [
     ("3.one id twice in an answer", [assistant(use("A"), use("A", "Bash")), user([result("A", "1")])],
      [{"role": "assistant", "tool_calls": [call("A"), call("A_2", "Bash")]}, tool("A", "1"),
       tool("A_2", INTERRUPTED)]),
+    ("3.a suffixed id that is taken", [assistant(use("A_3"), use("A"), use("A")),
+                                       user([result("A", "1"), result("A_3", "2"), result("A", "3")])],
+     [{"role": "assistant", "tool_calls": [call("A_3"), call("A"), call("A_4")]},
+      tool("A_3", "2"), tool("A", "1"), tool("A_4", "3")]),
     ("4.unparsed input", [assistant(use("A", __unparsedToolInput={"raw": "{", "len": 1})), user([result("A", "1")])],
      [{"role": "assistant", "tool_calls": [
          call("A", arguments='{"__unparsedToolInput":{"raw":"{","len":1}}')]}, tool("A", "1")]),

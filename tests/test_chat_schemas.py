@@ -41,6 +41,8 @@ ROWS = [
      obj({"pattern": S, "properties": S, "enum": S})),
     ("5.0-values-stay", 0, obj({"a": {"default": {"pattern": "("}, "const": {"pattern": "("}, "enum": [{"pattern": "("}]}}),
      obj({"a": {"default": {"pattern": "("}, "const": {"pattern": "("}, "enum": [{"pattern": "("}]}})),
+    ("5.0-array-items", 0, obj({"a": {"type": "array"}}), obj({"a": {"type": "array", "items": {}}})),
+    ("5.0-array-tuple", 0, obj({"a": {"type": "array", "prefixItems": [S]}}), obj({"a": {"type": "array", "prefixItems": [S]}})),
     ("5.1-meta", 1, obj({"a": {**S, "$comment": "c", "examples": [1]}}, **{"$schema": "x", "$id": "y"}), obj({"a": S})),
     ("5.1-property-names", 1, obj({"a": obj(propertyNames=S)}), obj({"a": obj()})),
     ("5.1-property-named-examples", 1, obj({"examples": S, "$id": S}), obj({"examples": S, "$id": S})),

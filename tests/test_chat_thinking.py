@@ -109,6 +109,8 @@ MEMBERS = [
     ("6.dashscope", "dashscope", "qwen-plus", budget(4000), True, {"enable_thinking": True, "thinking_budget": 4000}, []),
     ("6.other", "other", "some-model", effort("high"), True, {}, ["effort=dropped"]),
     ("6.other-reasoning", "other", "gpt-5", effort("high"), True, {"reasoning_effort": "high"}, []),
+    ("6.unheard-of", "openai", "gpt-5", effort("heroic"), False, {}, ["effort=unknown"]),
+    ("6.openrouter-budget-no-limit", "openrouter", "x/y", budget(4000), True, {"reasoning": {"max_tokens": 4000}}, []),
     ("6.unset", "openrouter", "x/y", {"thinking": ADAPTIVE}, True, {}, []),
 ]
 
@@ -168,3 +170,21 @@ def test_reasoning_that_comes_back(rule, replay, blank, blocks, members, extra):
     carried = {call["id"]: call["extra_content"] for call in message.get("tool_calls", ()) if "extra_content" in call}
     assert carried == extra
     assert "secret" not in str(message)
+
+
+def test_who_cannot_be_quiet_is_not_asked_to():
+    notes, off = [], {"thinking": {"type": "disabled"}}
+    options = ChatOptions(thinking="openrouter", always_thinks=True)
+    assert thinking_members(off, options, True, notes) == {} and notes == ["thinking=always"]
+    assert thinking_members(effort("low"), options, True, []) == {"reasoning": {"effort": "low"}}
+
+
+def test_the_answer_to_results_belongs_to_their_turn():
+    """Its reasoning comes back as well; that of a turn without calls does not."""
+    options = ChatOptions(replay="reasoning_content", replay_blank=True)
+    said = [{"role": "user", "content": "go"}, {"role": "assistant", "content": [thought("one"), USE]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "A", "content": "r"}]},
+            {"role": "assistant", "content": [thought("two"), TEXT]}, {"role": "user", "content": "more"},
+            {"role": "assistant", "content": [thought("three"), TEXT]}]
+    messages = messages_to_chat({"model": "m", "messages": said}, options)["messages"]
+    assert [m.get("reasoning_content") for m in messages if m["role"] == "assistant"] == ["one", "two", None]

@@ -59,6 +59,8 @@ OPTIONS = [
     (ChatOptions(thinking="x"), ModelLimits(0, 0, (
         "tools", "reasoning", "structured_outputs", "response_format", "temperature", "top_p", "top_k", "stop")), {}),
     (ChatOptions(thinking="x"), ModelLimits(0, 0, ()), {}),
+    (ChatOptions(thinking="x", answer_format="text"), ModelLimits(0, 0, (
+        "tools", "reasoning", "response_format", "temperature", "top_p", "top_k", "stop")), {}),
 ]
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from claude_proxy.config_load import load_config
+from claude_proxy.dialects.chat_options import ChatOptions
 from claude_proxy.errors import ProxyError
 from claude_proxy.upstreams.openai import (
+    answer_room,
     chat_url,
     limit_max_tokens,
     openai_headers,
@@ -84,3 +86,18 @@ def test_the_first_estimate_is_not_fooled_by_an_image():
     request = {"messages": [{"role": "user", "content": [image]}]}
     assert rough_input_tokens(request, b'{"url":"data:image/png;base64,' + data.encode()) < 10_000
     assert rough_input_tokens(request, b"x" * 3600) == 1000
+
+
+@pytest.mark.parametrize("tokens,wanted,window,cuts,room", [
+    (5000, 32000, 32768, False, 32768 - 5000),
+    (150_000, 32_000, 200_000, False, 0),
+    (175_000, 32_000, 200_000, False, 0),  # it may be 130,000
+    (175_000, 32_000, 200_000, True, 25_000),
+    (199_500, 60_000, 200_000, False, 0),  # too little is left: who refuses can tell how much
+    (150_000, 100_000, 200_000, False, 50_000),
+    (250_000, 32_000, 200_000, False, 0),
+])
+def test_the_room_for_an_answer(tokens, wanted, window, cuts, room):
+    """What may fit is asked for, for the prompt's length is an estimate."""
+    options = ChatOptions(window=window, cuts_silently=cuts)
+    assert answer_room(tokens, wanted, options) == room

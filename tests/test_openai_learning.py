@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -87,6 +89,19 @@ def test_a_model_without_tools_gets_them_as_text_from_then_on(start):
     assert texts(ask(proxy.port, message_body())) == called
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_tools_as_text_are_streamed_too(start, known):
+    """Found out by this very request, or by an earlier one."""
+    called = 'Reading.\n<tool_call>\n{"name": "Read", "input": {"path": "a"}}\n</tool_call>'
+    proxy, upstream = start(refusal("m does not support tools"), text_answer(called))
+    if known:
+        ask(proxy.port, message_body(tools=[READ]))
+    answer = ask(proxy.port, message_body(tools=[READ], stream=True))
+    starts = [e["content_block"]["type"] for e in answer.events if e["type"] == "content_block_start"]
+    assert starts == ["text", "tool_use"] and answer.events[-2]["delta"]["stop_reason"] == "tool_use"
+    assert len(upstream.requests) == 2 + known
+
+
 def test_the_room_beside_a_long_prompt_is_found_each_time(start):
     message = ("This model's maximum context length is 8192 tokens. However, you requested 36000 tokens"
                " (4000 in the messages, 32000 in the completion).")
@@ -135,7 +150,7 @@ def test_a_stop_sequence_ends_the_answer_and_the_upstream(start, stream):
 # --- limits -------------------------------------------------------------------------------------
 
 
-MODELS = {"data": [{"id": "m", "max_model_len": 8192, "top_provider": {"max_completion_tokens": 2000}}]}
+MODELS = {"data": [{"id": "m", "max_model_len": 8192, "top_provider": {"max_completion_tokens": 6000}}]}
 
 
 def limits_known(proxy):
@@ -153,11 +168,11 @@ def test_limits_are_read_in_the_background_and_kept_to(start):
     body = message_body(model="claude-opus-4-8", max_tokens=64000)
     answer = ask(proxy.port, body, fields=("x-proxy-notes: 1",))
     asked = [request for request in upstream.requests if request.line.startswith("POST")]
-    assert asked[-1].json["max_tokens"] == 2000 and "max_tokens=64000>2000" in answer.headers["x-proxy-notes"]
+    assert asked[-1].json["max_tokens"] == 6000 and "max_tokens=64000>6000" in answer.headers["x-proxy-notes"]
     long = message_body("word " * 4600, model="claude-opus-4-8", max_tokens=64000)
     assert texts(ask(proxy.port, long)) == "fine"
     asked = [request for request in upstream.requests if request.line.startswith("POST")]
-    assert 1024 <= asked[-1].json["max_tokens"] < 2000
+    assert 1024 <= asked[-1].json["max_tokens"] < 6000
     listing = next(request for request in upstream.requests if request.line.startswith("GET"))
     assert listing.line.startswith("GET /v1/models ") and listing.headers["authorization"].startswith("Bearer ")
 
@@ -221,6 +236,45 @@ def test_a_base_url_without_v1_is_found_out_once(form, body):
             assert [texts(ask(proxy.port, message_body())) for _ in range(2)] == ["fine", "fine"]
     assert [request.line.split()[1] for request in upstream.requests] == [
         "/chat/completions", "/v1/chat/completions", "/v1/chat/completions"]
+
+
+def test_requests_that_start_together_all_find_the_path(form):
+    """Each has asked at the wrong place before any has found the right one."""
+    together = threading.Barrier(3)
+
+    def script(request):
+        if "/v1/" in request.line:
+            return text_answer("fine")
+        together.wait(5)
+        return http_answer(404, b"404 page not found")
+
+    with ScriptedUpstream(script) as upstream:
+        environ = {**upstream_environ(upstream), "OPENAI_BASE_URL": upstream.url[: -len("/v1")]}
+        with running_proxy(form, environ) as proxy, ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(lambda _: ask(proxy.port, message_body()), range(3)))
+    assert [texts(answer) for answer in answers] == ["fine"] * 3
+
+
+def test_lessons_that_come_together_are_all_kept(start):
+    members = {"temperature": {"temperature": 1}, "top_p": {"top_p": 0.5}, "stop": {"stop_sequences": ["X"]}}
+    together = threading.Barrier(3)
+
+    def script(request):
+        name = next((name for name in members if name in request.json), "")
+        if name and not learnt.is_set():
+            together.wait(5)
+        return refusal(f"Unsupported parameter: '{name}'") if name else text_answer("fine")
+
+    learnt = threading.Event()
+    proxy, upstream = start(script)
+    with ThreadPoolExecutor(3) as pool:
+        bodies = [message_body(**member) for member in members.values()]
+        answers = list(pool.map(lambda body: ask(proxy.port, body), bodies))
+    learnt.set()
+    assert [texts(answer) for answer in answers] == ["fine"] * 3
+    before = len(upstream.requests)
+    everything = {name: value for member in members.values() for name, value in member.items()}
+    assert texts(ask(proxy.port, message_body(**everything))) == "fine" and len(upstream.requests) == before + 1
 
 
 @pytest.mark.parametrize("message", ["The model `x` does not exist", "no such thing"])

@@ -41,7 +41,7 @@ def test_it_is_not_kept_for_ever():
 
 
 def test_it_is_bounded_and_the_oldest_goes_first():
-    kept, _ = memory(most_bytes=1000)
+    kept, _ = memory(most_bytes=3000)
     for number in range(50):
         kept.keep((), [f"call_{number}"], "reasoning_details", ["x" * 100])
     held = [number for number in range(50) if kept.recall((), f"call_{number}")]
@@ -51,7 +51,7 @@ def test_it_is_bounded_and_the_oldest_goes_first():
 
 
 def test_the_same_call_again_replaces():
-    kept, _ = memory(most_bytes=200)
+    kept, _ = memory(most_bytes=800)
     for number in range(100):
         kept.keep((), ["A"], "reasoning_details", [number])
     assert data_of(kept.recall((), "A")) == [99]

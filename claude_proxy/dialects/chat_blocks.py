@@ -73,7 +73,7 @@ def image_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Di
     """An image as a part where the model sees it, else as a note. No URL is ever fetched here."""
     source = block.get("source")
     source = source if isinstance(source, dict) else {}
-    if not options.images:
+    if not options.images or options.flat:
         notes.append("image=dropped")
         return [text_part("[an image, which this model cannot see]")]
     if isinstance(source.get("data"), str):
@@ -116,7 +116,7 @@ def document_parts(block: Block, options: ChatOptions, notes: List[str]) -> List
         inner = content_blocks(source.get("content"), "document")
         parts = [p for b in inner for p in user_parts(b, options, notes)]
         return [text_part(head), *parts, text_part("</document>")]
-    if kind == "base64" and options.files and isinstance(data, str):
+    if kind == "base64" and options.files and not options.flat and isinstance(data, str):
         url = f"data:{source.get('media_type') or 'application/pdf'};base64,{data}"
         return [{"type": "file", "file": {"filename": f"{title}.pdf", "file_data": url}}]
     notes.append("document=unreadable")

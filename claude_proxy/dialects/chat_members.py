@@ -42,9 +42,12 @@ def chat_members(
         raise ProxyError(400, "thread: this proxy keeps no conversations to continue")
     found = {**limit_members(request, options, notes), **sampling_members(request, options, notes)}
     found.update(stop_members(request, options))
-    found.update(thinking_members(request, options, with_tools, notes))
+    allowed = {**request, "max_tokens": found.get(options.max_tokens_key)}
+    found.update(thinking_members(allowed, options, with_tools, notes))
     found.update(format_members(request, options, notes))
     found.update(identity_members(request, options))
+    if options.identity == "openai" and request.get("service_tier") == "standard_only":
+        found["service_tier"] = "default"
     found.update({key: list(v) if v == () else v for key, v in options.extra})
     noted = (name for name, counts in NOTED_MEMBERS.items() if name in request)
     notes += [f"{name}=dropped" for name in noted if lost(name, request[name])]
@@ -135,9 +138,7 @@ def identity_members(request: Request, options: ChatOptions) -> Dict[str, Any]:
     device, session = user_parts_of(user)
     names = IDENTITY_NAMES[options.identity]
     values = {"device": device, "session": session or device}
-    found = {name: text_hash(values[part]) for name, part in names}
-    standard = options.identity == "openai" and request.get("service_tier") == "standard_only"
-    return {**found, "service_tier": "default"} if standard else found
+    return {name: text_hash(values[part]) for name, part in names}
 
 
 # ChatOptions.identity -> (member, what is hashed for it).

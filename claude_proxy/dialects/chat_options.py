@@ -33,10 +33,12 @@ class ChatOptions(NamedTuple):
     images: bool = True
     image_urls: bool = True  # images by http(s) URL
     files: bool = False  # PDF documents are taken as file parts
-    prefill: str = ""  # how an answer that has begun is told: "prefix", "continue", or not
+    # How an answer that has begun is told: "prefix", "continue", "unthinking", or not.
+    prefill: str = ""
     # Tools.
     tools: bool = True  # can be called
     schema_level: int = 0  # how much of JSON schema is understood (chat_schemas)
+    longest_description: int = 0  # of a tool; 0: any
     strict: bool = False  # a tool's `strict` may be passed on
     tool_name: str = ""  # "letter": has to begin with one
     tool_ids: str = ""  # the form of call ids: "mistral", "short", or any
@@ -46,6 +48,7 @@ class ChatOptions(NamedTuple):
     # Reasoning.
     thinking: str = ""  # how the effort is told (chat_thinking); "": not at all
     efforts: Tuple[str, ...] = ("low", "medium", "high")  # the levels there are, weakest first
+    always_thinks: bool = False  # cannot be told not to
     effort_with_tools: str = "any"  # "omit", or the one word that goes with tools
     replay: str = ""  # the member in which earlier reasoning comes back
     replay_blank: bool = False  # a call whose reasoning is not known gets a filler

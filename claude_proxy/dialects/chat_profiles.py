@@ -7,6 +7,7 @@ has to be complete: what is missing costs one refusal, from which `chat_repairs`
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any, Dict, NamedTuple, Tuple
@@ -166,13 +167,17 @@ PROFILES: Dict[str, Profile] = {
     "llamacpp": Profile(
         # A choice that names a tool is passed over without a word.
         (),
-        {**LOCAL, "replay": "reasoning_content", "schema_level": 1, "named_choice": False},
+        {
+            **LOCAL, "replay": "reasoning_content", "schema_level": 1, "named_choice": False,
+            "prefill": "unthinking",
+        },
         LOCAL_MODELS,
     ),
     "ollama": Profile(
         (":11434",),
         {
-            "cuts_silently": True, "image_urls": False, "obeys_none": False,
+            # A choice of tools is passed over without a word.
+            "cuts_silently": True, "image_urls": False, "obeys_none": False, "any_word": "",
             "drop": frozenset(("parallel_tool_calls",)),
             "thinking": "reasoning_effort", "efforts": ("none", "low", "medium", "high", "max"),
             "replay": "reasoning",
@@ -199,6 +204,7 @@ def is_host_of(mark: str, host: str) -> bool:
     return host == mark or mark[0] == "." and host.endswith(mark)
 
 
+@functools.lru_cache(maxsize=256)
 def profile_options(name: str, model: str) -> ChatOptions:
     """The options of a profile for one of its models."""
     profile, members = PROFILES[name], dict(PROFILES[name].options)

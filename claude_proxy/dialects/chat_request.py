@@ -172,7 +172,8 @@ class ChatHistory:
             message["tool_calls"] = calls
             own = [str(b.get("id", "")) for b in blocks if b.get("type") == "tool_use"]
             self._open_calls = list(zip((call["id"] for call in calls), own))
-        message.update(replayed_reasoning(blocks, bool(calls), self._options))
+        in_tool_turn = bool(calls or self.messages and self.messages[-1]["role"] == "tool")
+        message.update(replayed_reasoning(blocks, in_tool_turn, self._options))
         if text or calls:
             self.messages.append(message)
 
@@ -204,8 +205,10 @@ class ChatHistory:
     def _call(self, block: Block, calls: List[Dict[str, Any]]) -> Dict[str, Any]:
         own_id = str(block.get("id", ""))
         call_id = chat_call_id(own_id, self._options)
-        if any(call["id"] == call_id for call in calls):
-            call_id = chat_call_id(f"{own_id}_{len(calls) + 1}", self._options)
+        taken, number = {call["id"] for call in calls}, len(calls)
+        while call_id in taken:
+            number += 1
+            call_id = chat_call_id(f"{own_id}_{number}", self._options)
         function = {
             "name": chat_tool_name(str(block.get("name", "")), self._options),
             "arguments": encode_json(block.get("input") or {}),

@@ -1,6 +1,7 @@
 """Tool schemas as each provider understands them. Pure, and the same for the same schema always.
 
-    level 0  everybody: an object with properties at the top, patterns that can be compiled
+    level 0  everybody: an object with properties at the top, patterns that can be compiled, items
+             wherever there is an array
     level 1  without what validators of grammars refuse; $ref resolved in place
     level 2  Gemini: a small part of OpenAPI's schema
     level 3  names and types only
@@ -123,13 +124,21 @@ def fit_keyword(key: str, value: Any, level: int, depth: int) -> Any:
 
 
 def without_bad_patterns(schema: Schema) -> Schema:
-    """OpenAI refuses the whole request for a pattern that Python's `re` cannot compile."""
+    """Only patterns that Python's `re` can compile."""
     kept = dict(schema)
     if "pattern" in kept and not is_pattern(kept["pattern"]):
         del kept["pattern"]
     if isinstance(kept.get("patternProperties"), dict):
         named = kept["patternProperties"]
         kept["patternProperties"] = {p: one for p, one in named.items() if is_pattern(p)}
+    return kept
+
+
+def without_bad_keywords(schema: Schema) -> Schema:
+    """What OpenAI refuses a whole request for: such patterns, and an array that names no items."""
+    kept = without_bad_patterns(schema)
+    if kept.get("type") == "array" and "items" not in kept and "prefixItems" not in kept:
+        kept["items"] = {}
     return kept
 
 
@@ -151,7 +160,7 @@ def as_openapi(schema: Schema) -> Schema:
     kept = {key: value for key, value in schema.items() if key in KEPT_AT_LEVEL_2}
     if kept.get("format") not in FORMATS_AT_LEVEL_2:
         kept.pop("format", None)
-    if kept.get("type") == "array" and not isinstance(kept.get("items"), dict):
+    if kept.get("type") == "array" and not as_schema(kept.get("items")):
         kept["items"] = {"type": "string"}
     if kept.get("type") == "object" or "properties" in kept:
         properties = as_schema(kept.get("properties"))
@@ -196,7 +205,7 @@ def as_it_is(schema: Schema) -> Schema:
 
 # What each level adds to the levels before it.
 SCHEMA_RULES: Tuple[Callable[[Schema], Schema], ...] = (
-    without_bad_patterns, without_meta_keywords, as_openapi, as_it_is,
+    without_bad_keywords, without_meta_keywords, as_openapi, as_it_is,
 )  # fmt: skip
 
 

@@ -12,13 +12,12 @@ from claude_proxy.dialects.chat_options import ChatOptions
 ChatMessage = Dict[str, Any]
 
 BRIDGE = "OK."
-IMAGE_LEFT_OUT = "[an attachment, which this model cannot read]"
 
 
 def content_parts(content: Any) -> List[Dict[str, Any]]:
     if isinstance(content, list):
         return content
-    return [{"type": "text", "text": content}] if content else []
+    return [{"type": "text", "text": content}] if content and content.strip() else []
 
 
 def joined_content(first: Any, second: Any) -> Any:
@@ -41,7 +40,8 @@ def flat_content(messages: List[ChatMessage], options: ChatOptions) -> List[Chat
 
 
 def flat_text(parts: List[Dict[str, Any]]) -> str:
-    return "\n\n".join(p["text"] if p["type"] == "text" else IMAGE_LEFT_OUT for p in parts)
+    """Only texts are left: of the rest the converter has made notes."""
+    return "\n\n".join(part["text"] for part in parts)
 
 
 def system_in_user(messages: List[ChatMessage], options: ChatOptions) -> List[ChatMessage]:
@@ -108,6 +108,7 @@ def shaped_messages(messages: List[ChatMessage], options: ChatOptions) -> List[C
 
 PREFILL_MEMBERS: Dict[str, Dict[str, Any]] = {
     "continue": {"add_generation_prompt": False, "continue_final_message": True},
+    "unthinking": {"chat_template_kwargs": {"enable_thinking": False}},
 }
 
 

@@ -81,12 +81,15 @@ def reasoning_effort(level: str, request: Request, options: ChatOptions) -> Memb
 
 
 def openrouter_reasoning(level: str, request: Request, options: ChatOptions) -> Members:
-    """A budget where the client gave one; OpenRouter turns it into an effort where it has to."""
+    """A budget where the client gave one; OpenRouter turns it into an effort where it has to.
+
+    One that does not leave room for an answer is refused.
+    """
     if level == "off":
         return {"reasoning": {"enabled": False}}
     budget = thinking_budget(request)
     stated = as_dict(request.get("output_config")).get("effort")
-    if budget and not stated:
+    if budget and not stated and budget < (request.get("max_tokens") or float("inf")):
         return {"reasoning": {"max_tokens": budget}}
     return {"reasoning": {"effort": effort_word(level, options.efforts)}}
 
@@ -146,6 +149,11 @@ def thinking_members(
     if with_tools and options.effort_with_tools != "any" and options.thinking:
         return tools_effort(level, options, notes)
     if level is None:
+        if as_dict(request.get("output_config")).get("effort"):
+            notes.append("effort=unknown")
+        return {}
+    if level == "off" and options.always_thinks:
+        notes.append("thinking=always")
         return {}
     tell = THINKING_MEMBERS.get(options.thinking)
     members = tell(level, request, options) if tell else {}
@@ -173,18 +181,18 @@ SKIP_SIGNATURE = {"google": {"thought_signature": "skip_thought_signature_valida
 
 
 def replayed_reasoning(
-    blocks: List[Dict[str, Any]], has_calls: bool, options: ChatOptions
+    blocks: List[Dict[str, Any]], in_tool_turn: bool, options: ChatOptions
 ) -> Members:
     """The member of an assistant message that brings its reasoning back to its provider.
 
-    Plain reasoning belongs to the message that held the calls; a signature of another vendor says
-    that the text is none of this provider's.
+    Plain reasoning belongs to messages with calls, and to the one that answers their results; a
+    signature of another vendor says that the text is none of this provider's.
     """
     thoughts = [b for b in blocks if b.get("type") == "thinking"]
     if options.replay == "reasoning_details":
         details = [part for block in thoughts for part in unpack_details(block)]
         return {"reasoning_details": details} if details else {}
-    if options.replay not in ("reasoning", "reasoning_content") or not has_calls:
+    if options.replay not in ("reasoning", "reasoning_content") or not in_tool_turn:
         return {}
     own = (b for b in thoughts if not b.get("signature") or is_carrier(b["signature"]))
     text = "".join(b["thinking"] for b in own if isinstance(b.get("thinking"), str))

@@ -29,6 +29,30 @@ NO_SEARCH = "There is no live web search in this session: answer from what you k
 MUST_CALL = "Answer with a tool call."
 MUST_CALL_ONE = "Answer with a call of the tool {name}."
 
+RANGE = {"type": "array", "items": {"type": "integer"}}
+EDITS = ["view", "create", "str_replace", "insert"]
+EDITOR: Dict[str, Any] = {
+    "type": "object",
+    "required": ["command", "path"],
+    "properties": {
+        "command": {"type": "string", "enum": EDITS},
+        "path": {"type": "string"},
+        "file_text": {"type": "string"},
+        "old_str": {"type": "string"},
+        "new_str": {"type": "string"},
+        "insert_line": {"type": "integer"},
+        "insert_text": {"type": "string"},
+        "view_range": RANGE,
+    },
+}
+# The older ones can take back what they did.
+UNDOING: Dict[str, Any] = {
+    **EDITOR,
+    "properties": {
+        **EDITOR["properties"],
+        "command": {"type": "string", "enum": [*EDITS, "undo_edit"]},
+    },
+}
 # Tools that Anthropic defines and the client runs: the wire has no schema for them.
 CLIENT_TOOL_SCHEMAS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
     (
@@ -38,34 +62,18 @@ CLIENT_TOOL_SCHEMAS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
             "properties": {"command": {"type": "string"}, "restart": {"type": "boolean"}},
         },
     ),
-    (
-        "text_editor_",
-        {
-            "type": "object",
-            "required": ["command", "path"],
-            "properties": {
-                "command": {"type": "string", "enum": ["view", "create", "str_replace", "insert"]},
-                "path": {"type": "string"},
-                "file_text": {"type": "string"},
-                "old_str": {"type": "string"},
-                "new_str": {"type": "string"},
-                "insert_line": {"type": "integer"},
-                "insert_text": {"type": "string"},
-                "view_range": {"type": "array", "items": {"type": "integer"}},
-            },
-        },
-    ),
+    ("text_editor_2024", UNDOING),
+    ("text_editor_20250124", UNDOING),
+    ("text_editor_", EDITOR),
     (
         "memory_",
         {
             "type": "object",
             "required": ["command"],
             "properties": {
-                "command": {
-                    "type": "string",
-                    "enum": ["view", "create", "str_replace", "insert", "delete", "rename"],
-                },
+                "command": {"type": "string", "enum": [*EDITS, "delete", "rename"]},
                 "path": {"type": "string"},
+                "view_range": RANGE,
                 "file_text": {"type": "string"},
                 "old_str": {"type": "string"},
                 "new_str": {"type": "string"},
@@ -91,21 +99,19 @@ CLIENT_TOOL_SCHEMAS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
                         "screenshot", "cursor_position", "zoom",
                     ],
                 },
-                "coordinate": {"type": "array", "items": {"type": "integer"}},
-                "start_coordinate": {"type": "array", "items": {"type": "integer"}},
+                "coordinate": RANGE,
+                "start_coordinate": RANGE,
                 "text": {"type": "string"},
                 "duration": {"type": "number"},
                 "scroll_direction": {"type": "string", "enum": ["up", "down", "left", "right"]},
                 "scroll_amount": {"type": "integer"},
-                "region": {"type": "array", "items": {"type": "integer"}},
+                "region": RANGE,
             },
         },
     ),
 )  # fmt: skip
 # These begin like client tools and are sets of tools without any schema.
 TOOLSETS = ("computer_toolset_", "browser_toolset_")
-
-
 
 
 def chat_tools(
@@ -128,11 +134,12 @@ def chat_function(
     tool: Dict[str, Any], schema: Dict[str, Any], options: ChatOptions
 ) -> Dict[str, Any]:
     function: Dict[str, Any] = {"name": chat_tool_name(str(tool.get("name", "")), options)}
-    description = tool_description(tool)
+    description = cut_text(tool_description(tool), options.longest_description)
     if description:
         function["description"] = description
     function["parameters"] = fitted_schema(encode_json(schema), options.schema_level)
-    if options.strict and tool.get("strict") is True and meets_strict_rules(schema):
+    strict = options.strict and tool.get("strict") is True
+    if strict and meets_strict_rules(function["parameters"]):
         function["strict"] = True
     return function
 
@@ -150,6 +157,11 @@ def tool_description(tool: Dict[str, Any]) -> str:
     shown = as_list(tool.get("input_examples"))[:MOST_INPUT_EXAMPLES]
     examples = (f"Example input: {encode_json(example)}" for example in shown)
     return "\n".join(filter(None, [own, display_size(tool), *examples]))
+
+
+def cut_text(text: str, longest: int) -> str:
+    """The text, no longer than that; 0: as long as it is."""
+    return text if not longest or len(text) <= longest else text[: longest - 3] + "..."
 
 
 def display_size(tool: Dict[str, Any]) -> str:

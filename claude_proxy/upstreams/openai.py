@@ -22,8 +22,8 @@ from claude_proxy.dialects.chat_options import ChatOptions
 from claude_proxy.dialects.chat_profiles import profile_name, profile_options
 from claude_proxy.dialects.chat_repairs import (
     LEAST_ROOM,
-    learned_options,
     learned_words,
+    merged_lessons,
     repaired_options,
 )
 from claude_proxy.dialects.chat_request import messages_to_chat
@@ -71,6 +71,8 @@ LIMITS_SECONDS = 15.0
 
 # A request's JSON has about four bytes a token; this errs on the large side.
 BYTES_PER_TOKEN = 3.6
+# So much more than the truth may a counted prompt be.
+MOST_OVERESTIMATE = 1.35
 
 
 class ToolsRefused(Exception):
@@ -92,8 +94,9 @@ class OpenAIUpstream:
         self._profile = chat_profile(config)
         # Model -> what its provider has taught; written whole, so that readers need no lock.
         self._learned: Dict[str, ChatOptions] = {}
+        self._learning = threading.Lock()
         self._memory = ReasoningMemory(time.monotonic)
-        # What the base URL lacked, found out by a 404: "" or "/v1".
+        # What the base URL lacks, found out by a 404: "" or "/v1".
         self._missing_path = ""
         self.catalog = ModelCatalog(self._fetch_limits, time.monotonic)
 
@@ -137,7 +140,7 @@ class OpenAIUpstream:
             only_tool=only_tool_name(request),
             stops=stop_sequences(request),
             input_estimate=partial(count_input_tokens, request),
-            one_call=wants_one_call(request) and "parallel_tool_calls" in options.drop,
+            one_call=wants_one_call(request),
             hide_thinking=hides_thinking(request),
             carry=options.replay if carried else "",
             late=partial(self._memory.keep, exchange.keys),
@@ -155,18 +158,21 @@ class OpenAIUpstream:
         """Ask until the answer has begun; after a refusal that teaches, ask anew."""
         model = str(request.get("model", ""))
         options = self._options(model)
-        tried = [options]
+        tried, path = [options], self._missing_path
         while True:
             notes: List[str] = []
             chat, body, tokens = chat_body(request, options, notes)
-            response = self._request(exchange, model, body)
+            response = self._request(exchange, chat_url(self._config, model, path), body)
+            if response.status != 404:
+                self._missing_path = path
             if response.status == 200:
                 exchange.notes += notes
                 self._learn(model, tried[0], options, exchange)
                 return Asked(response, options, tokens)
             with closing(response):
                 refusal = response.read()
-            if response.status == 404 and self._found_path(refusal):
+            if response.status == 404 and not path and self._may_lack_v1(refusal):
+                path = "/v1"
                 continue
             repaired = repair_of(options, response.status, refusal, chat)
             if repaired is None or repaired in tried or len(tried) > MOST_REPAIRS:
@@ -180,21 +186,21 @@ class OpenAIUpstream:
     def _learn(
         self, model: str, before: ChatOptions, after: ChatOptions, exchange: Exchange
     ) -> None:
-        learned = learned_options(after)
-        if learned != learned_options(before):
-            self._learned[model] = learned
-            exchange.facts["learned"] = learned_words(before, learned)
+        """Keep what a request has taught, beside what others have meanwhile."""
+        with self._learning:
+            known = self._learned.get(model) or profile_options(self._profile, model)
+            learned = merged_lessons(known, before, after)
+            if learned != known:
+                self._learned[model] = learned
+                exchange.facts["learned"] = learned_words(known, learned)
 
-    def _found_path(self, refusal: bytes) -> bool:
+    def _may_lack_v1(self, refusal: bytes) -> bool:
         """Whether it is worth asking under /v1, which users leave out of a base URL."""
         lacks = "/v1" not in urlsplit(self._config.openai_base_url).path
-        if self._missing_path or self._profile == "azure" or not lacks or names_model(refusal):
-            return False
-        self._missing_path = "/v1"
-        return True
+        return lacks and self._profile != "azure" and not names_model(refusal)
 
-    def _request(self, exchange: Exchange, model: str, body: bytes) -> UpstreamResponse:
-        target, path = split_url(chat_url(self._config, model, self._missing_path))
+    def _request(self, exchange: Exchange, url: str, body: bytes) -> UpstreamResponse:
+        target, path = split_url(url)
 
         def send(key: str) -> UpstreamResponse:
             call = Call("POST", target, path, self._headers[key], body)
@@ -216,7 +222,6 @@ class OpenAIUpstream:
             response.status, response.headers, body, tokens, time.time(), wanted, window
         )
         if error.status == 404:
-            self._missing_path = ""
             asked, model = self._config.openai_base_url, request.get("model", "")
             error.message += f" (asked {asked} for model {model}, by {exchange.facts.get('route')})"
         return error
@@ -230,7 +235,8 @@ class OpenAIUpstream:
         timer.daemon = True
         timer.start()
         try:
-            for url in limit_urls(self._config.openai_base_url, self._profile):
+            base = self._config.openai_base_url + self._missing_path
+            for url in limit_urls(base, self._profile):
                 found.update(self._fetch_limits_from(url, exchange))
         except ProxyError:
             pass  # a provider need not tell
@@ -271,7 +277,8 @@ def chat_body(
     request: Request, options: ChatOptions, notes: List[str]
 ) -> Tuple[Dict[str, Any], bytes, int]:
     """(the Chat Completions request, its JSON, rough input tokens), within the model's window."""
-    chat = messages_to_chat(request, options, notes)
+    noted: List[str] = []
+    chat = messages_to_chat(request, options, noted)
     body = encode_json(chat).encode("ascii")
     tokens = rough_input_tokens(request, body)
     wanted = chat.get(options.max_tokens_key) or 0
@@ -280,12 +287,24 @@ def chat_body(
         if options.cuts_silently and tokens > options.window:
             long = overflow_words(tokens, 0, options.window, "the upstream would cut it silently")
             raise ProxyError(400, long, headers=[NO_RETRY])
-        room = options.window - tokens
-        if LEAST_ROOM <= room < wanted:
-            notes.append(f"max_tokens={wanted}>{room}")
-            chat[options.max_tokens_key] = room
+        room = answer_room(tokens, wanted, options)
+        if room:
+            noted = []
+            chat = messages_to_chat(request, options._replace(room=room), noted)
             body = encode_json(chat).encode("ascii")
+    notes += noted
     return chat, body, tokens
+
+
+def answer_room(tokens: int, wanted: int, options: ChatOptions) -> int:
+    """`max_tokens` that fit beside a prompt; 0 where what is wanted may fit, or too little would.
+
+    The prompt is estimated, rather too long than too short. Who refuses knows its true length, and
+    mostly tells it; so what may fit is asked for, unless the upstream would cut without a word.
+    """
+    least = tokens if options.cuts_silently else int(tokens / MOST_OVERESTIMATE)
+    room = options.window - tokens
+    return room if least + wanted > options.window and LEAST_ROOM <= room < wanted else 0
 
 
 def names_model(refusal: bytes) -> bool:
