@@ -3966,10 +3966,12 @@ class ChatOptions(NamedTuple):
     images: bool = True
     image_urls: bool = True  # images by http(s) URL
     files: bool = False  # PDF documents are taken as file parts
-    prefill: str = ""  # how an answer that has begun is told: "prefix", "continue", or not
+    # How an answer that has begun is told: "prefix", "continue", "unthinking", or not.
+    prefill: str = ""
     # Tools.
     tools: bool = True  # can be called
     schema_level: int = 0  # how much of JSON schema is understood (chat_schemas)
+    longest_description: int = 0  # of a tool; 0: any
     strict: bool = False  # a tool's `strict` may be passed on
     tool_name: str = ""  # "letter": has to begin with one
     tool_ids: str = ""  # the form of call ids: "mistral", "short", or any
@@ -3979,6 +3981,7 @@ class ChatOptions(NamedTuple):
     # Reasoning.
     thinking: str = ""  # how the effort is told (chat_thinking); "": not at all
     efforts: Tuple[str, ...] = ("low", "medium", "high")  # the levels there are, weakest first
+    always_thinks: bool = False  # cannot be told not to
     effort_with_tools: str = "any"  # "omit", or the one word that goes with tools
     replay: str = ""  # the member in which earlier reasoning comes back
     replay_blank: bool = False  # a call whose reasoning is not known gets a filler
@@ -4053,7 +4056,7 @@ def image_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Di
     """An image as a part where the model sees it, else as a note. No URL is ever fetched here."""
     source = block.get("source")
     source = source if isinstance(source, dict) else {}
-    if not options.images:
+    if not options.images or options.flat:
         notes.append("image=dropped")
         return [text_part("[an image, which this model cannot see]")]
     if isinstance(source.get("data"), str):
@@ -4096,7 +4099,7 @@ def document_parts(block: Block, options: ChatOptions, notes: List[str]) -> List
         inner = content_blocks(source.get("content"), "document")
         parts = [p for b in inner for p in user_parts(b, options, notes)]
         return [text_part(head), *parts, text_part("</document>")]
-    if kind == "base64" and options.files and isinstance(data, str):
+    if kind == "base64" and options.files and not options.flat and isinstance(data, str):
         url = f"data:{source.get('media_type') or 'application/pdf'};base64,{data}"
         return [{"type": "file", "file": {"filename": f"{title}.pdf", "file_data": url}}]
     notes.append("document=unreadable")
@@ -4253,7 +4256,8 @@ def tool_result_content(
 # ==================================================================================================
 # Tool schemas as each provider understands them. Pure, and the same for the same schema always.
 #
-#     level 0  everybody: an object with properties at the top, patterns that can be compiled
+#     level 0  everybody: an object with properties at the top, patterns that can be compiled, items
+#              wherever there is an array
 #     level 1  without what validators of grammars refuse; $ref resolved in place
 #     level 2  Gemini: a small part of OpenAPI's schema
 #     level 3  names and types only
@@ -4369,13 +4373,21 @@ def fit_keyword(key: str, value: Any, level: int, depth: int) -> Any:
 
 
 def without_bad_patterns(schema: Schema) -> Schema:
-    """OpenAI refuses the whole request for a pattern that Python's `re` cannot compile."""
+    """Only patterns that Python's `re` can compile."""
     kept = dict(schema)
     if "pattern" in kept and not is_pattern(kept["pattern"]):
         del kept["pattern"]
     if isinstance(kept.get("patternProperties"), dict):
         named = kept["patternProperties"]
         kept["patternProperties"] = {p: one for p, one in named.items() if is_pattern(p)}
+    return kept
+
+
+def without_bad_keywords(schema: Schema) -> Schema:
+    """What OpenAI refuses a whole request for: such patterns, and an array that names no items."""
+    kept = without_bad_patterns(schema)
+    if kept.get("type") == "array" and "items" not in kept and "prefixItems" not in kept:
+        kept["items"] = {}
     return kept
 
 
@@ -4397,7 +4409,7 @@ def as_openapi(schema: Schema) -> Schema:
     kept = {key: value for key, value in schema.items() if key in KEPT_AT_LEVEL_2}
     if kept.get("format") not in FORMATS_AT_LEVEL_2:
         kept.pop("format", None)
-    if kept.get("type") == "array" and not isinstance(kept.get("items"), dict):
+    if kept.get("type") == "array" and not as_schema(kept.get("items")):
         kept["items"] = {"type": "string"}
     if kept.get("type") == "object" or "properties" in kept:
         properties = as_schema(kept.get("properties"))
@@ -4442,7 +4454,7 @@ def as_it_is(schema: Schema) -> Schema:
 
 # What each level adds to the levels before it.
 SCHEMA_RULES: Tuple[Callable[[Schema], Schema], ...] = (
-    without_bad_patterns, without_meta_keywords, as_openapi, as_it_is,
+    without_bad_keywords, without_meta_keywords, as_openapi, as_it_is,
 )  # fmt: skip
 
 
@@ -4541,6 +4553,30 @@ NO_SEARCH = "There is no live web search in this session: answer from what you k
 MUST_CALL = "Answer with a tool call."
 MUST_CALL_ONE = "Answer with a call of the tool {name}."
 
+RANGE = {"type": "array", "items": {"type": "integer"}}
+EDITS = ["view", "create", "str_replace", "insert"]
+EDITOR: Dict[str, Any] = {
+    "type": "object",
+    "required": ["command", "path"],
+    "properties": {
+        "command": {"type": "string", "enum": EDITS},
+        "path": {"type": "string"},
+        "file_text": {"type": "string"},
+        "old_str": {"type": "string"},
+        "new_str": {"type": "string"},
+        "insert_line": {"type": "integer"},
+        "insert_text": {"type": "string"},
+        "view_range": RANGE,
+    },
+}
+# The older ones can take back what they did.
+UNDOING: Dict[str, Any] = {
+    **EDITOR,
+    "properties": {
+        **EDITOR["properties"],
+        "command": {"type": "string", "enum": [*EDITS, "undo_edit"]},
+    },
+}
 # Tools that Anthropic defines and the client runs: the wire has no schema for them.
 CLIENT_TOOL_SCHEMAS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
     (
@@ -4550,34 +4586,18 @@ CLIENT_TOOL_SCHEMAS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
             "properties": {"command": {"type": "string"}, "restart": {"type": "boolean"}},
         },
     ),
-    (
-        "text_editor_",
-        {
-            "type": "object",
-            "required": ["command", "path"],
-            "properties": {
-                "command": {"type": "string", "enum": ["view", "create", "str_replace", "insert"]},
-                "path": {"type": "string"},
-                "file_text": {"type": "string"},
-                "old_str": {"type": "string"},
-                "new_str": {"type": "string"},
-                "insert_line": {"type": "integer"},
-                "insert_text": {"type": "string"},
-                "view_range": {"type": "array", "items": {"type": "integer"}},
-            },
-        },
-    ),
+    ("text_editor_2024", UNDOING),
+    ("text_editor_20250124", UNDOING),
+    ("text_editor_", EDITOR),
     (
         "memory_",
         {
             "type": "object",
             "required": ["command"],
             "properties": {
-                "command": {
-                    "type": "string",
-                    "enum": ["view", "create", "str_replace", "insert", "delete", "rename"],
-                },
+                "command": {"type": "string", "enum": [*EDITS, "delete", "rename"]},
                 "path": {"type": "string"},
+                "view_range": RANGE,
                 "file_text": {"type": "string"},
                 "old_str": {"type": "string"},
                 "new_str": {"type": "string"},
@@ -4603,21 +4623,19 @@ CLIENT_TOOL_SCHEMAS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
                         "screenshot", "cursor_position", "zoom",
                     ],
                 },
-                "coordinate": {"type": "array", "items": {"type": "integer"}},
-                "start_coordinate": {"type": "array", "items": {"type": "integer"}},
+                "coordinate": RANGE,
+                "start_coordinate": RANGE,
                 "text": {"type": "string"},
                 "duration": {"type": "number"},
                 "scroll_direction": {"type": "string", "enum": ["up", "down", "left", "right"]},
                 "scroll_amount": {"type": "integer"},
-                "region": {"type": "array", "items": {"type": "integer"}},
+                "region": RANGE,
             },
         },
     ),
 )  # fmt: skip
 # These begin like client tools and are sets of tools without any schema.
 TOOLSETS = ("computer_toolset_", "browser_toolset_")
-
-
 
 
 def chat_tools(
@@ -4640,11 +4658,12 @@ def chat_function(
     tool: Dict[str, Any], schema: Dict[str, Any], options: ChatOptions
 ) -> Dict[str, Any]:
     function: Dict[str, Any] = {"name": chat_tool_name(str(tool.get("name", "")), options)}
-    description = tool_description(tool)
+    description = cut_text(tool_description(tool), options.longest_description)
     if description:
         function["description"] = description
     function["parameters"] = fitted_schema(encode_json(schema), options.schema_level)
-    if options.strict and tool.get("strict") is True and meets_strict_rules(schema):
+    strict = options.strict and tool.get("strict") is True
+    if strict and meets_strict_rules(function["parameters"]):
         function["strict"] = True
     return function
 
@@ -4662,6 +4681,11 @@ def tool_description(tool: Dict[str, Any]) -> str:
     shown = as_list(tool.get("input_examples"))[:MOST_INPUT_EXAMPLES]
     examples = (f"Example input: {encode_json(example)}" for example in shown)
     return "\n".join(filter(None, [own, display_size(tool), *examples]))
+
+
+def cut_text(text: str, longest: int) -> str:
+    """The text, no longer than that; 0: as long as it is."""
+    return text if not longest or len(text) <= longest else text[: longest - 3] + "..."
 
 
 def display_size(tool: Dict[str, Any]) -> str:
@@ -5026,12 +5050,15 @@ def reasoning_effort(level: str, request: Request, options: ChatOptions) -> Memb
 
 
 def openrouter_reasoning(level: str, request: Request, options: ChatOptions) -> Members:
-    """A budget where the client gave one; OpenRouter turns it into an effort where it has to."""
+    """A budget where the client gave one; OpenRouter turns it into an effort where it has to.
+
+    One that does not leave room for an answer is refused.
+    """
     if level == "off":
         return {"reasoning": {"enabled": False}}
     budget = thinking_budget(request)
     stated = as_dict(request.get("output_config")).get("effort")
-    if budget and not stated:
+    if budget and not stated and budget < (request.get("max_tokens") or float("inf")):
         return {"reasoning": {"max_tokens": budget}}
     return {"reasoning": {"effort": effort_word(level, options.efforts)}}
 
@@ -5091,6 +5118,11 @@ def thinking_members(
     if with_tools and options.effort_with_tools != "any" and options.thinking:
         return tools_effort(level, options, notes)
     if level is None:
+        if as_dict(request.get("output_config")).get("effort"):
+            notes.append("effort=unknown")
+        return {}
+    if level == "off" and options.always_thinks:
+        notes.append("thinking=always")
         return {}
     tell = THINKING_MEMBERS.get(options.thinking)
     members = tell(level, request, options) if tell else {}
@@ -5118,18 +5150,18 @@ SKIP_SIGNATURE = {"google": {"thought_signature": "skip_thought_signature_valida
 
 
 def replayed_reasoning(
-    blocks: List[Dict[str, Any]], has_calls: bool, options: ChatOptions
+    blocks: List[Dict[str, Any]], in_tool_turn: bool, options: ChatOptions
 ) -> Members:
     """The member of an assistant message that brings its reasoning back to its provider.
 
-    Plain reasoning belongs to the message that held the calls; a signature of another vendor says
-    that the text is none of this provider's.
+    Plain reasoning belongs to messages with calls, and to the one that answers their results; a
+    signature of another vendor says that the text is none of this provider's.
     """
     thoughts = [b for b in blocks if b.get("type") == "thinking"]
     if options.replay == "reasoning_details":
         details = [part for block in thoughts for part in unpack_details(block)]
         return {"reasoning_details": details} if details else {}
-    if options.replay not in ("reasoning", "reasoning_content") or not has_calls:
+    if options.replay not in ("reasoning", "reasoning_content") or not in_tool_turn:
         return {}
     own = (b for b in thoughts if not b.get("signature") or is_carrier(b["signature"]))
     text = "".join(b["thinking"] for b in own if isinstance(b.get("thinking"), str))
@@ -5182,9 +5214,12 @@ def chat_members(
         raise ProxyError(400, "thread: this proxy keeps no conversations to continue")
     found = {**limit_members(request, options, notes), **sampling_members(request, options, notes)}
     found.update(stop_members(request, options))
-    found.update(thinking_members(request, options, with_tools, notes))
+    allowed = {**request, "max_tokens": found.get(options.max_tokens_key)}
+    found.update(thinking_members(allowed, options, with_tools, notes))
     found.update(format_members(request, options, notes))
     found.update(identity_members(request, options))
+    if options.identity == "openai" and request.get("service_tier") == "standard_only":
+        found["service_tier"] = "default"
     found.update({key: list(v) if v == () else v for key, v in options.extra})
     noted = (name for name, counts in NOTED_MEMBERS.items() if name in request)
     notes += [f"{name}=dropped" for name in noted if lost(name, request[name])]
@@ -5275,9 +5310,7 @@ def identity_members(request: Request, options: ChatOptions) -> Dict[str, Any]:
     device, session = user_parts_of(user)
     names = IDENTITY_NAMES[options.identity]
     values = {"device": device, "session": session or device}
-    found = {name: text_hash(values[part]) for name, part in names}
-    standard = options.identity == "openai" and request.get("service_tier") == "standard_only"
-    return {**found, "service_tier": "default"} if standard else found
+    return {name: text_hash(values[part]) for name, part in names}
 
 
 # ChatOptions.identity -> (member, what is hashed for it).
@@ -5310,13 +5343,12 @@ def text_hash(text: str) -> str:
 ChatMessage = Dict[str, Any]
 
 BRIDGE = "OK."
-IMAGE_LEFT_OUT = "[an attachment, which this model cannot read]"
 
 
 def content_parts(content: Any) -> List[Dict[str, Any]]:
     if isinstance(content, list):
         return content
-    return [{"type": "text", "text": content}] if content else []
+    return [{"type": "text", "text": content}] if content and content.strip() else []
 
 
 def joined_content(first: Any, second: Any) -> Any:
@@ -5339,7 +5371,8 @@ def flat_content(messages: List[ChatMessage], options: ChatOptions) -> List[Chat
 
 
 def flat_text(parts: List[Dict[str, Any]]) -> str:
-    return "\n\n".join(p["text"] if p["type"] == "text" else IMAGE_LEFT_OUT for p in parts)
+    """Only texts are left: of the rest the converter has made notes."""
+    return "\n\n".join(part["text"] for part in parts)
 
 
 def system_in_user(messages: List[ChatMessage], options: ChatOptions) -> List[ChatMessage]:
@@ -5406,6 +5439,7 @@ def shaped_messages(messages: List[ChatMessage], options: ChatOptions) -> List[C
 
 PREFILL_MEMBERS: Dict[str, Dict[str, Any]] = {
     "continue": {"add_generation_prompt": False, "continue_final_message": True},
+    "unthinking": {"chat_template_kwargs": {"enable_thinking": False}},
 }
 
 
@@ -5566,7 +5600,8 @@ class ChatHistory:
             message["tool_calls"] = calls
             own = [str(b.get("id", "")) for b in blocks if b.get("type") == "tool_use"]
             self._open_calls = list(zip((call["id"] for call in calls), own))
-        message.update(replayed_reasoning(blocks, bool(calls), self._options))
+        in_tool_turn = bool(calls or self.messages and self.messages[-1]["role"] == "tool")
+        message.update(replayed_reasoning(blocks, in_tool_turn, self._options))
         if text or calls:
             self.messages.append(message)
 
@@ -5598,8 +5633,10 @@ class ChatHistory:
     def _call(self, block: Block, calls: List[Dict[str, Any]]) -> Dict[str, Any]:
         own_id = str(block.get("id", ""))
         call_id = chat_call_id(own_id, self._options)
-        if any(call["id"] == call_id for call in calls):
-            call_id = chat_call_id(f"{own_id}_{len(calls) + 1}", self._options)
+        taken, number = {call["id"] for call in calls}, len(calls)
+        while call_id in taken:
+            number += 1
+            call_id = chat_call_id(f"{own_id}_{number}", self._options)
         function = {
             "name": chat_tool_name(str(block.get("name", "")), self._options),
             "arguments": encode_json(block.get("input") or {}),
@@ -5807,13 +5844,17 @@ PROFILES: Dict[str, Profile] = {
     "llamacpp": Profile(
         # A choice that names a tool is passed over without a word.
         (),
-        {**LOCAL, "replay": "reasoning_content", "schema_level": 1, "named_choice": False},
+        {
+            **LOCAL, "replay": "reasoning_content", "schema_level": 1, "named_choice": False,
+            "prefill": "unthinking",
+        },
         LOCAL_MODELS,
     ),
     "ollama": Profile(
         (":11434",),
         {
-            "cuts_silently": True, "image_urls": False, "obeys_none": False,
+            # A choice of tools is passed over without a word.
+            "cuts_silently": True, "image_urls": False, "obeys_none": False, "any_word": "",
             "drop": frozenset(("parallel_tool_calls",)),
             "thinking": "reasoning_effort", "efforts": ("none", "low", "medium", "high", "max"),
             "replay": "reasoning",
@@ -5840,6 +5881,7 @@ def is_host_of(mark: str, host: str) -> bool:
     return host == mark or mark[0] == "." and host.endswith(mark)
 
 
+@functools.lru_cache(maxsize=256)
 def profile_options(name: str, model: str) -> ChatOptions:
     """The options of a profile for one of its models."""
     profile, members = PROFILES[name], dict(PROFILES[name].options)
@@ -5876,7 +5918,18 @@ Repair = Callable[[ChatOptions, re.Match, SentMembers], ChatOptions]
 NEEDED_MEMBERS = ("model", "messages", "tools", "tool_choice", "stream")
 REFUSED = (
     r"(?:unsupported|not supported|does not support|unrecognized|unknown|unexpected|not permitted"
-    r"|not allowed|only the default|extra inputs?|invalid (?:parameter|argument))"
+    r"|not allowed|only the default|extra inputs?|(?:in|not a )valid (?:parameter|argument))"
+)
+# A single word may be English, or a member: then it is quoted, or stands at a colon or in a path.
+MEMBER_NAME = re.compile(
+    r"\b([a-z]+_[a-z_]+)\b|['\"`(.:]\s?([a-z]{4,40})\b|\b([a-z]{4,40})(?=['\"`:])"
+)
+SENTENCE_END = re.compile(r"[.,]\s")
+EFFORT = r"reasoning_?effort|(?:invalid reasoning|think) value"
+LIMIT = r"\bmax_(?:completion_|output_)?tokens\b"
+GRAMMAR = (
+    r"(?:pars(?:e|ing)|compil(?:e|ing)|convert|invalid|build)[^.]{0,30}grammar|unrecognized schema"
+    r"|json schema conversion failed|schema contains features"
 )
 LIMIT_KEYS = r"(max_tokens|max_completion_tokens)"
 # A limit below this is no model's, and one that depends on the prompt is this prompt's.
@@ -5885,6 +5938,10 @@ LEAST_LIMIT = 256
 LEAST_ROOM = 1024
 ROOM_LEFT_FREE = 64
 LONGEST_REFUSAL_READ = 4096
+THINKING_KEYS = (
+    "reasoning_effort", "reasoning", "thinking", "chat_template_kwargs", "enable_thinking",
+    "thinking_budget",
+)  # fmt: skip
 
 
 # --- limits and members ------------------------------------------------------------------------
@@ -5906,9 +5963,20 @@ def use_limit(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatO
     return options._replace(max_output=limit) if LEAST_LIMIT <= limit < asked else options
 
 
+def use_exclusive_limit(
+    options: ChatOptions, match: re.Match, sent: SentMembers
+) -> ChatOptions:
+    limit, asked = int(match.group(1)) - 1, sent.get(options.max_tokens_key) or 0
+    return options._replace(max_output=limit) if LEAST_LIMIT <= limit < asked else options
+
+
 def drop_member(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
     """Leave out a member that the refusal names, if it was sent and is no part of the question."""
-    for name in re.findall(r"[a-z_]{4,40}", match.group().lower()):
+    before = match.string[max(0, match.start() - 70) : match.start()].lower()
+    after = match.string[match.start() : match.end() + 60].lower()
+    words = SENTENCE_END.split(before)[-1] + SENTENCE_END.split(after)[0]
+    for found in MEMBER_NAME.findall(words):
+        name = "".join(found)
         if name in sent and name not in (*NEEDED_MEMBERS, options.max_tokens_key):
             return options._replace(drop=options.drop | {name})
     return options
@@ -5933,9 +6001,19 @@ def lower_choice(options: ChatOptions, match: re.Match, sent: SentMembers) -> Ch
 
 
 def raise_schema_level(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
+    """Strictness goes first: it is what most schemas are refused for where it is asked."""
+    tools = sent.get("tools") or ()
+    if options.strict and any("strict" in tool.get("function", ()) for tool in tools):
+        return options._replace(strict=False)
     level = options.schema_level + 1
     fits = "tools" in sent and level <= HIGHEST_SCHEMA_LEVEL
     return options._replace(schema_level=level) if fits else options
+
+
+def cut_descriptions(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
+    longest = int(match.group(1))
+    fits = longest >= LEAST_LIMIT and not 0 < options.longest_description <= longest
+    return options._replace(longest_description=longest) if fits else options
 
 
 def without_tools(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
@@ -5956,17 +6034,27 @@ def effort_beside_tools(options: ChatOptions, match: re.Match, sent: SentMembers
 
 def accepted_efforts(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
     """The levels that a refusal lists; a provider that lists none is told none."""
-    if "reasoning_effort" not in sent:
+    asked = sent.get("reasoning_effort")
+    if asked is None:
         return options
     listed = re.split(r"(?i)supported values|one of|accepted|must be|expected", match.string)[1:]
     words = set(re.findall(r"['\"`]([a-z]+)['\"`]", " ".join(listed)))
     known = tuple(w for w in ("none", *EFFORT_LEVELS[1:], "default") if w in words)
     if known and known != options.efforts:
         return options._replace(efforts=known)
+    others = tuple(word for word in options.efforts if word != asked)
+    if others and len(others) < len(options.efforts) and is_quoted(str(asked), match.string):
+        return options._replace(efforts=others)
     return options._replace(thinking="", effort_with_tools="any")
 
 
+def is_quoted(word: str, text: str) -> bool:
+    return re.search(rf"['\"`]{re.escape(word)}['\"`]", text) is not None
+
+
 def no_thinking(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
+    if not any(member in sent for member in THINKING_KEYS):
+        return options
     return options._replace(thinking="", effort_with_tools="any")
 
 
@@ -5997,77 +6085,127 @@ def where_sent(word: str, **members: Any) -> Repair:
     return set_where_sent
 
 
+def without_urls(options: ChatOptions, match: re.Match, sent: SentMembers) -> ChatOptions:
+    """Images by URL are not taken; those whose data are sent stay."""
+    parts = (
+        part
+        for message in sent.get("messages", ())
+        if isinstance(message.get("content"), list)
+        for part in message["content"]
+    )
+    urls = (part["image_url"].get("url", "") for part in parts if part["type"] == "image_url")
+    remote = any(url.startswith("http") for url in urls)
+    return options._replace(image_urls=False) if remote else options
+
+
 def part_kinds(message: Dict[str, Any]) -> Tuple[str, ...]:
-    """The members of a message, and the types of its parts if it has any."""
+    """The members of a message, the types of its parts, and what can be said of its content."""
     content = message.get("content")
     parts = content if isinstance(content, list) else ()
-    return (*message, *(part["type"] for part in parts), *(("parts",) if parts else ()))
+    kind = "parts" if parts else "content" if "content" in message else "no content"
+    return (*message, *(part["type"] for part in parts), kind)
 
 
 # --- the table ---------------------------------------------------------------------------------
 
 PARTICULAR_REPAIRS: Tuple[Tuple[str, Repair], ...] = (
+    # Reasoning.
     (r"reasoning_effort.{0,200}\btools?\b|\btools?\b.{0,200}reasoning_effort", effort_beside_tools),
-    (r"reasoning_effort.{0,400}(?:invalid|must be|expected)|invalid.{0,60}reasoning_effort"
-     rf"|reasoning_effort.{{0,200}}{REFUSED}|{REFUSED}.{{0,80}}reasoning_effort",
+    (rf"(?:{EFFORT}).{{0,400}}(?:invalid|must be|expected)|invalid.{{0,60}}(?:{EFFORT})"
+     rf"|(?:{EFFORT}).{{0,200}}{REFUSED}|{REFUSED}.{{0,80}}(?:{EFFORT})",
      accepted_efforts),
     (r"does not support thinking|thinking is not supported", no_thinking),
-    (rf"\b(?:chat_template_kwargs|enable_thinking|thinking_budget|thinking|extra_body|reasoning)"
-     rf"\b['\"`:]{{0,3}}[^.,]{{0,40}}?{REFUSED}"
-     rf"|{REFUSED}[^.,]{{0,60}}?\b(?:chat_template_kwargs|enable_thinking|thinking_budget|thinking"
-     r"|extra_body|reasoning)\b(?!_)", no_thinking),
+    (r"reasoning is mandatory|only works in thinking mode"
+     r"|(?:thinking|reasoning)[^.]{0,30}(?:cannot|can't|must not) be (?:disabled|turned off)",
+     set_options(always_thinks=True)),
+    # The last message.
+    (r"prefill is incompatible", set_options(prefill="unthinking")),
+    (r"last role.{0,80}assistant with prefix", set_options(prefill="prefix")),
+    # Tools.
+    (r"response_format.{0,40}\btools?\b|\btools?\b.{0,40}response_format"
+     r"|json mode cannot|grammar constraints with tools", lower_format),
     (r"no endpoints found that support tool use|does not support (?:tools|tool use|function call)"
      r"|tools? (?:use )?(?:is|are) not supported|tool choice requires --enable-auto-tool-choice"
+     r"|(?:function|(?<!parallel )tool) (?:calling|use)\W{1,2}is not (?:enabled|supported)"
      r"|tools param requires --jinja", without_tools),
     (r"tool_choice|tool choice", lower_choice),
+    (r"function[ _.]?name.{0,60}start with a letter", set_options(tool_name="letter")),
+    (r"description.{0,40}too long.{0,60}maximum length (\d{1,6})", cut_descriptions),
+    # Reasoning that comes back.
     (r"thought_signature", set_options(replay="extra_content", replay_blank=True)),
     (r"reasoning_content.{0,120}(?:must be|missing|required|passed back|pass back)"
      r"|missing.{0,40}reasoning_content",
      set_options(replay="reasoning_content", replay_blank=True)),
     (rf"reasoning_(?:content|details).{{0,120}}{REFUSED}|{REFUSED}.{{0,80}}reasoning_(?:content|d)",
      set_options(replay="", replay_blank=False)),
+    (rf"\bmessages?\b.{{0,60}}\breasoning\b.{{0,60}}{REFUSED}"
+     rf"|{REFUSED}.{{0,80}}\bmessages?\b.{{0,40}}\breasoning\b",
+     where_sent("reasoning", replay="", replay_blank=False)),
+    # What is said of sampling beside thinking is said of sampling.
+    (rf"\A(?!.*\b(?:temperature|top_p|top_k)\b).*?(?:"
+     rf"\b(?:chat_template_kwargs|enable_thinking|thinking_budget|thinking|reasoning)"
+     rf"\b['\"`:]{{0,3}}[^.,]{{0,40}}?{REFUSED}"
+     rf"|{REFUSED}[^.,]{{0,60}}?\b(?:chat_template_kwargs|enable_thinking|thinking_budget|thinking"
+     r"|reasoning)\b)", no_thinking),
+    # Ids and roles.
     (r"tool call id.{0,80}length of 9|must be a-z, A-Z, 0-9", set_options(tool_ids="mistral")),
     (r"tool_calls.{0,80}id.{0,120}(?:too long|maximum length)|(?:too long|maximum length).{0,120}"
      r"tool_call.{0,40}id", set_options(tool_ids="short")),
     (r"unexpected role .?user.? after role .?tool", set_options(bridge=True)),
     (r"roles? must alternate|alternate user/assistant", set_options(alternate=True)),
     (r"unexpected role .?system|system role (?:is )?not supported|does not support .{0,20}'?system"
-     r"|system message must be at the beginning|developer.{0,20}(?:role|instruction)s?.{0,40}not",
+     r"|system message must be at the beginning|developer.{0,20}(?:role|instruction)s?.{0,40}not"
+     r"|only user and assistant roles are supported(?!,)",
      set_options(system_role="")),
-    (r"no endpoints found that support image|unknown variant .?image_url"
+    (r"only user and assistant roles are supported(?!,)", without_tools),
+    # Parts of messages.
+    (r"image urls? (?:are|is) not|must be a base64 encoded image", without_urls),
+    (r"no endpoints found that support image|unknown (?:variant|part type).{0,3}image_url"
+     r"|unsupported (?:content|part|message)[^.]{0,30}image_url|at most 0 image"
      r"|(?:model|endpoint|server)[^.]{0,60}not support[^.]{0,20}(?:image|vision|multimodal)"
      r"|image[_ ](?:input|content|part|url)s?\b[^.]{0,30}(?:not supported|only supported)"
-     r"|does not support (?:image|vision)|not a multimodal model",
+     r"|does not support (?:image|vision)|not a multimodal model|data required for image input",
      where_sent("image_url", images=False)),
-    (r"unknown variant .?file\b|file.{0,30}not supported|not support.{0,20}\bfiles?\b",
-     where_sent("file", files=False)),
-    (r"content.{0,60}must be a string|expected a string|invalid message format"
-     r"|content.{0,40}should be a valid string", where_sent("parts", flat=True)),
-    (r"content.{0,60}(?:null|none|required|missing|empty)|missing.{0,20}content",
-     where_sent("tool_calls", null_content="empty")),
+    (r"unknown (?:variant|part type).{0,3}file\b|unsupported (?:content|part)[^.]{0,30}\bfile\b"
+     r"|\bfile (?:input|content|part)s?\b[^.]{0,30}not supported|files are not supported"
+     r"|not support[^.]{0,20}\bfiles?\b", where_sent("file", files=False)),
+    (r"content.{0,60}(?:must be a string|should be a valid string)"
+     r"|should be a valid string.{0,60}content|(?:content|sequence).{0,40}expected a string"
+     r"(?!.{0,20}(?:null|none))|invalid message format", where_sent("parts", flat=True)),
+    (r"content.{0,60}(?:null|none|required|missing|empty|a string)|missing.{0,20}content",
+     where_sent("no content", null_content="empty")),
+    # Schemas.
     (r"invalid schema for function|is not a 'regex'|unknown name .{0,60}\btools\b"
-     r"|unsupported keyword|(?:parse|compile|convert|invalid|build)[^.]{0,30}grammar"
-     r"|additionalproperties"
+     rf"|unsupported keyword|{GRAMMAR}|additionalproperties"
      r"|property '?\$schema|tools\[?\.?\d.{0,80}parameters|function_declarations",
      raise_schema_level),
     (r"\bstrict\b.{0,60}(?:not|unsupported|unknown)|(?:unsupported|unknown|extra).{0,60}\bstrict\b",
      set_options(strict=False)),
     (r"cache_control", set_options(cache_control=False)),
-    (rf"response_format.{{0,120}}(?:{REFUSED}|unavailable)|{REFUSED}.{{0,80}}response_format"
-     r"|json_schema.{0,60}not|does not support.{0,30}structured|json mode cannot", lower_format),
+    (rf"response[_ ]format.{{0,120}}(?:{REFUSED}|unavailable)|{REFUSED}.{{0,80}}response[_ ]format"
+     rf"|json_schema.{{0,60}}not|does not support.{{0,30}}structured|{GRAMMAR}", lower_format),
 )  # fmt: skip
 GENERAL_REPAIRS: Tuple[Tuple[str, Repair], ...] = (
+    # Limits go before names: a number says more.
+    (r"at most (\d{1,9}) completion tokens", use_limit),
+    (r"maximum tokens you requested exceeds the model limit of (\d{1,9})", use_limit),
+    (r"maxOutputTokens.{0,80}\(inclusive\) to (\d{1,9}) \(exclusive\)", use_exclusive_limit),
+    (rf"{LIMIT}: \d{{1,9}} > (\d{{1,9}})", use_limit),
+    (rf"{LIMIT}.{{0,160}}?\[\d+, ?(\d{{1,9}})\]", use_limit),
+    (rf"{LIMIT}.{{0,60}}exceeds.{{0,40}}maximum output tokens \(?(\d{{1,9}})", use_limit),
+    (rf"{LIMIT}.{{0,160}}?(?:less than or equal to|at most|<=|maximum"
+     r"(?: value| allowed)?(?: is| of|:)?|limit(?: is| of|:)?) ?`?(\d{1,9})", use_limit),
+    (rf"(?:less than or equal to|at most|<=) (\d{{1,9}})\b.{{0,20}}{LIMIT}", use_limit),
     (rf"\b{LIMIT_KEYS}\b['\"`:]{{0,3}}[^.,]{{0,30}}?{REFUSED}"
      rf"|{REFUSED}[^.,]{{0,40}}?\b{LIMIT_KEYS}\b", use_other_key),
     (r"max_tokens.{0,80}use ['\"`]?max_completion_tokens", use_completion_key),
-    (r"at most (\d{1,9}) completion tokens", use_limit),
-    (r"max_(?:completion_|output_)?tokens.{0,160}?\[\d+, ?(\d{1,9})\]", use_limit),
-    (r"max_(?:completion_|output_)?tokens.{0,160}?(?:less than or equal to|at most|<=|maximum"
-     r"(?: value| allowed)?(?: is| of|:)?|limit(?: is| of|:)?) ?`?(\d{1,9})", use_limit),
     (rf"\b(stop|temperature|top_p|top_k|parallel_tool_calls|stream_options)\b.{{0,80}}{REFUSED}"
      rf"|{REFUSED}.{{0,80}}?\b(stop|temperature|top_p|top_k|parallel_tool_calls|stream_options)\b",
      drop_named),
-    (rf"[a-z_]{{4,40}}['\"`]?[^.,]{{0,30}}{REFUSED}|{REFUSED}[^.]{{0,60}}", drop_member),
+    (r"\b(temperature|top_p)\b.{0,40}(?:only \S{1,8} is allowed|may only be set|cannot both be)",
+     drop_named),
+    (r"\b(stop)\b.{0,40}(?:too long|too many|at most \d)", drop_named),
+    (REFUSED, drop_member),
 )  # fmt: skip
 
 
@@ -6078,12 +6216,22 @@ def compiled(rows: Tuple[Tuple[str, Repair], ...]) -> Tuple[Tuple[re.Pattern, Re
 CHAT_REPAIRS = (compiled(PARTICULAR_REPAIRS), compiled(GENERAL_REPAIRS))
 # A template's complaint may come as the server's own failure.
 REPAIRED_STATUSES = (400, 404, 422, 500)
-# Refusals of this one request: a full context, a prompt's own limit, an answer's schema.
-NOT_LEARNED = re.compile(
-    r"context (?:length|window|size)|\bprompt\b|\binput\b|remaining|\brequests\b|invalid schema"
-    r"|in context=",
+# Refusals of this one request: a full context, a prompt's own limit, a tool's schema.
+NOT_GENERAL = re.compile(
+    r"context (?:length|window|size)|\bprompt\b|\binput\b(?! should)|remaining|\brequests\b"
+    r"|invalid schema|in context=",
     re.IGNORECASE,
 )
+# These teach nothing at all: what was written or shown, who asks, what the model made of it.
+NO_LESSON = re.compile(
+    r"content[_ ](?:filter|management|policy)|usage policy|flagged as|\bapi[ _]key\b|\bquota\b"
+    r"|\bbilling\b|\bcredit|(?:image|file|mime|media) (?:format|type|size|data)s?\b"
+    r"|tool_use_failed|failed_generation|tool call validation failed|did not call a tool"
+    r"|failed to parse input at pos|invalid schema for response_format",
+    re.IGNORECASE,
+)
+# Where a validator quotes what it was given.
+QUOTED_INPUT = re.compile(r"\binput_value=.{0,400}?(?:, input_type=|\Z)", re.DOTALL)
 # Our own wording of an overflow that a smaller answer would avoid (`overflow_message`).
 TOO_LONG_TOGETHER = re.compile(r"exceed context limit: (\d{1,12}) \+ \d+ > (\d{1,12})")
 
@@ -6100,9 +6248,11 @@ def repaired_options(
         return None
     if overflow:
         return options_with_room(options, overflow)
-    text = text[:LONGEST_REFUSAL_READ]
+    text = QUOTED_INPUT.sub("", text[:LONGEST_REFUSAL_READ])
+    if NO_LESSON.search(text):
+        return None
     particular, general = CHAT_REPAIRS
-    only_particular = status == 500 or NOT_LEARNED.search(text)
+    only_particular = status == 500 or NOT_GENERAL.search(text)
     tables = (particular,) if only_particular else (particular, general)
     for pattern, repair in (row for table in tables for row in table):
         match = pattern.search(text)
@@ -6122,9 +6272,19 @@ def options_with_room(options: ChatOptions, overflow: str) -> Optional[ChatOptio
     return options._replace(room=room) if room >= LEAST_ROOM and not options.room else None
 
 
-def learned_options(options: ChatOptions) -> ChatOptions:
-    """What is worth remembering of options that were taken."""
-    return options._replace(room=0)
+def merged_lessons(
+    known: ChatOptions, before: ChatOptions, after: ChatOptions
+) -> ChatOptions:
+    """What is known, and what one request has learned from its options `before` to `after`.
+
+    Its `room` was beside its own prompt.
+    """
+    changed = {
+        name: getattr(known, name) | (new - old) if isinstance(new, frozenset) else new
+        for name, old, new in zip(ChatOptions._fields, before, after)
+        if old != new and name != "room"
+    }
+    return known._replace(**changed)
 
 
 def learned_words(before: ChatOptions, after: ChatOptions) -> str:
@@ -9222,6 +9382,8 @@ def limited_options(options: ChatOptions, limits: ModelLimits) -> ChatOptions:
     if limits.parameters:
         for name, change in MISSING_PARAMETERS:
             members.update(change if name not in limits.parameters else {})
+        if options.answer_format == "text":
+            members["answer_format"] = "text"
         missing = (name for name in SPARE_PARAMETERS if name not in limits.parameters)
         members["drop"] = options.drop.union(missing)
     return options._replace(**members)
@@ -9284,6 +9446,8 @@ def decode_limits(body: bytes) -> Dict[str, ModelLimits]:
 # by the ids of those calls, for each credential apart, in memory alone, and not without bound.
 
 MOST_KEPT_BYTES = 16 * 1024 * 1024
+# What an entry takes besides its carrier.
+ENTRY_BYTES = 400
 KEPT_SECONDS = 24 * 3600.0
 
 
@@ -9305,13 +9469,13 @@ class ReasoningMemory:
         with self._lock:
             self._forget(name)
             self._kept[name] = (self._clock() + KEPT_SECONDS, carrier)
-            self._bytes += len(carrier)
+            self._bytes += len(carrier) + ENTRY_BYTES
             while self._kept and self._bytes > self._most_bytes:
                 self._forget(next(iter(self._kept)))
 
     def _forget(self, name: Tuple[bytes, str]) -> None:
         _, carrier = self._kept.pop(name, (0.0, ""))
-        self._bytes -= len(carrier)
+        self._bytes -= len(carrier) + ENTRY_BYTES if carrier else 0
 
     def recall(self, keys: Iterable[str], call_id: str) -> Optional[str]:
         with self._lock:
@@ -10179,6 +10343,8 @@ LIMITS_SECONDS = 15.0
 
 # A request's JSON has about four bytes a token; this errs on the large side.
 BYTES_PER_TOKEN = 3.6
+# So much more than the truth may a counted prompt be.
+MOST_OVERESTIMATE = 1.35
 
 
 class ToolsRefused(Exception):
@@ -10200,8 +10366,9 @@ class OpenAIUpstream:
         self._profile = chat_profile(config)
         # Model -> what its provider has taught; written whole, so that readers need no lock.
         self._learned: Dict[str, ChatOptions] = {}
+        self._learning = threading.Lock()
         self._memory = ReasoningMemory(time.monotonic)
-        # What the base URL lacked, found out by a 404: "" or "/v1".
+        # What the base URL lacks, found out by a 404: "" or "/v1".
         self._missing_path = ""
         self.catalog = ModelCatalog(self._fetch_limits, time.monotonic)
 
@@ -10245,7 +10412,7 @@ class OpenAIUpstream:
             only_tool=only_tool_name(request),
             stops=stop_sequences(request),
             input_estimate=partial(count_input_tokens, request),
-            one_call=wants_one_call(request) and "parallel_tool_calls" in options.drop,
+            one_call=wants_one_call(request),
             hide_thinking=hides_thinking(request),
             carry=options.replay if carried else "",
             late=partial(self._memory.keep, exchange.keys),
@@ -10263,18 +10430,21 @@ class OpenAIUpstream:
         """Ask until the answer has begun; after a refusal that teaches, ask anew."""
         model = str(request.get("model", ""))
         options = self._options(model)
-        tried = [options]
+        tried, path = [options], self._missing_path
         while True:
             notes: List[str] = []
             chat, body, tokens = chat_body(request, options, notes)
-            response = self._request(exchange, model, body)
+            response = self._request(exchange, chat_url(self._config, model, path), body)
+            if response.status != 404:
+                self._missing_path = path
             if response.status == 200:
                 exchange.notes += notes
                 self._learn(model, tried[0], options, exchange)
                 return Asked(response, options, tokens)
             with closing(response):
                 refusal = response.read()
-            if response.status == 404 and self._found_path(refusal):
+            if response.status == 404 and not path and self._may_lack_v1(refusal):
+                path = "/v1"
                 continue
             repaired = repair_of(options, response.status, refusal, chat)
             if repaired is None or repaired in tried or len(tried) > MOST_REPAIRS:
@@ -10288,21 +10458,21 @@ class OpenAIUpstream:
     def _learn(
         self, model: str, before: ChatOptions, after: ChatOptions, exchange: Exchange
     ) -> None:
-        learned = learned_options(after)
-        if learned != learned_options(before):
-            self._learned[model] = learned
-            exchange.facts["learned"] = learned_words(before, learned)
+        """Keep what a request has taught, beside what others have meanwhile."""
+        with self._learning:
+            known = self._learned.get(model) or profile_options(self._profile, model)
+            learned = merged_lessons(known, before, after)
+            if learned != known:
+                self._learned[model] = learned
+                exchange.facts["learned"] = learned_words(known, learned)
 
-    def _found_path(self, refusal: bytes) -> bool:
+    def _may_lack_v1(self, refusal: bytes) -> bool:
         """Whether it is worth asking under /v1, which users leave out of a base URL."""
         lacks = "/v1" not in urlsplit(self._config.openai_base_url).path
-        if self._missing_path or self._profile == "azure" or not lacks or names_model(refusal):
-            return False
-        self._missing_path = "/v1"
-        return True
+        return lacks and self._profile != "azure" and not names_model(refusal)
 
-    def _request(self, exchange: Exchange, model: str, body: bytes) -> UpstreamResponse:
-        target, path = split_url(chat_url(self._config, model, self._missing_path))
+    def _request(self, exchange: Exchange, url: str, body: bytes) -> UpstreamResponse:
+        target, path = split_url(url)
 
         def send(key: str) -> UpstreamResponse:
             call = Call("POST", target, path, self._headers[key], body)
@@ -10324,7 +10494,6 @@ class OpenAIUpstream:
             response.status, response.headers, body, tokens, time.time(), wanted, window
         )
         if error.status == 404:
-            self._missing_path = ""
             asked, model = self._config.openai_base_url, request.get("model", "")
             error.message += f" (asked {asked} for model {model}, by {exchange.facts.get('route')})"
         return error
@@ -10338,7 +10507,8 @@ class OpenAIUpstream:
         timer.daemon = True
         timer.start()
         try:
-            for url in limit_urls(self._config.openai_base_url, self._profile):
+            base = self._config.openai_base_url + self._missing_path
+            for url in limit_urls(base, self._profile):
                 found.update(self._fetch_limits_from(url, exchange))
         except ProxyError:
             pass  # a provider need not tell
@@ -10379,7 +10549,8 @@ def chat_body(
     request: Request, options: ChatOptions, notes: List[str]
 ) -> Tuple[Dict[str, Any], bytes, int]:
     """(the Chat Completions request, its JSON, rough input tokens), within the model's window."""
-    chat = messages_to_chat(request, options, notes)
+    noted: List[str] = []
+    chat = messages_to_chat(request, options, noted)
     body = encode_json(chat).encode("ascii")
     tokens = rough_input_tokens(request, body)
     wanted = chat.get(options.max_tokens_key) or 0
@@ -10388,12 +10559,24 @@ def chat_body(
         if options.cuts_silently and tokens > options.window:
             long = overflow_words(tokens, 0, options.window, "the upstream would cut it silently")
             raise ProxyError(400, long, headers=[NO_RETRY])
-        room = options.window - tokens
-        if LEAST_ROOM <= room < wanted:
-            notes.append(f"max_tokens={wanted}>{room}")
-            chat[options.max_tokens_key] = room
+        room = answer_room(tokens, wanted, options)
+        if room:
+            noted = []
+            chat = messages_to_chat(request, options._replace(room=room), noted)
             body = encode_json(chat).encode("ascii")
+    notes += noted
     return chat, body, tokens
+
+
+def answer_room(tokens: int, wanted: int, options: ChatOptions) -> int:
+    """`max_tokens` that fit beside a prompt; 0 where what is wanted may fit, or too little would.
+
+    The prompt is estimated, rather too long than too short. Who refuses knows its true length, and
+    mostly tells it; so what may fit is asked for, unless the upstream would cut without a word.
+    """
+    least = tokens if options.cuts_silently else int(tokens / MOST_OVERESTIMATE)
+    room = options.window - tokens
+    return room if least + wanted > options.window and LEAST_ROOM <= room < wanted else 0
 
 
 def names_model(refusal: bytes) -> bool:
