@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from claude_proxy.auth import (
-    check_client_key,
     check_content_type,
     check_host,
     check_origin,
+    find_client,
     host_name,
 )
 from claude_proxy.config_load import load_config
@@ -101,11 +101,11 @@ def test_content_type(method, kind, status):
     (CONFIG, "/v1/messages", {"x_api_key": "\u00fc"}, 401),
 ])
 def test_client_key(config, path, headers, status):
-    assert status_of(check_client_key, config, request(path=path, **headers)) == status
+    assert status_of(find_client, config, request(path=path, **headers)) == status
 
 
 def test_a_refusal_does_not_quote_the_key():
     with pytest.raises(ProxyError) as caught:
-        check_client_key(CONFIG, request(x_api_key="wrong-key-value"))
+        find_client(CONFIG, request(x_api_key="wrong-key-value"))
     assert "wrong-key-value" not in caught.value.message and "right" not in caught.value.message.split()
     assert ("x-should-retry", "false") in caught.value.headers

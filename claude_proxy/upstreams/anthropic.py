@@ -14,8 +14,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
+from claude_proxy.auth import own_keys
 from claude_proxy.config import VERSION, Config
 from claude_proxy.dialects.carriers import is_carrier
 from claude_proxy.dialects.chat_blocks import as_list
@@ -111,7 +112,8 @@ class AnthropicUpstream:
 
     def _headers(self, http: HttpRequest) -> HeaderList:
         """The client's headers, and what a client of another kind has left out."""
-        headers = relayed_request_headers(http.headers)
+        own = self._config.auth_api_key_header.lower()  # holds a key of this proxy
+        headers = tuple(h for h in relayed_request_headers(http.headers) if h[0] != own)
         usual = {
             "anthropic-version": self._config.anthropic_version,
             "content-type": "application/json",
@@ -123,11 +125,6 @@ class AnthropicUpstream:
     def _replaced_credential(self) -> bool:
         names = {name for name, _ in self._config.custom_headers}
         return bool(names & {"authorization", "x-api-key"})
-
-
-def own_keys(config: Config) -> Tuple[str, ...]:
-    """Keys that open this proxy: they are nobody else's business."""
-    return tuple(key for key in (config.anthropic_api_key, config.redcap_api_token) if key)
 
 
 def shown_as(exchange: Exchange, events: Iterator[Event]) -> Iterator[Event]:
