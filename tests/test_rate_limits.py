@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from claude_proxy.app import build_app
+from claude_proxy.app import build_app, meet_client
 from claude_proxy.auth import Client
 from claude_proxy.config_load import load_config
 from claude_proxy.errors import ProxyError
@@ -402,6 +402,14 @@ def test_nothing_is_counted_where_nothing_is_limited(hands):
     gate.enter(head(), exchange)
     assert gate.limiter is None and len(gate) == 0 and exchange.answer_headers == [] and exchange.facts == {}
     gate.leave(exchange)
+
+
+def test_what_is_shown_in_a_header_of_ones_choice_is_known_to_upstreams(hands):
+    gate, exchange = make_gate(hands, {"AUTH_API_KEY_HEADER": "X-Team-Key"}), Exchange()
+    request = head("first", x_team_key="second")
+    gate.enter(request, exchange)
+    meet_client(request, exchange)
+    assert exchange.keys == ("first", "second")
 
 
 def test_each_label_has_limits_of_its_own(hands):
