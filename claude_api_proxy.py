@@ -14,9 +14,9 @@ it in place; the model maps are at the top of its first section. Sections, each 
   dialects/chat_members, dialects/chat_shapes, dialects/chat_request, dialects/chat_profiles,
   dialects/chat_repairs, dialects/chat_calls, dialects/chat_usage, dialects/thought_writer,
   dialects/chat_frames, dialects/chat_stream, dialects/text_tools, dialects/text_calls,
-  dialects/text_turns, routing, auth, exchange, inflight, slots, late, pool, transport, limits,
-  reasoning_memory, json_edit, agents, relay, routes, keys, upstreams/upstream, upstreams/openai,
-  upstreams/redcap_form, upstreams/redcap_reply, upstreams/redcap, upstreams/demo,
+  dialects/text_turns, routing, auth, exchange, rate_limits, inflight, slots, late, pool, transport,
+  limits, reasoning_memory, json_edit, agents, relay, routes, keys, upstreams/upstream,
+  upstreams/openai, upstreams/redcap_form, upstreams/redcap_reply, upstreams/redcap, upstreams/demo,
   upstreams/anthropic, wire, answering, metrics, openapi, app, server, cli, __main__
 """
 
@@ -59,7 +59,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 from datetime import timezone
 from email.utils import formatdate, parsedate_to_datetime
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from ipaddress import ip_address
@@ -68,8 +68,8 @@ from json.decoder import scanstring
 from pathlib import Path
 from re import Match
 from typing import (
-    Any, BinaryIO, Callable, ContextManager, Deque, Dict, Hashable, List, NamedTuple, NoReturn,
-    Optional, Pattern, Protocol, Set, TextIO, Tuple, Union,
+    Any, BinaryIO, Callable, ContextManager, Deque, Dict, Generic, Hashable, List, NamedTuple,
+    NoReturn, Optional, Pattern, Protocol, Set, TextIO, Tuple, TypeVar, Union,
 )
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
@@ -231,6 +231,12 @@ def pattern_parser(pattern: str, expected: str) -> Callable[[str], str]:
 
 parse_text = pattern_parser(r"[^\x00-\x1f\x7f-\x9f]*", "must be one line of text")
 parse_header_text = pattern_parser(HEADER_TEXT, "must be one line of printable ASCII")
+parse_header_name = pattern_parser(r"[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*", "must be a header's name")
+# Nothing but commas would open the door, and a name without a key would be the key.
+parse_client_keys = pattern_parser(
+    r"(?! *,[ ,]*$)(?!(?:.*,)? *[\w.-]+: *(?:,|$))" + HEADER_TEXT,
+    "must be one line of printable ASCII: keys, or name:key, with commas between"
+)
 parse_api_version = pattern_parser(r"[A-Za-z0-9.-]*", "must be a version such as 2024-10-21")
 parse_redcap_token = pattern_parser(
     REDCAP_TOKEN + "|", "must be a REDCap API token: 32 hexadecimal digits, and no super token"
@@ -353,6 +359,14 @@ def parse_names(text: str) -> Tuple[str, ...]:
     return tuple(name.strip() for name in parse_text(text).split(",") if name.strip())
 
 
+def parse_origins(text: str) -> Tuple[str, ...]:
+    """Origins as browsers write them: lower case, no slash at the end."""
+    origins = tuple(name.rstrip("/").lower() for name in parse_names(text))
+    if "*" in text or not all(is_plain_url(o) and o.count("/") == 2 for o in origins):
+        raise ValueError("must be origins such as https://app.example, with commas between")
+    return origins
+
+
 def is_plain_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
@@ -379,8 +393,6 @@ SETTINGS: Tuple[Setting, ...] = (
             "further host names clients may use, with commas between; * for any", "Listening"),
     Setting("TRUST_PROXY", "false", parse_bool,
             "true if something in front authenticates: no key is needed then", "Listening"),
-    Setting("ANTHROPIC_API_KEY", "", parse_header_text,
-            "the key clients must show; unset, any or none is accepted", "Listening", secret=True),
     Setting("MAX_CONNECTIONS", "1000", number_parser(1, 100000),
             "client connections at a time; more are told to come back (503)", "Listening"),
     Setting("MAX_BODY_BYTES", "33554432", number_parser(1024, 1 << 31),
@@ -398,6 +410,31 @@ SETTINGS: Tuple[Setting, ...] = (
             "Listening"),
     Setting("DRAIN_TIMEOUT", "600", seconds_parser(low=0),
             "seconds that answers under way may take when the proxy is stopped", "Listening"),
+    Setting("ANTHROPIC_API_KEY", "", parse_client_keys,
+            "keys clients must show one of: key, or name:key, commas between; in a file one a line",
+            "Clients", secret=True),
+    Setting("AUTH_TOKEN", "", parse_client_keys,
+            "further such keys, under another name", "Clients", secret=True),
+    Setting("AUTH_ENABLED", "", choice_parser(*BOOL_WORDS),
+            "true insists that a key is set, false asks for none; unset, asks where one is set",
+            "Clients"),
+    Setting("AUTH_API_KEY_HEADER", "x-api-key", parse_header_name,
+            "header for the key, beside x-api-key and Bearer", "Clients"),
+    Setting("AUTH_ALLOW_LOCALHOST_BYPASS", "false", parse_bool,
+            "true asks this machine for no key; never with TRUST_PROXY or what a proxy passes on",
+            "Clients"),
+    Setting("CORS_ALLOWED_ORIGINS", "", parse_origins,
+            "web pages' origins, https://HOST[:PORT] with commas between, that may ask", "Clients"),
+    Setting("RATE_LIMIT_RPM", "0", number_parser(0, 10**6),
+            "requests a minute for each client; 0 sets no limit", "Clients"),
+    Setting("RATE_LIMIT_BURST", "0", number_parser(0, 10**6),
+            "requests that may come at once; 0: those of a minute", "Clients"),
+    Setting("RATE_LIMIT_TPM", "0", number_parser(0, 10**9),
+            "tokens a minute, in and out, charged after each answer; 0 sets no limit", "Clients"),
+    Setting("RATE_LIMIT_CONCURRENT", "0", number_parser(0, 10**5),
+            "requests at a time for each client; 0 sets no limit", "Clients"),
+    Setting("RATE_LIMIT_BY", "key", choice_parser("key", "address", "both"),
+            "whose limits: of a key (without one, an address), of an address, or both", "Clients"),
     Setting("UPSTREAM", "", choice_parser(*UPSTREAM_NAMES),
             "redcap, openai, anthropic or demo; unset, the one that settings below name, else demo",
             "Upstream"),
@@ -616,6 +653,8 @@ def find_setting(
             raise ConfigError([f"{setting.name}: set either this or {file_name}, not both"])
         if named and setting.secret and named[0] == file_name:
             secret = read_secret(file_name, texts[file_name], read_file)
+            if setting.parse is parse_client_keys:
+                secret = ",".join(secret.splitlines())
             return FoundSetting(file_name, secret, "file")
         if named:
             return FoundSetting(named[0], texts[named[0]], source)
@@ -693,20 +732,40 @@ def is_loopback_host(host: str) -> bool:
         return False
 
 
+def asks_for_key(enabled: str, *keys: str) -> bool:
+    """Whether clients have to show one of the keys."""
+    return BOOL_WORDS.get(enabled, True) and any(keys)
+
+
+def wants_redcap_token(upstream: str, redcap: str, forward: str) -> bool:
+    """Whether requests go to REDCap: there every client shows a token, and REDCap judges it."""
+    return bool(redcap) and (upstream == "redcap" or not upstream and not forward)
+
+
 CROSS_CHECKS: Tuple[Tuple[Tuple[str, ...], Callable[..., bool], str], ...] = (
-    (("LISTEN_HOST", "ANTHROPIC_API_KEY", "TRUST_PROXY", "UPSTREAM", "REDCAP_API_URL"),
-     # Before REDCap every client shows a token, and REDCap judges it.
-     lambda host, key, trusted, upstream, redcap: is_loopback_host(host) or bool(key) or trusted
-     or bool(redcap) and upstream in ("", "redcap"),
+    (("LISTEN_HOST", "TRUST_PROXY", "AUTH_ENABLED", "ANTHROPIC_API_KEY", "AUTH_TOKEN",
+      "REDCAP_API_TOKEN", "UPSTREAM", "REDCAP_API_URL", "ANTHROPIC_FORWARD_URL"),
+     lambda host, trusted, enabled, key, token, shared, *redcap: is_loopback_host(host) or trusted
+     or asks_for_key(enabled, key, token) or wants_redcap_token(*redcap)
+     and (not shared or asks_for_key(enabled, shared)),
      "other machines could use this proxy without a key; set ANTHROPIC_API_KEY to the key that "
      "clients must show, or TRUST_PROXY=true if something in front authenticates, or "
      "LISTEN_HOST=127.0.0.1"),
-    (("LISTEN_HOST", "ANTHROPIC_API_KEY", "TRUST_PROXY", "REDCAP_API_URL", "REDCAP_API_TOKEN",
-      "OPENAI_API_KEY", "OPENAI_BASE_URL"),
-     lambda host, key, trusted, redcap, token, *openai: is_loopback_host(host) or bool(key)
-     or trusted or not redcap or bool(token) or not any(openai),
-     "anything shaped like a REDCap token would open the openai upstream to other machines: set "
+    (("LISTEN_HOST", "TRUST_PROXY", "AUTH_ENABLED", "ANTHROPIC_API_KEY", "AUTH_TOKEN",
+      "REDCAP_API_TOKEN", "REDCAP_API_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL",
+      "ANTHROPIC_UPSTREAM_KEY"),
+     lambda host, trusted, enabled, key, token, shared, redcap, *others: is_loopback_host(host)
+     or trusted or asks_for_key(enabled, key, token, shared) or not redcap or not any(others),
+     "anything shaped like a REDCap token would open the other upstream to other machines: set "
      "ANTHROPIC_API_KEY or REDCAP_API_TOKEN"),
+    (("AUTH_ENABLED", "ANTHROPIC_API_KEY", "AUTH_TOKEN", "UPSTREAM", "REDCAP_API_URL",
+      "ANTHROPIC_FORWARD_URL"),
+     lambda enabled, key, token, *redcap: not BOOL_WORDS.get(enabled) or bool(key or token)
+     or wants_redcap_token(*redcap),
+     "there is no key to ask for: set ANTHROPIC_API_KEY or AUTH_TOKEN"),
+    (("RATE_LIMIT_BURST", "RATE_LIMIT_RPM"),
+     lambda burst, rpm: not burst or bool(rpm),
+     "needs RATE_LIMIT_RPM"),
     (("UPSTREAM", "REDCAP_API_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
      lambda upstream, redcap, key, base: bool(upstream) or not (redcap and (key or base)),
      "settings name both redcap and openai: set UPSTREAM to the one that answers"),
@@ -8162,7 +8221,9 @@ def display_name(config: Config, name: str) -> str:
 #
 # Each guard raises ProxyError or returns nothing. A local server is open to every web page that its
 # user visits, by DNS rebinding and cross-site requests, so Host and Origin are checked even where
-# no key is asked for. No CORS header is ever sent.
+# no key is asked for. No CORS header is sent unless settings name the origins that may read answers.
+
+HeaderPairs = Tuple[Tuple[str, str], ...]
 
 LOOPBACK_NAMES = ("localhost",)
 OPEN_PATHS = ("/health", "/livez")
@@ -8204,6 +8265,8 @@ def check_host(config: Config, request: HttpRequest) -> None:
 
 def check_origin(config: Config, request: HttpRequest) -> None:
     """Refuse what another site's page sends; a command-line client sends neither header."""
+    if is_cors_origin(config, request):
+        return
     if request.headers.get("sec-fetch-site") == "cross-site":
         raise ProxyError(403, "cross-site requests are refused")
     origin = request.headers.get("origin")
@@ -8223,7 +8286,10 @@ def check_origin(config: Config, request: HttpRequest) -> None:
 
 
 def is_loopback(name: str) -> bool:
-    return is_address(name) and ipaddress.ip_address(name).is_loopback
+    if not is_address(name):
+        return False
+    address = ipaddress.ip_address(name)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def check_content_type(config: Config, request: HttpRequest) -> None:
@@ -8238,20 +8304,58 @@ def check_content_type(config: Config, request: HttpRequest) -> None:
         raise ProxyError(415, "content-type must be application/json")
 
 
-def check_client_key(config: Config, request: HttpRequest) -> None:
-    """A client shows a key that the settings name, as `x-api-key` or as a Bearer token; or, where
-    the upstream is REDCap and they name none, a REDCap token of its own."""
-    if request.path in OPEN_PATHS:
-        return
-    if (request.method, request.path) == ("HEAD", "/"):
-        return  # Claude Code's warm-up at start, which carries no credential
-    shown, accepted = shown_keys(request), accepted_keys(config)
-    if accepted and not any(same_secret(key, right) for key in shown for right in accepted):
-        raise ProxyError(401, WANTS_KEY)
-    if config.upstream == "redcap" and not accepted:
-        own_redcap_token(shown)
+class Client(NamedTuple):
+    """Who asks: `label` for logs, never a key or a part of one; `identity` for limits of its own.
+
+    Both are "" for a client of whom nothing but the address is known.
+    """
+
+    label: str = ""
+    identity: str = ""
 
 
+class WrongKey(ProxyError):
+    """A key was shown that does not open this proxy: somebody may be guessing."""
+
+
+def find_client(config: Config, request: HttpRequest) -> Client:
+    """Who asks. ProxyError(401) without one of the keys that the settings name, or, where the
+    upstream is REDCap and they name none, without a REDCap token of the client's own."""
+    if is_probe(request) or is_preflight(config, request):
+        return Client()
+    shown, accepted = shown_keys(request, config.auth_api_key_header), accepted_keys(config)
+    label = matching_label(shown, accepted) if accepted else ""
+    if label:
+        return Client(label, label)
+    if accepted and not may_bypass(config, request):
+        raise (WrongKey if shown else ProxyError)(401, WANTS_KEY)
+    if config.upstream == "redcap" and not accepted and not config.redcap_api_token:
+        token = own_redcap_token(shown)
+        return Client("", hashlib.sha256(token.encode()).hexdigest())
+    return Client()
+
+
+def is_probe(request: HttpRequest) -> bool:
+    """What needs no key: health, and Claude Code's warm-up at start, which carries none."""
+    return request.path in OPEN_PATHS or (request.method, request.path) == ("HEAD", "/")
+
+
+def may_bypass(config: Config, request: HttpRequest) -> bool:
+    """Whether a client on this machine is let in without a key. What a proxy on this machine
+    passes on comes from somewhere else."""
+    return (
+        config.auth_allow_localhost_bypass
+        and not config.trust_proxy
+        and is_loopback(request.peer)
+        and (host_name(request.host) in LOOPBACK_NAMES or is_loopback(host_name(request.host)))
+        and not any(n in PASSED_ON or n.startswith("x-forwarded") for n in request.headers)
+    )
+
+
+PASSED_ON = frozenset((
+    "forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "x-original-host",
+    "true-client-ip", "cf-connecting-ip", "cf-ray", "fly-client-ip", "fastly-client-ip",
+))  # fmt: skip
 WANTS_KEY = "this proxy wants its key (ANTHROPIC_API_KEY) as x-api-key or Bearer token"
 WANTS_TOKEN = (
     "this proxy wants your REDCap API token, 32 hexadecimal digits, as ANTHROPIC_AUTH_TOKEN"
@@ -8259,10 +8363,54 @@ WANTS_TOKEN = (
 SUPER_TOKEN = "that is a REDCap super token, too powerful for this: take a project's API token"
 
 
-def accepted_keys(config: Config) -> Tuple[str, ...]:
-    """The keys that let a client in; none: see `check_client_key`."""
-    shared = config.redcap_api_token if config.upstream == "redcap" else ""
-    return tuple(key for key in (config.anthropic_api_key, shared) if key)
+class AcceptedKey(NamedTuple):
+    """A key as it is compared: digests are of one length, so that none tells its own."""
+
+    label: str
+    digest: bytes
+
+
+def accepted_keys(config: Config) -> Tuple[AcceptedKey, ...]:
+    """The keys that let a client in; none: see `find_client`."""
+    if not BOOL_WORDS.get(config.auth_enabled, True):
+        return ()
+    return hashed_keys(config.anthropic_api_key, config.auth_token, shared_token(config))
+
+
+def shared_token(config: Config) -> str:
+    return config.redcap_api_token if config.upstream == "redcap" else ""
+
+
+@lru_cache(maxsize=16)
+def hashed_keys(*texts: str) -> Tuple[AcceptedKey, ...]:
+    named = [pair for text in texts for pair in split_keys(text)]
+    return tuple(
+        AcceptedKey(label or f"key-{place}", hashlib.sha256(key.encode()).digest())
+        for place, (label, key) in enumerate(named, 1)
+    )
+
+
+def split_keys(text: str) -> List[Tuple[str, str]]:
+    """(label or "", key) of each key in a setting."""
+    matches = (re.fullmatch(r" *(?:([\w.-]+): *)?(.*?) *", part) for part in text.split(","))
+    return [(match[1] or "", match[2]) for match in matches if match and match[2]]
+
+
+def own_keys(config: Config) -> Tuple[str, ...]:
+    """Every key that opens this proxy, asked for or not: they are nobody else's business."""
+    named = [*split_keys(config.anthropic_api_key), *split_keys(config.auth_token)]
+    return tuple(key for key in (*(key for _, key in named), config.redcap_api_token) if key)
+
+
+def matching_label(shown: Iterable[str], accepted: Sequence[AcceptedKey]) -> str:
+    """The label of a key that was shown, or "". Every key is compared whole, whatever the ones
+    before it were, so that the time it takes tells nothing."""
+    found = ""
+    for text in shown:
+        digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
+        for key in accepted:
+            found = key.label if hmac.compare_digest(digest, key.digest) else found
+    return found
 
 
 def own_redcap_token(shown: Iterable[str]) -> str:
@@ -8274,21 +8422,69 @@ def own_redcap_token(shown: Iterable[str]) -> str:
     return found
 
 
-def shown_keys(request: HttpRequest) -> Tuple[str, ...]:
-    """The credentials in a request, in the headers that Claude and OpenAI clients use."""
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+def shown_keys(request: HttpRequest, header: str = "x-api-key") -> Tuple[str, ...]:
+    """The credentials in a request, in the headers that Claude and OpenAI clients use, and in
+    another one that settings name."""
+    fields, name = request.headers, header.lower()
+    scheme, _, token = fields.get("authorization", "").partition(" ")
     bearer = token.strip() if scheme.lower() == "bearer" else ""
-    return tuple(key for key in (request.headers.get("x-api-key", ""), bearer) if key)
+    own = fields.get(name, "") if name != "x-api-key" else ""
+    return tuple(key for key in (fields.get("x-api-key", ""), own, bearer) if key)
 
 
-def same_secret(shown: str, expected: str) -> bool:
-    """Compare without telling, by the time it takes, how much was right."""
-    return hmac.compare_digest(
-        shown.encode("utf-8", "replace"), expected.encode("utf-8", "replace")
+# --- pages of other origins --------------------------------------------------------------------
+
+EXPOSED_HEADERS = "request-id, retry-after, x-should-retry, x-proxy-route, x-proxy-notes, " + (
+    ", ".join(
+        f"anthropic-ratelimit-{what}-{figure}"
+        for what in ("requests", "tokens")
+        for figure in ("limit", "remaining", "reset")
+    )
+)
+PREFLIGHT_SECONDS = "600"
+
+
+def is_cors_origin(config: Config, request: HttpRequest) -> bool:
+    """Whether a page of an origin that settings name asks."""
+    allowed = config.cors_allowed_origins
+    return bool(allowed) and request.headers.get("origin", "").lower() in allowed
+
+
+def is_preflight(config: Config, request: HttpRequest) -> bool:
+    return (
+        request.method == "OPTIONS"
+        and "access-control-request-method" in request.headers
+        and is_cors_origin(config, request)
     )
 
 
-GUARDS = (check_host, check_origin, check_client_key, check_content_type)
+def cors_headers(config: Config, request: HttpRequest) -> HeaderPairs:
+    """What an answer, or an error, tells the browser; nothing unless settings name origins."""
+    if not config.cors_allowed_origins:
+        return ()
+    if not is_cors_origin(config, request):
+        return (("vary", "Origin"),)
+    allowed = ("access-control-allow-origin", request.headers["origin"])
+    return (("vary", "Origin"), allowed, ("access-control-expose-headers", EXPOSED_HEADERS))
+
+
+def preflight_headers(request: HttpRequest) -> HeaderPairs:
+    """The answer to a browser that asks whether a page may send this: any header, as it has to
+    show a key anyhow."""
+    wanted = request.headers.get("access-control-request-headers", "")
+    names = [name.strip().lower() for name in wanted.split(",")]
+    allowed = ", ".join(name for name in names if re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name))
+    headers = [
+        ("access-control-allow-methods", "GET, HEAD, POST, PUT, PATCH, DELETE"),
+        ("access-control-max-age", PREFLIGHT_SECONDS),
+    ]
+    headers += [("access-control-allow-headers", allowed)] if allowed else []
+    if request.headers.get("access-control-request-private-network") == "true":
+        headers.append(("access-control-allow-private-network", "true"))
+    return tuple(headers)
+
+
+GUARDS = (check_host, check_origin)
 
 
 def run_guards(config: Config, request: HttpRequest, guards: Iterable = GUARDS) -> None:
@@ -8349,6 +8545,7 @@ class Exchange:
         self.keys: Tuple[str, ...] = ()  # the credentials that the client showed
         self.headers: Dict[str, str] = {}  # of the client's request
         self.endpoint = ""  # the path of the table that answers it
+        self.answer_headers: List[Tuple[str, str]] = []  # on whatever is answered, errors too
         self.first_byte_limit = 0.0  # seconds, where there is another route to try
         self.first_event: Optional[float] = None
         self.open_block: Tuple[int, str] = (-1, "")
@@ -8469,6 +8666,365 @@ class Exchange:
 def client_gone() -> ProxyError:
     """The reason of an exchange whose client has closed its connection."""
     return ProxyError(CLIENT_GONE_STATUS, "the client closed its connection", "client_gone")
+
+
+# ==================================================================================================
+# rate_limits
+# ==================================================================================================
+# How much a client may ask for, and how slowly wrong keys are answered: token buckets.
+#
+# `RateLimiter` and `GuessWatch` do arithmetic with the clock they are given and wait for nothing.
+# `Gate` is what a request passes: it finds who asks, counts, and tells the client by headers. What a
+# request costs in tokens is known when it has been answered: it is charged then, and a client in debt
+# waits until the next minute's tokens have paid for it.
+
+MOST_CLIENTS = 10_000
+# Clients that repeat requests by themselves do not heed a longer one.
+LONGEST_RETRY_AFTER = 60
+ALMOST = 1e-9  # what floats lose on the way to a whole request
+
+# Wrong keys from one address in a minute that are answered at once; then each doubles the wait,
+# and after so many more there is no other answer than 429.
+FREE_GUESSES, SLOW_GUESSES = 10, 10
+FIRST_DELAY, LONGEST_DELAY = 0.25, 2.0
+MOST_SLEEPERS = 16
+
+Clock = Callable[[], float]
+FAMILY = "anthropic-ratelimit-"
+
+
+class Bucket:
+    """Holds up to `capacity`, fills up by `rate` a second; may be charged below nothing."""
+
+    __slots__ = ("at", "capacity", "level", "rate")
+
+    def __init__(self, capacity: float, rate: float, now: float) -> None:
+        self.capacity, self.rate = capacity, rate
+        self.level, self.at = capacity, now
+
+    def fill(self, now: float) -> None:
+        # Two threads may read the clock in one order and come here in the other.
+        if now > self.at:
+            self.level = min(self.capacity, self.level + (now - self.at) * self.rate)
+            self.at = now
+
+    def wait(self) -> float:
+        """Seconds until there is one to take, 0 if there is."""
+        lacking = 1.0 - self.level
+        return lacking / self.rate if lacking > ALMOST else 0.0
+
+    def full_in(self) -> float:
+        return max(0.0, (self.capacity - self.level) / self.rate)
+
+
+class Counts:
+    """What is counted of one client; a bucket is None where there is no such limit."""
+
+    __slots__ = ("requests", "running", "tokens")
+
+    def __init__(self, requests: Optional[Bucket], tokens: Optional[Bucket]) -> None:
+        self.requests, self.tokens, self.running = requests, tokens, 0
+
+    def fill(self, now: float) -> None:
+        for bucket in (self.requests, self.tokens):
+            if bucket is not None:
+                bucket.fill(now)
+
+    def is_idle(self) -> bool:
+        """Whether it says no more than new ones would."""
+        buckets = (self.requests, self.tokens)
+        return not self.running and all(b is None or b.level >= b.capacity for b in buckets)
+
+
+Entry = TypeVar("Entry", Bucket, Counts)
+
+
+class BoundedTable(Generic[Entry]):
+    """The entries used last, so many at most. Those that say nothing are dropped on the way."""
+
+    def __init__(
+        self, make: Callable[[float], Entry], idle: Callable[[Entry], bool], most: int
+    ) -> None:
+        self._make, self._idle, self._most = make, idle, most
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, name: str, now: float) -> Entry:
+        """The entry of a name, filled up to now; a new one where there is none."""
+        self._shed(now)
+        entry = self._entries.get(name)
+        if entry is None:
+            while len(self._entries) >= self._most:
+                self._entries.popitem(last=False)
+            entry = self._entries[name] = self._make(now)
+        else:
+            self._entries.move_to_end(name)
+        entry.fill(now)
+        return entry
+
+    def _shed(self, now: float) -> None:
+        """Two a call at most: more leave than come, and no call pays for all of them."""
+        for _ in range(2):
+            oldest = next(iter(self._entries), None)
+            if oldest is None:
+                return
+            entry = self._entries[oldest]
+            entry.fill(now)
+            if not self._idle(entry):
+                return
+            del self._entries[oldest]
+
+
+# --- limits of a client --------------------------------------------------------------------------
+
+
+class Limits(NamedTuple):
+    """0 sets no limit; no burst: as many as in a minute."""
+
+    rpm: int = 0
+    burst: int = 0
+    tpm: int = 0
+    concurrent: int = 0
+
+
+class Admission(NamedTuple):
+    """Whether a request may go on. `held` is to be given back; `refused` says what is used up."""
+
+    held: Tuple[Counts, ...]
+    headers: HeaderPairs
+    refused: str = ""
+    seconds: float = 0.0
+
+
+class RateLimiter:
+    """Counts requests, tokens and requests at a time of each client. Safe to call from any thread.
+
+    A request may count for several names (a key and an address): all have room for it, or none is
+    charged.
+    """
+
+    def __init__(
+        self, limits: Limits, clock: Clock, wall: Clock = time.time, most: int = MOST_CLIENTS
+    ) -> None:
+        self._limits = limits
+        self._clock, self._wall = clock, wall
+        self._clients = BoundedTable(self._new_counts, Counts.is_idle, most)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def _new_counts(self, now: float) -> Counts:
+        rpm, burst, tpm, _ = self._limits
+        return Counts(
+            Bucket(burst or rpm, rpm / 60, now) if rpm else None,
+            Bucket(tpm, tpm / 60, now) if tpm else None,
+        )
+
+    def enter(self, names: Sequence[str]) -> Admission:
+        with self._lock:
+            now = self._clock()
+            counts = tuple(self._clients.get(name, now) for name in names)
+            waits = [wait for each in counts for wait in self._waits(each)]
+            seconds, refused = max(waits, default=(0.0, ""))
+            if not seconds:
+                for each in counts:
+                    each.running += 1
+                    if each.requests is not None:
+                        each.requests.level -= 1
+            headers = self._headers(counts)
+        return Admission(() if seconds else counts, headers, refused, seconds)
+
+    def leave(self, held: Sequence[Counts], tokens: int) -> None:
+        """A request is over; the counts may have left the table meanwhile."""
+        with self._lock:
+            now = self._clock()
+            for each in held:
+                each.running -= 1
+                each.fill(now)
+                if each.tokens is not None:
+                    each.tokens.level -= tokens
+
+    def _waits(self, counts: Counts) -> List[Tuple[float, str]]:
+        """(seconds, what is used up) for every limit that has been reached."""
+        rpm, _, tpm, concurrent = self._limits
+        found = []
+        if counts.requests is not None and counts.requests.wait():
+            found.append((counts.requests.wait(), f"{rpm} requests a minute (RATE_LIMIT_RPM)"))
+        if counts.tokens is not None and counts.tokens.wait():
+            found.append((counts.tokens.wait(), f"{tpm} tokens a minute (RATE_LIMIT_TPM)"))
+        if concurrent and counts.running >= concurrent:
+            found.append((1.0, f"{concurrent} requests at a time (RATE_LIMIT_CONCURRENT)"))
+        return found
+
+    def _headers(self, counts: Sequence[Counts]) -> HeaderPairs:
+        """The figures of whichever name has less left."""
+        requests = [each.requests for each in counts if each.requests is not None]
+        tokens = [each.tokens for each in counts if each.tokens is not None]
+        wall = self._wall()
+        return (
+            *bucket_headers("requests", self._limits.rpm, requests, wall),
+            *bucket_headers("tokens", self._limits.tpm, tokens, wall),
+        )
+
+
+def bucket_headers(what: str, limit: int, buckets: Sequence[Bucket], wall: float) -> HeaderPairs:
+    if not buckets:
+        return ()
+    bucket = min(buckets, key=lambda each: each.level)
+    left = max(0, min(limit, int(bucket.level + ALMOST)))
+    moment = time.gmtime(math.ceil(wall + bucket.full_in()))
+    return (
+        (f"{FAMILY}{what}-limit", str(limit)),
+        (f"{FAMILY}{what}-remaining", str(left)),
+        (f"{FAMILY}{what}-reset", time.strftime("%Y-%m-%dT%H:%M:%SZ", moment)),
+    )
+
+
+def retry_seconds(seconds: float) -> str:
+    """Whole seconds for `retry-after`. Where it takes longer, the client is told so again."""
+    return str(max(1, min(LONGEST_RETRY_AFTER, math.ceil(seconds - ALMOST))))
+
+
+def charged_tokens(usage: Mapping[str, Any]) -> int:
+    """What an answer costs: tokens read anew and written; those that a cache had are free."""
+    kinds = ("input_tokens", "cache_creation_input_tokens", "output_tokens")
+    figures = [usage.get(kind) for kind in kinds]
+    return sum(n for n in figures if isinstance(n, int) and n > 0)
+
+
+# --- keys that are guessed -----------------------------------------------------------------------
+
+
+class GuessWatch:
+    """Counts wrong keys by address. Safe to call from any thread."""
+
+    def __init__(self, clock: Clock, most: int = MOST_CLIENTS) -> None:
+        self._clock = clock
+        rate = FREE_GUESSES / 60
+        self._guesses: BoundedTable[Bucket] = BoundedTable(
+            lambda now: Bucket(FREE_GUESSES, rate, now),
+            lambda bucket: bucket.level >= bucket.capacity,
+            most,
+        )
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._guesses)
+
+    def note(self, address: str) -> Tuple[float, float]:
+        """(seconds to wait before answering, seconds to send the client away for or 0)."""
+        with self._lock:
+            bucket = self._guesses.get(address, self._clock())
+            bucket.level = max(bucket.level - 1, -SLOW_GUESSES - 1.0)
+            over = math.ceil(-bucket.level - ALMOST)
+            if over <= 0:
+                return 0.0, 0.0
+            delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (over - 1))
+            return delay, bucket.wait() if over > SLOW_GUESSES else 0.0
+
+
+# --- what a request passes -----------------------------------------------------------------------
+
+
+class Gate:
+    """Lets a request in, or raises why not; `leave` has to be told when it is over."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock = time.monotonic,
+        wall: Clock = time.time,
+        pause: Callable[[Exchange, float], None] = Exchange.sleep,
+    ) -> None:
+        limits = Limits(
+            config.rate_limit_rpm,
+            config.rate_limit_burst,
+            config.rate_limit_tpm,
+            config.rate_limit_concurrent,
+        )
+        self.limiter = RateLimiter(limits, clock, wall) if any(limits) else None
+        self._config = config
+        self._guesses = GuessWatch(clock)
+        self._sleepers = threading.Semaphore(MOST_SLEEPERS)
+        self._pause = pause
+        self._held: Dict[str, Tuple[Counts, ...]] = {}  # by the exchange's id
+
+    def __len__(self) -> int:
+        """How many are inside, where that is counted."""
+        return len(self._held)
+
+    def enter(self, request: HttpRequest, exchange: Exchange) -> None:
+        try:
+            client = find_client(self._config, request)
+        except WrongKey as error:
+            self._answer_guess(request, exchange, error)
+            raise
+        exchange.keys = shown_keys(request, self._config.auth_api_key_header)
+        if client.label:
+            exchange.facts["key_label"] = client.label
+        if self.limiter is not None and not is_probe(request):
+            if not is_preflight(self._config, request):
+                self._count(self.limiter, client, request, exchange)
+
+    def leave(self, exchange: Exchange) -> None:
+        held = self._held.pop(exchange.id, None)
+        if held is not None and self.limiter is not None:
+            self.limiter.leave(held, charged_tokens(exchange.usage))
+
+    def _count(
+        self, limiter: RateLimiter, client: Client, request: HttpRequest, exchange: Exchange
+    ) -> None:
+        names = limit_names(self._config.rate_limit_by, client, request.peer)
+        admission = limiter.enter(names)
+        exchange.answer_headers += admission.headers
+        if admission.refused:
+            retry = [("retry-after", retry_seconds(admission.seconds))]
+            raise ProxyError(429, f"this proxy allows {admission.refused}", headers=retry)
+        self._held[exchange.id] = admission.held
+
+    def _answer_guess(self, request: HttpRequest, exchange: Exchange, error: WrongKey) -> None:
+        """Make a guesser wait, as long as not too many do; a right key never comes here."""
+        delay, away = self._guesses.note(address_name(request.peer))
+        if delay and self._sleepers.acquire(blocking=False):
+            try:
+                self._pause(exchange, delay)
+            finally:
+                self._sleepers.release()
+        if away:
+            retry = [("retry-after", retry_seconds(away))]
+            raise ProxyError(429, "too many wrong keys from this address", headers=retry) from error
+
+
+def limit_names(by: str, client: Client, peer: str) -> Tuple[str, ...]:
+    """The names that a request counts for. A key that nobody has checked is no name: whoever
+    made up a new one for each request would have no limit."""
+    address = f"address {address_name(peer)}"
+    if by == "address" or not client.identity:
+        return (address,)
+    key = f"key {client.identity}"
+    return (key, address) if by == "both" else (key,)
+
+
+def address_name(peer: str) -> str:
+    """An address as one client has it: of IPv6 the network, as each host has 2**64 of them."""
+    if ":" not in peer:
+        return peer
+    try:
+        address = ip_address(peer.partition("%")[0])
+    except ValueError:
+        return peer
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped) if mapped else f"{int(address) >> 64:x}/64"
+
+
+def drop_doubled(exchange: Exchange, headers: HeaderPairs) -> None:
+    """Leave our figures out where an answer that is passed on has those of its own limits."""
+    if any(name.startswith(FAMILY) for name, _ in headers):
+        kept = [pair for pair in exchange.answer_headers if not pair[0].startswith(FAMILY)]
+        exchange.answer_headers = kept
 
 
 # ==================================================================================================
@@ -9863,7 +10419,14 @@ HOP_HEADERS = frozenset((
 # Ours: the answer has to be readable on the way.
 OWN_REQUEST_HEADERS = HOP_HEADERS | {"accept-encoding", "x-proxy-notes"}
 CREDENTIAL_HEADERS = frozenset(("authorization", "x-api-key", "cookie"))
-DROPPED_RESPONSE_HEADERS = HOP_HEADERS | {"set-cookie"}
+# Which pages may read an answer is for this proxy's settings to say.
+CORS_HEADERS = frozenset(
+    f"access-control-{what}" for what in (
+        "allow-origin", "allow-credentials", "allow-methods", "allow-headers",
+        "allow-private-network", "expose-headers", "max-age",
+    )
+)  # fmt: skip
+DROPPED_RESPONSE_HEADERS = HOP_HEADERS | CORS_HEADERS | {"set-cookie"}
 
 HEADER_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
@@ -11113,8 +11676,8 @@ class RedcapUpstream:
         """The shared token, or the client's own. ProxyError(401) if it shows none."""
         if self._config.redcap_api_token:
             return self._config.redcap_api_token
-        key = self._config.anthropic_api_key
-        return own_redcap_token(k for k in exchange.keys if not (key and same_secret(k, key)))
+        ours = own_keys(self._config)
+        return own_redcap_token(key for key in exchange.keys if key not in ours)
 
     # --- asking -------------------------------------------------------------------------------
 
@@ -11562,7 +12125,8 @@ class AnthropicUpstream:
 
     def _headers(self, http: HttpRequest, body: bytes) -> HeaderList:
         """The client's headers, and what a client of another kind has left out."""
-        headers = relayed_request_headers(http.headers)
+        own = self._config.auth_api_key_header.lower()  # holds a key of this proxy
+        headers = tuple(h for h in relayed_request_headers(http.headers) if h[0] != own)
         usual = {
             "anthropic-version": self._config.anthropic_version,
             "user-agent": f"claude_proxy/{VERSION}",
@@ -11583,8 +12147,8 @@ class AnthropicUpstream:
 
 def opens_proxy(config: Config, key: str) -> bool:
     """Whether a key is for this proxy, or for REDCap behind it: then it is nobody else's."""
-    if key in (config.anthropic_api_key, config.redcap_api_token):
-        return bool(key)
+    if key in own_keys(config):
+        return True
     return config.upstream == "redcap" and bool(re.fullmatch(REDCAP_TOKEN, key))
 
 
@@ -12003,6 +12567,7 @@ class Reply:
 
     def _head(self, status: int, headers: Tuple[Tuple[str, str], ...]) -> bytes:
         usual = (("date", formatdate(usegmt=True)), ("request-id", self._exchange.id))
+        usual += tuple(self._exchange.answer_headers)
         named = {name for name, _ in headers}
         own = [(name, value) for name, value in usual if name not in named]
         own += [("connection", "close")] if self.close else []
@@ -12806,6 +13371,7 @@ class App(NamedTuple):
     inflight: Inflight
     answerer: Answerer
     metrics: Metrics
+    gate: Gate
 
     def inherit(self, old: App) -> App:
         """This app, going on with what an old one has counted and learned of agents."""
@@ -12814,13 +13380,18 @@ class App(NamedTuple):
         )
         return self._replace(answerer=answerer, metrics=old.metrics)
 
-    def check(self, request: HttpRequest) -> None:
+    def check(self, request: HttpRequest, exchange: Exchange) -> None:
         """Refuse a request for what its head says, before its body is read."""
+        exchange.answer_headers += cors_headers(self.config, request)
         run_guards(self.config, request)
+        self.gate.enter(request, exchange)
+        check_content_type(self.config, request)
         self.endpoint(request)
 
     def endpoint(self, request: HttpRequest) -> Endpoint:
         """What answers a request; Claude's own API, where that is the upstream, has other paths."""
+        if is_preflight(self.config, request):
+            return answer_preflight
         relayed = self.config.upstream == "anthropic" and request.path.startswith("/v1/")
         if relayed and (request.method, request.path.rstrip("/")) not in OWN_ENDPOINTS:
             return relay_other
@@ -12830,9 +13401,12 @@ class App(NamedTuple):
         """The answer to a whole request; a stream's first event is known by then."""
         try:
             exchange.endpoint = endpoint_pattern(request.path)
-            return self.endpoint(request)(self, request, exchange)
+            response = self.endpoint(request)(self, request, exchange)
         except RecursionError:
             raise ProxyError(400, "the request body is nested too deeply") from None
+        if exchange.answer_headers:
+            drop_doubled(exchange, response.headers)
+        return response
 
     def finish(self, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
         """Tell the observers of a finished exchange. None of them can break an answer any more."""
@@ -12860,7 +13434,8 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     prompts = read_agent_prompts(config.subagent_folders)
     answerer = Answerer(config, upstreams, AgentCalls(), prompts, Summaries(time.monotonic))
     metrics = Metrics(time.time())
-    return App(config, log, upstreams, transport, inflight, answerer, metrics)
+    gate = Gate(config)
+    return App(config, log, upstreams, transport, inflight, answerer, metrics, gate)
 
 
 def read_agent_prompts(folders: Tuple[str, ...]) -> Dict[str, str]:
@@ -12928,7 +13503,7 @@ def count_tokens(app: App, http: HttpRequest, exchange: Exchange) -> HttpRespons
 
 def meet_client(http: HttpRequest, exchange: Exchange) -> None:
     """Note what later steps have to know of the client."""
-    exchange.keys = shown_keys(http)
+    exchange.keys = exchange.keys or shown_keys(http)
     exchange.headers = http.headers
     exchange.wants_notes = http.headers.get(NOTES_HEADER, "0").lower() not in ("0", "false", "")
 
@@ -12940,6 +13515,11 @@ def relay_other(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse
     upstream = app.upstreams["anthropic"]
     response = upstream.ask(http, http.body, exchange)
     return relayed_answer(response, exchange, head_only=http.method == "HEAD")
+
+
+def answer_preflight(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """OPTIONS of any path, from a page of an origin that settings name."""
+    return HttpResponse(200, preflight_headers(http), b"")
 
 
 # --- models ------------------------------------------------------------------------------------
@@ -13058,7 +13638,7 @@ def show_facts(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
                 "middle": config.middle_model,
                 "small": config.small_model,
             },
-            "client_key_required": bool(config.anthropic_api_key),
+            "client_key_required": bool(accepted_keys(config)),
             "endpoints": [f"{method} {path}" for method, path in sorted(ENDPOINTS)],
         },
     )
@@ -13066,7 +13646,7 @@ def show_facts(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
 
 def check_connection(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     """GET /test-connection: what the upstream says of itself, or one small request to it."""
-    exchange.keys = shown_keys(http)
+    exchange.keys = exchange.keys or shown_keys(http)
     return json_response(200, ask_upstream(app, exchange))
 
 
@@ -13182,8 +13762,12 @@ def count_exchange(
     app.metrics.observe(exchange, request, status)
 
 
+def leave_gate(app: App, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
+    app.gate.leave(exchange)
+
+
 # Told of every finished exchange, in this order.
-OBSERVERS = (log_exchange, count_exchange)
+OBSERVERS = (leave_gate, log_exchange, count_exchange)
 
 
 # ==================================================================================================
@@ -13259,7 +13843,7 @@ class Handler(socketserver.StreamRequestHandler):
             # The framing comes first: where it is ambiguous, nothing else can be trusted.
             framing, config = request_body(request), app.config
             self.check_load(request)
-            app.check(request)
+            app.check(request, exchange)
             body = self.wire.read_body(request, framing, config.max_body_bytes, config.read_timeout)
             whole = True
             reply.send(app.answer(request._replace(body=body), exchange))
@@ -13504,7 +14088,7 @@ def make_log(config: Config, stream: TextIO) -> Log:
 def secret_values(config: Config) -> List[str]:
     """Every secret that this process knows, for the redaction of logs."""
     custom = [value for _, value in config.custom_headers]
-    keys = [config.anthropic_api_key, config.redcap_api_token]
+    keys = [*own_keys(config), config.redcap_api_token]
     several = (config.openai_api_key, config.anthropic_upstream_key)
     return [*keys, *(key for text in several for key in parse_keys(text)), *custom]
 
@@ -13660,10 +14244,12 @@ def banner(app: App, port: int, loaded: Loaded) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.listen_host, config.listen_host)
     url = f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{port}"
     own = "your-REDCap-API-token" if config.upstream == "redcap" else "any-text"
-    token = "the-key-in-ANTHROPIC_API_KEY" if config.anthropic_api_key else own
+    named = "ANTHROPIC_API_KEY" if config.anthropic_api_key else "AUTH_TOKEN"
+    asked = accepted_keys(config) and (config.anthropic_api_key or config.auth_token)
+    token = f"the-key-in-{named}" if asked else own
     models = [(word, choose_route(config, word)) for word in ("opus", "sonnet", "haiku")]
     as_asked = "as asked for" if all(word == route.model for word, route in models) else ""
-    passes = config.upstream == "anthropic" and not config.anthropic_upstream_key
+    passes = config.upstream == "anthropic" and not (config.anthropic_upstream_key or asked)
     lines = [
         f"listening on {url}",
         f"  claude_proxy {VERSION}, settings from {loaded.env_file or 'the environment (no .env)'}",

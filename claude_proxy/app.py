@@ -28,7 +28,15 @@ from claude_proxy.answering import (
     relayed_answer,
     tools_are_text,
 )
-from claude_proxy.auth import run_guards, shown_keys
+from claude_proxy.auth import (
+    accepted_keys,
+    check_content_type,
+    cors_headers,
+    is_preflight,
+    preflight_headers,
+    run_guards,
+    shown_keys,
+)
 from claude_proxy.config import VERSION, Config
 from claude_proxy.dialects.anthropic import MESSAGES_DIALECT
 from claude_proxy.dialects.dialect import parse_json_object
@@ -41,6 +49,7 @@ from claude_proxy.log import Log
 from claude_proxy.metrics import Metrics, render_metrics
 from claude_proxy.openapi import openapi_document
 from claude_proxy.pool import make_ssl_context
+from claude_proxy.rate_limits import Gate, drop_doubled
 from claude_proxy.routing import choose_route, listed_models
 from claude_proxy.summaries import Summaries
 from claude_proxy.tokens import count_input_tokens
@@ -70,6 +79,7 @@ class App(NamedTuple):
     inflight: Inflight
     answerer: Answerer
     metrics: Metrics
+    gate: Gate
 
     def inherit(self, old: App) -> App:
         """This app, going on with what an old one has counted and learned of agents."""
@@ -78,13 +88,18 @@ class App(NamedTuple):
         )
         return self._replace(answerer=answerer, metrics=old.metrics)
 
-    def check(self, request: HttpRequest) -> None:
+    def check(self, request: HttpRequest, exchange: Exchange) -> None:
         """Refuse a request for what its head says, before its body is read."""
+        exchange.answer_headers += cors_headers(self.config, request)
         run_guards(self.config, request)
+        self.gate.enter(request, exchange)
+        check_content_type(self.config, request)
         self.endpoint(request)
 
     def endpoint(self, request: HttpRequest) -> Endpoint:
         """What answers a request; Claude's own API, where that is the upstream, has other paths."""
+        if is_preflight(self.config, request):
+            return answer_preflight
         relayed = self.config.upstream == "anthropic" and request.path.startswith("/v1/")
         if relayed and (request.method, request.path.rstrip("/")) not in OWN_ENDPOINTS:
             return relay_other
@@ -94,9 +109,12 @@ class App(NamedTuple):
         """The answer to a whole request; a stream's first event is known by then."""
         try:
             exchange.endpoint = endpoint_pattern(request.path)
-            return self.endpoint(request)(self, request, exchange)
+            response = self.endpoint(request)(self, request, exchange)
         except RecursionError:
             raise ProxyError(400, "the request body is nested too deeply") from None
+        if exchange.answer_headers:
+            drop_doubled(exchange, response.headers)
+        return response
 
     def finish(self, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
         """Tell the observers of a finished exchange. None of them can break an answer any more."""
@@ -124,7 +142,8 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     prompts = read_agent_prompts(config.subagent_folders)
     answerer = Answerer(config, upstreams, AgentCalls(), prompts, Summaries(time.monotonic))
     metrics = Metrics(time.time())
-    return App(config, log, upstreams, transport, inflight, answerer, metrics)
+    gate = Gate(config)
+    return App(config, log, upstreams, transport, inflight, answerer, metrics, gate)
 
 
 def read_agent_prompts(folders: Tuple[str, ...]) -> Dict[str, str]:
@@ -192,7 +211,7 @@ def count_tokens(app: App, http: HttpRequest, exchange: Exchange) -> HttpRespons
 
 def meet_client(http: HttpRequest, exchange: Exchange) -> None:
     """Note what later steps have to know of the client."""
-    exchange.keys = shown_keys(http)
+    exchange.keys = exchange.keys or shown_keys(http)
     exchange.headers = http.headers
     exchange.wants_notes = http.headers.get(NOTES_HEADER, "0").lower() not in ("0", "false", "")
 
@@ -204,6 +223,11 @@ def relay_other(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse
     upstream = app.upstreams["anthropic"]
     response = upstream.ask(http, http.body, exchange)
     return relayed_answer(response, exchange, head_only=http.method == "HEAD")
+
+
+def answer_preflight(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """OPTIONS of any path, from a page of an origin that settings name."""
+    return HttpResponse(200, preflight_headers(http), b"")
 
 
 # --- models ------------------------------------------------------------------------------------
@@ -322,7 +346,7 @@ def show_facts(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
                 "middle": config.middle_model,
                 "small": config.small_model,
             },
-            "client_key_required": bool(config.anthropic_api_key),
+            "client_key_required": bool(accepted_keys(config)),
             "endpoints": [f"{method} {path}" for method, path in sorted(ENDPOINTS)],
         },
     )
@@ -330,7 +354,7 @@ def show_facts(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
 
 def check_connection(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     """GET /test-connection: what the upstream says of itself, or one small request to it."""
-    exchange.keys = shown_keys(http)
+    exchange.keys = exchange.keys or shown_keys(http)
     return json_response(200, ask_upstream(app, exchange))
 
 
@@ -446,5 +470,9 @@ def count_exchange(
     app.metrics.observe(exchange, request, status)
 
 
+def leave_gate(app: App, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
+    app.gate.leave(exchange)
+
+
 # Told of every finished exchange, in this order.
-OBSERVERS = (log_exchange, count_exchange)
+OBSERVERS = (leave_gate, log_exchange, count_exchange)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, TextIO, Tuple
 
 from claude_proxy.app import App, ask_upstream, build_app
+from claude_proxy.auth import accepted_keys, own_keys
 from claude_proxy.config import SETTINGS, VERSION, Config, ConfigError
 from claude_proxy.config_load import load_config, unknown_names
 from claude_proxy.dotenv import DotenvError, parse_dotenv
@@ -172,7 +173,7 @@ def make_log(config: Config, stream: TextIO) -> Log:
 def secret_values(config: Config) -> List[str]:
     """Every secret that this process knows, for the redaction of logs."""
     custom = [value for _, value in config.custom_headers]
-    keys = [config.anthropic_api_key, config.redcap_api_token]
+    keys = [*own_keys(config), config.redcap_api_token]
     several = (config.openai_api_key, config.anthropic_upstream_key)
     return [*keys, *(key for text in several for key in parse_keys(text)), *custom]
 
@@ -328,10 +329,12 @@ def banner(app: App, port: int, loaded: Loaded) -> str:
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.listen_host, config.listen_host)
     url = f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{port}"
     own = "your-REDCap-API-token" if config.upstream == "redcap" else "any-text"
-    token = "the-key-in-ANTHROPIC_API_KEY" if config.anthropic_api_key else own
+    named = "ANTHROPIC_API_KEY" if config.anthropic_api_key else "AUTH_TOKEN"
+    asked = accepted_keys(config) and (config.anthropic_api_key or config.auth_token)
+    token = f"the-key-in-{named}" if asked else own
     models = [(word, choose_route(config, word)) for word in ("opus", "sonnet", "haiku")]
     as_asked = "as asked for" if all(word == route.model for word, route in models) else ""
-    passes = config.upstream == "anthropic" and not config.anthropic_upstream_key
+    passes = config.upstream == "anthropic" and not (config.anthropic_upstream_key or asked)
     lines = [
         f"listening on {url}",
         f"  claude_proxy {VERSION}, settings from {loaded.env_file or 'the environment (no .env)'}",

@@ -161,6 +161,12 @@ def pattern_parser(pattern: str, expected: str) -> Callable[[str], str]:
 
 parse_text = pattern_parser(r"[^\x00-\x1f\x7f-\x9f]*", "must be one line of text")
 parse_header_text = pattern_parser(HEADER_TEXT, "must be one line of printable ASCII")
+parse_header_name = pattern_parser(r"[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*", "must be a header's name")
+# Nothing but commas would open the door, and a name without a key would be the key.
+parse_client_keys = pattern_parser(
+    r"(?! *,[ ,]*$)(?!(?:.*,)? *[\w.-]+: *(?:,|$))" + HEADER_TEXT,
+    "must be one line of printable ASCII: keys, or name:key, with commas between"
+)
 parse_api_version = pattern_parser(r"[A-Za-z0-9.-]*", "must be a version such as 2024-10-21")
 parse_redcap_token = pattern_parser(
     REDCAP_TOKEN + "|", "must be a REDCap API token: 32 hexadecimal digits, and no super token"
@@ -283,6 +289,14 @@ def parse_names(text: str) -> Tuple[str, ...]:
     return tuple(name.strip() for name in parse_text(text).split(",") if name.strip())
 
 
+def parse_origins(text: str) -> Tuple[str, ...]:
+    """Origins as browsers write them: lower case, no slash at the end."""
+    origins = tuple(name.rstrip("/").lower() for name in parse_names(text))
+    if "*" in text or not all(is_plain_url(o) and o.count("/") == 2 for o in origins):
+        raise ValueError("must be origins such as https://app.example, with commas between")
+    return origins
+
+
 def is_plain_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
@@ -309,8 +323,6 @@ SETTINGS: Tuple[Setting, ...] = (
             "further host names clients may use, with commas between; * for any", "Listening"),
     Setting("TRUST_PROXY", "false", parse_bool,
             "true if something in front authenticates: no key is needed then", "Listening"),
-    Setting("ANTHROPIC_API_KEY", "", parse_header_text,
-            "the key clients must show; unset, any or none is accepted", "Listening", secret=True),
     Setting("MAX_CONNECTIONS", "1000", number_parser(1, 100000),
             "client connections at a time; more are told to come back (503)", "Listening"),
     Setting("MAX_BODY_BYTES", "33554432", number_parser(1024, 1 << 31),
@@ -328,6 +340,31 @@ SETTINGS: Tuple[Setting, ...] = (
             "Listening"),
     Setting("DRAIN_TIMEOUT", "600", seconds_parser(low=0),
             "seconds that answers under way may take when the proxy is stopped", "Listening"),
+    Setting("ANTHROPIC_API_KEY", "", parse_client_keys,
+            "keys clients must show one of: key, or name:key, commas between; in a file one a line",
+            "Clients", secret=True),
+    Setting("AUTH_TOKEN", "", parse_client_keys,
+            "further such keys, under another name", "Clients", secret=True),
+    Setting("AUTH_ENABLED", "", choice_parser(*BOOL_WORDS),
+            "true insists that a key is set, false asks for none; unset, asks where one is set",
+            "Clients"),
+    Setting("AUTH_API_KEY_HEADER", "x-api-key", parse_header_name,
+            "header for the key, beside x-api-key and Bearer", "Clients"),
+    Setting("AUTH_ALLOW_LOCALHOST_BYPASS", "false", parse_bool,
+            "true asks this machine for no key; never with TRUST_PROXY or what a proxy passes on",
+            "Clients"),
+    Setting("CORS_ALLOWED_ORIGINS", "", parse_origins,
+            "web pages' origins, https://HOST[:PORT] with commas between, that may ask", "Clients"),
+    Setting("RATE_LIMIT_RPM", "0", number_parser(0, 10**6),
+            "requests a minute for each client; 0 sets no limit", "Clients"),
+    Setting("RATE_LIMIT_BURST", "0", number_parser(0, 10**6),
+            "requests that may come at once; 0: those of a minute", "Clients"),
+    Setting("RATE_LIMIT_TPM", "0", number_parser(0, 10**9),
+            "tokens a minute, in and out, charged after each answer; 0 sets no limit", "Clients"),
+    Setting("RATE_LIMIT_CONCURRENT", "0", number_parser(0, 10**5),
+            "requests at a time for each client; 0 sets no limit", "Clients"),
+    Setting("RATE_LIMIT_BY", "key", choice_parser("key", "address", "both"),
+            "whose limits: of a key (without one, an address), of an address, or both", "Clients"),
     Setting("UPSTREAM", "", choice_parser(*UPSTREAM_NAMES),
             "redcap, openai, anthropic or demo; unset, the one that settings below name, else demo",
             "Upstream"),

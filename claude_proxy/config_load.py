@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from claude_proxy.config import (
     ANTHROPIC_URL,
+    BOOL_WORDS,
     CUSTOM_HEADER_PREFIX,
     DEFAULT_MODELS,
     FRAMING_HEADERS,
@@ -26,6 +27,7 @@ from claude_proxy.config import (
     Config,
     ConfigError,
     Setting,
+    parse_client_keys,
 )
 
 
@@ -103,6 +105,8 @@ def find_setting(
             raise ConfigError([f"{setting.name}: set either this or {file_name}, not both"])
         if named and setting.secret and named[0] == file_name:
             secret = read_secret(file_name, texts[file_name], read_file)
+            if setting.parse is parse_client_keys:
+                secret = ",".join(secret.splitlines())
             return FoundSetting(file_name, secret, "file")
         if named:
             return FoundSetting(named[0], texts[named[0]], source)
@@ -180,20 +184,40 @@ def is_loopback_host(host: str) -> bool:
         return False
 
 
+def asks_for_key(enabled: str, *keys: str) -> bool:
+    """Whether clients have to show one of the keys."""
+    return BOOL_WORDS.get(enabled, True) and any(keys)
+
+
+def wants_redcap_token(upstream: str, redcap: str, forward: str) -> bool:
+    """Whether requests go to REDCap: there every client shows a token, and REDCap judges it."""
+    return bool(redcap) and (upstream == "redcap" or not upstream and not forward)
+
+
 CROSS_CHECKS: Tuple[Tuple[Tuple[str, ...], Callable[..., bool], str], ...] = (
-    (("LISTEN_HOST", "ANTHROPIC_API_KEY", "TRUST_PROXY", "UPSTREAM", "REDCAP_API_URL"),
-     # Before REDCap every client shows a token, and REDCap judges it.
-     lambda host, key, trusted, upstream, redcap: is_loopback_host(host) or bool(key) or trusted
-     or bool(redcap) and upstream in ("", "redcap"),
+    (("LISTEN_HOST", "TRUST_PROXY", "AUTH_ENABLED", "ANTHROPIC_API_KEY", "AUTH_TOKEN",
+      "REDCAP_API_TOKEN", "UPSTREAM", "REDCAP_API_URL", "ANTHROPIC_FORWARD_URL"),
+     lambda host, trusted, enabled, key, token, shared, *redcap: is_loopback_host(host) or trusted
+     or asks_for_key(enabled, key, token) or wants_redcap_token(*redcap)
+     and (not shared or asks_for_key(enabled, shared)),
      "other machines could use this proxy without a key; set ANTHROPIC_API_KEY to the key that "
      "clients must show, or TRUST_PROXY=true if something in front authenticates, or "
      "LISTEN_HOST=127.0.0.1"),
-    (("LISTEN_HOST", "ANTHROPIC_API_KEY", "TRUST_PROXY", "REDCAP_API_URL", "REDCAP_API_TOKEN",
-      "OPENAI_API_KEY", "OPENAI_BASE_URL"),
-     lambda host, key, trusted, redcap, token, *openai: is_loopback_host(host) or bool(key)
-     or trusted or not redcap or bool(token) or not any(openai),
-     "anything shaped like a REDCap token would open the openai upstream to other machines: set "
+    (("LISTEN_HOST", "TRUST_PROXY", "AUTH_ENABLED", "ANTHROPIC_API_KEY", "AUTH_TOKEN",
+      "REDCAP_API_TOKEN", "REDCAP_API_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL",
+      "ANTHROPIC_UPSTREAM_KEY"),
+     lambda host, trusted, enabled, key, token, shared, redcap, *others: is_loopback_host(host)
+     or trusted or asks_for_key(enabled, key, token, shared) or not redcap or not any(others),
+     "anything shaped like a REDCap token would open the other upstream to other machines: set "
      "ANTHROPIC_API_KEY or REDCAP_API_TOKEN"),
+    (("AUTH_ENABLED", "ANTHROPIC_API_KEY", "AUTH_TOKEN", "UPSTREAM", "REDCAP_API_URL",
+      "ANTHROPIC_FORWARD_URL"),
+     lambda enabled, key, token, *redcap: not BOOL_WORDS.get(enabled) or bool(key or token)
+     or wants_redcap_token(*redcap),
+     "there is no key to ask for: set ANTHROPIC_API_KEY or AUTH_TOKEN"),
+    (("RATE_LIMIT_BURST", "RATE_LIMIT_RPM"),
+     lambda burst, rpm: not burst or bool(rpm),
+     "needs RATE_LIMIT_RPM"),
     (("UPSTREAM", "REDCAP_API_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
      lambda upstream, redcap, key, base: bool(upstream) or not (redcap and (key or base)),
      "settings name both redcap and openai: set UPSTREAM to the one that answers"),

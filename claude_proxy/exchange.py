@@ -60,6 +60,7 @@ class Exchange:
         self.keys: Tuple[str, ...] = ()  # the credentials that the client showed
         self.headers: Dict[str, str] = {}  # of the client's request
         self.endpoint = ""  # the path of the table that answers it
+        self.answer_headers: List[Tuple[str, str]] = []  # on whatever is answered, errors too
         self.first_byte_limit = 0.0  # seconds, where there is another route to try
         self.first_event: Optional[float] = None
         self.open_block: Tuple[int, str] = (-1, "")

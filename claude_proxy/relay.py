@@ -29,7 +29,14 @@ HOP_HEADERS = frozenset((
 # Ours: the answer has to be readable on the way.
 OWN_REQUEST_HEADERS = HOP_HEADERS | {"accept-encoding", "x-proxy-notes"}
 CREDENTIAL_HEADERS = frozenset(("authorization", "x-api-key", "cookie"))
-DROPPED_RESPONSE_HEADERS = HOP_HEADERS | {"set-cookie"}
+# Which pages may read an answer is for this proxy's settings to say.
+CORS_HEADERS = frozenset(
+    f"access-control-{what}" for what in (
+        "allow-origin", "allow-credentials", "allow-methods", "allow-headers",
+        "allow-private-network", "expose-headers", "max-age",
+    )
+)  # fmt: skip
+DROPPED_RESPONSE_HEADERS = HOP_HEADERS | CORS_HEADERS | {"set-cookie"}
 
 HEADER_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 

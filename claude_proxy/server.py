@@ -86,7 +86,7 @@ class Handler(socketserver.StreamRequestHandler):
             # The framing comes first: where it is ambiguous, nothing else can be trusted.
             framing, config = request_body(request), app.config
             self.check_load(request)
-            app.check(request)
+            app.check(request, exchange)
             body = self.wire.read_body(request, framing, config.max_body_bytes, config.read_timeout)
             whole = True
             reply.send(app.answer(request._replace(body=body), exchange))

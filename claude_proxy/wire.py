@@ -348,6 +348,7 @@ class Reply:
 
     def _head(self, status: int, headers: Tuple[Tuple[str, str], ...]) -> bytes:
         usual = (("date", formatdate(usegmt=True)), ("request-id", self._exchange.id))
+        usual += tuple(self._exchange.answer_headers)
         named = {name for name, _ in headers}
         own = [(name, value) for name, value in usual if name not in named]
         own += [("connection", "close")] if self.close else []

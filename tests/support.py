@@ -261,7 +261,9 @@ def running_proxy(form: Any, environ: Optional[Dict[str, str]] = None, **changes
 
 
 def upstream_environ(upstream: ScriptedUpstream) -> Dict[str, str]:
-    return {"OPENAI_API_KEY": "test-key-123456", "OPENAI_BASE_URL": upstream.url, "MAX_RETRIES": "0"}
+    return {
+        "OPENAI_API_KEY": "test-key-123456", "OPENAI_BASE_URL": upstream.url, "MAX_RETRIES": "0", "MODEL_LIMITS": "false",
+    }
 
 
 # --- the client ---------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any, Dict, List
 
+from claude_proxy.auth import own_keys
 from claude_proxy.config import REDCAP_TOKEN, VERSION, Config
 from claude_proxy.dialects.carriers import is_carrier
 from claude_proxy.dialects.chat_blocks import as_list
@@ -118,7 +119,8 @@ class AnthropicUpstream:
 
     def _headers(self, http: HttpRequest, body: bytes) -> HeaderList:
         """The client's headers, and what a client of another kind has left out."""
-        headers = relayed_request_headers(http.headers)
+        own = self._config.auth_api_key_header.lower()  # holds a key of this proxy
+        headers = tuple(h for h in relayed_request_headers(http.headers) if h[0] != own)
         usual = {
             "anthropic-version": self._config.anthropic_version,
             "user-agent": f"claude_proxy/{VERSION}",
@@ -139,8 +141,8 @@ class AnthropicUpstream:
 
 def opens_proxy(config: Config, key: str) -> bool:
     """Whether a key is for this proxy, or for REDCap behind it: then it is nobody else's."""
-    if key in (config.anthropic_api_key, config.redcap_api_token):
-        return bool(key)
+    if key in own_keys(config):
+        return True
     return config.upstream == "redcap" and bool(re.fullmatch(REDCAP_TOKEN, key))
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from claude_proxy.auth import own_redcap_token, same_secret
+from claude_proxy.auth import own_keys, own_redcap_token
 from claude_proxy.config import REDCAP_KNOWN_ALIASES, Config
 from claude_proxy.dialects.text_tools import RESULT_STOP, text_tool_request
 from claude_proxy.errors import CLIENT_GONE_STATUS, NO_RETRY, ProxyError
@@ -93,8 +93,8 @@ class RedcapUpstream:
         """The shared token, or the client's own. ProxyError(401) if it shows none."""
         if self._config.redcap_api_token:
             return self._config.redcap_api_token
-        key = self._config.anthropic_api_key
-        return own_redcap_token(k for k in exchange.keys if not (key and same_secret(k, key)))
+        ours = own_keys(self._config)
+        return own_redcap_token(key for key in exchange.keys if key not in ours)
 
     # --- asking -------------------------------------------------------------------------------
 
