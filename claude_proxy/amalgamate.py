@@ -29,7 +29,7 @@ MODULES = (
     "dialects/chat_calls", "dialects/chat_usage", "dialects/thought_writer", "dialects/chat_frames",
     "dialects/chat_stream",
     "dialects/text_tools", "dialects/text_calls", "dialects/text_turns",
-    "routing", "auth", "exchange", "inflight", "slots", "late", "pool", "transport",
+    "routing", "auth", "exchange", "inflight", "slots", "late", "pool", "proxies", "transport",
     "limits", "reasoning_memory", "json_edit", "agents", "relay", "routes", "keys",
     "upstreams/upstream", "upstreams/openai", "upstreams/redcap_form", "upstreams/redcap_reply",
     "upstreams/redcap", "upstreams/demo", "upstreams/anthropic",
