@@ -288,7 +288,7 @@ def parse_proxy_url(text: str) -> str:
     scheme, _, rest = (text if "://" in text else f"http://{text}").partition("://")
     user, at, place = rest.rstrip("/").rpartition("@")
     plain = is_plain_url(f"{scheme.lower()}://{place}") and "/" not in place
-    if text and not (plain and re.fullmatch(rb"[^\x00-\x1f\x7f]*", unquote_to_bytes(user))):
+    if text and not (plain and re.fullmatch(rb"[^\x00-\x1f\x7f]*", unquote_to_bytes(rest))):
         raise ValueError(
             "must be an http or https proxy such as http://user:password@proxy.example:3128, with "
             "%XX for special characters of the password; SOCKS is not spoken here"

@@ -219,7 +219,7 @@ class Transport:
         try:
             path, fields = call.target_path, self._fields(call)
             if connection.proxy is not None:
-                path = f"http://{call.target.authority}{path}"
+                path = f"http://{host_field(call.target)}{path}"
                 fields += connection.proxy.fields()
             head = encode_request_head(call.method, path, fields)
             try:
@@ -243,10 +243,8 @@ class Transport:
 
     @staticmethod
     def _fields(call: Call) -> List[Tuple[str, str]]:
-        standard = 443 if call.target.scheme == "https" else 80
-        host = f"[{call.target.host}]" if ":" in call.target.host else call.target.host
         own = [
-            ("host", host if call.target.port == standard else f"{host}:{call.target.port}"),
+            ("host", host_field(call.target)),
             ("accept-encoding", "identity"),
             ("content-length", str(len(call.body))),
         ]
@@ -255,6 +253,13 @@ class Transport:
             *((n, v) for n, v in own if n not in named or n == "content-length"),
             *((n, v) for n, v in call.headers if n.lower() != "content-length"),
         ]
+
+
+def host_field(target: Target) -> str:
+    """Host and port of a target, the port only if it is not the scheme's own."""
+    if target.port != (443 if target.scheme == "https" else 80):
+        return target.authority
+    return f"[{target.host}]" if ":" in target.host else target.host
 
 
 def read_response_head(connection: UpstreamConnection) -> ResponseHead:
