@@ -8,6 +8,7 @@ an https upstream, with the whole URL in each request to an http one. What is sa
 
 from __future__ import annotations
 
+import re
 import select
 import socket
 import ssl
@@ -345,20 +346,22 @@ def connect_error(
     return ConnectError(502, f"cannot reach the upstream {target}: {detail}")
 
 
-def connect_reason(error: Exception) -> str:
-    return getattr(error, "verify_message", "").rstrip(".") or str(error)
+def connect_reason(error: BaseException) -> str:
+    """OpenSSL's own words, without its code and the place in the ssl module's source."""
+    words = getattr(error, "verify_message", "").rstrip(".") or str(error)
+    return SSL_PLACE.sub("", words)
 
 
 def connect_remedy(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return VERIFY_REMEDIES.get(error.verify_code, NOT_TRUSTED)
+        return VERIFY_REMEDIES.get(getattr(error, "verify_code", 0), NOT_TRUSTED)
     if isinstance(error, ssl.SSLError):
         return tls_remedy(error) or HANDSHAKE_FAILED
     fitting = (remedy for kind, remedy in CONNECT_REMEDIES if isinstance(error, kind))
     return next(fitting, "{reason}")
 
 
-def tls_remedy(error: Exception) -> str:
+def tls_remedy(error: BaseException) -> str:
     """What to do about an alert of the other side, "" if it is none that is known."""
     text = str(error).upper().replace(" ", "_")
     return next((remedy for mark, remedy in TLS_REMEDIES if mark in text), "")
@@ -370,6 +373,7 @@ OUT_OF_DATE = (
     "machine's clock right?"
 )
 OTHER_NAME = "its certificate is for another name ({reason}); check {setting}"
+SSL_PLACE = re.compile(r"^\[[A-Z]+: \w+\] | \(_ssl\.c:[0-9]+\)$")
 # By the numbers that OpenSSL has for them.
 VERIFY_REMEDIES = {9: OUT_OF_DATE, 10: OUT_OF_DATE, 62: OTHER_NAME, 64: OTHER_NAME}
 

@@ -151,7 +151,7 @@ OUTCOMES = [
     ("wrong host", {"name": "elsewhere"}, TRUSTED, ["for another name", "localhost", "check the base URL"]),
     ("wrong address", {}, BY_ADDRESS, ["for another name", "127.0.0.1", "check the base URL"]),
     ("TLS 1.2", OLD, TRUSTED, ["hi"]),
-    ("no client certificate", {"asks_client": True}, TRUSTED, ["wants a client certificate", "CLIENT_CERT_FILE"]),
+    ("no client certificate", {"asks_client": True}, TRUSTED, ["wants a client certificate (tlsv13 alert certificate required)", "CLIENT_CERT_FILE"]),
     ("no client certificate, TLS 1.2", {"asks_client": True, **OLD}, TRUSTED, ["client certificate", "CLIENT_CERT_FILE"]),
     ("a stranger's certificate", {"asks_client": True},
      {**TRUSTED, "CLIENT_CERT_FILE": "stranger.pem", "CLIENT_KEY_FILE": "stranger.key"},
