@@ -160,7 +160,8 @@ def carry(sock: socket.socket, port: int) -> None:
                 data = ready.recv(65536)
                 if not data:
                     return
-                peers[ready].sendall(data)
+                with contextlib.suppress(OSError):  # who hears no more may have said something
+                    peers[ready].sendall(data)
 
 
 def read_request(reader: Any) -> Optional[Received]:
