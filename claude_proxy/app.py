@@ -48,7 +48,8 @@ from claude_proxy.inflight import Inflight
 from claude_proxy.log import Log
 from claude_proxy.metrics import Metrics, render_metrics
 from claude_proxy.openapi import openapi_document
-from claude_proxy.pool import make_ssl_context
+from claude_proxy.pool import ClientCertificate, make_ssl_context
+from claude_proxy.proxies import read_proxies
 from claude_proxy.rate_limits import Gate, drop_doubled
 from claude_proxy.routing import choose_route, listed_models
 from claude_proxy.summaries import Summaries
@@ -129,14 +130,19 @@ Endpoint = Callable[[App, HttpRequest, Exchange], HttpResponse]
 
 
 def build_app(config: Config, log: Log, inflight: Inflight) -> App:
-    """Make an App of settings. Reads certificate files; OSError names one that is bad."""
+    """Make an App of settings. Reads certificate files; OSError or ConfigError names a bad one."""
     # Reading all of the system's roots takes time and memory: only where somebody needs them.
     roots = (config.ca_file, config.ca_dir)
-    urls = (config.openai_base_url, config.redcap_api_url, config.anthropic_forward_url, *roots)
+    client = ClientCertificate(
+        config.client_cert_file, config.client_key_file, config.client_key_passphrase
+    )
+    urls = (config.openai_base_url, config.redcap_api_url, config.anthropic_forward_url, *roots,
+            config.https_proxy, config.http_proxy, client.cert_file)  # fmt: skip
     secure = any(url for url in urls if not url.startswith("http:"))
-    context = make_ssl_context(config.ssl_verify, *roots) if secure else None
+    context = make_ssl_context(config.ssl_verify, *roots, client) if secure else None
+    proxies = read_proxies(config.https_proxy, config.http_proxy, config.no_proxy)
     timeouts = Timeouts(config.connect_timeout, config.request_timeout, config.stream_idle_timeout)
-    transport = Transport(timeouts, config.max_retries, context)
+    transport = Transport(timeouts, config.max_retries, context, proxies=proxies)
     made = {name: make(config, transport) for name, make in UPSTREAMS.items()}
     upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
     prompts = read_agent_prompts(config.subagent_folders)

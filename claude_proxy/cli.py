@@ -31,6 +31,7 @@ from claude_proxy.exchange import Exchange
 from claude_proxy.inflight import Inflight
 from claude_proxy.keys import parse_keys
 from claude_proxy.log import Log
+from claude_proxy.proxies import proxy_secrets, read_proxies
 from claude_proxy.routing import choose_route
 from claude_proxy.server import Server
 from claude_proxy.settings_file import read_settings_file
@@ -173,7 +174,8 @@ def make_log(config: Config, stream: TextIO) -> Log:
 def secret_values(config: Config) -> List[str]:
     """Every secret that this process knows, for the redaction of logs."""
     custom = [value for _, value in config.custom_headers]
-    keys = [*own_keys(config), config.redcap_api_token]
+    keys = [*own_keys(config), config.redcap_api_token, config.client_key_passphrase]
+    keys += [*proxy_secrets(config.https_proxy), *proxy_secrets(config.http_proxy)]
     several = (config.openai_api_key, config.anthropic_upstream_key)
     return [*keys, *(key for text in several for key in parse_keys(text)), *custom]
 
@@ -257,7 +259,19 @@ def healthcheck(config: Config, err: TextIO) -> int:
 
 
 def trust_roots(config: Config) -> str:
-    """Which certificates an upstream's certificate is checked against."""
+    """Which certificates an upstream's certificate is checked against, and how it is reached."""
+    shown = f"; shows {config.client_cert_file}" if config.client_cert_file else ""
+    return certificate_roots(config) + shown + ways_out(config)
+
+
+def ways_out(config: Config) -> str:
+    """The web proxies, without their credentials."""
+    proxies = read_proxies(config.https_proxy, config.http_proxy, config.no_proxy)
+    used = [proxy for proxy in (proxies.https, proxies.http) if proxy]
+    return "".join(f"; {proxy.setting} is {proxy}" for proxy in used)
+
+
+def certificate_roots(config: Config) -> str:
     if not config.ssl_verify:
         return "NONE: SSL_VERIFY=false, any certificate is accepted"
     paths = ssl.get_default_verify_paths()
@@ -275,6 +289,8 @@ def make_app(config: Config, err: TextIO, inflight: Optional[Inflight] = None) -
     log = make_log(config, err)
     try:
         return build_app(config, log, inflight or Inflight(log))
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
     except (OSError, ssl.SSLError) as error:
         raise UsageError(f"CA_FILE or CA_DIR: cannot be used as certificates: {error}") from None
 

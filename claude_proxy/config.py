@@ -10,7 +10,7 @@ import re
 from collections import namedtuple
 from collections.abc import Sequence
 from typing import Any, Callable, Dict, NamedTuple, Tuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 VERSION = "0.1.0"
 
@@ -297,6 +297,19 @@ def parse_origins(text: str) -> Tuple[str, ...]:
     return origins
 
 
+def parse_proxy_url(text: str) -> str:
+    """A web proxy's URL, with credentials or without; http where no scheme is written."""
+    scheme, _, rest = (text if "://" in text else f"http://{text}").partition("://")
+    user, at, place = rest.rstrip("/").rpartition("@")
+    plain = is_plain_url(f"{scheme.lower()}://{place}") and "/" not in place
+    if text and not (plain and re.fullmatch(rb"[^\x00-\x1f\x7f]*", unquote_to_bytes(rest))):
+        raise ValueError(
+            "must be an http or https proxy such as http://user:password@proxy.example:3128, with "
+            "%XX for special characters of the password; SOCKS is not spoken here"
+        )
+    return f"{scheme.lower()}://{user}{at}{place}" if text else ""
+
+
 def is_plain_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
@@ -400,6 +413,20 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("CA_DIR", "", parse_text,
             "folder of certificates to trust besides the system's", "Upstream",
             aliases=("SSL_CERT_DIR",)),
+    Setting("CLIENT_CERT_FILE", "", parse_text,
+            "client certificate for upstreams that ask for one (mTLS), in PEM form", "Upstream"),
+    Setting("CLIENT_KEY_FILE", "", parse_text,
+            "the key of CLIENT_CERT_FILE, if it is not in the same file", "Upstream"),
+    Setting("CLIENT_KEY_PASSPHRASE", "", parse_text,
+            "what opens the key, if it is encrypted", "Upstream", secret=True),
+    Setting("HTTPS_PROXY", "", parse_proxy_url,
+            "proxy on the way to https upstreams: http://user:password@proxy.example:3128",
+            "Upstream", secret=True, aliases=("https_proxy",)),
+    Setting("HTTP_PROXY", "", parse_proxy_url,
+            "proxy on the way to http upstreams", "Upstream", secret=True, aliases=("http_proxy",)),
+    Setting("NO_PROXY", "", parse_names,
+            "who is reached without a proxy: names with all below them, addresses, 10.0.0.0/8, *",
+            "Upstream", aliases=("no_proxy",)),
     Setting("REDCAP_API_URL", "", parse_redcap_url,
             "REDCap's API with SecureChatAI, such as https://redcap.example.edu/api/", "REDCap"),
     Setting("REDCAP_API_TOKEN", "", parse_redcap_token,

@@ -70,7 +70,7 @@ def load_config(
         except ConfigError as error:
             problems += error.problems
     problems += cross_check(values)
-    for name in ("CA_FILE", "CA_DIR"):
+    for name in ("CA_FILE", "CA_DIR", "CLIENT_CERT_FILE", "CLIENT_KEY_FILE"):
         if values.get(name) and not path_exists(values[name]):
             problems.append(f"{found[name].variable}: nothing is there under this path")
     if problems:
@@ -241,6 +241,12 @@ CROSS_CHECKS: Tuple[Tuple[Tuple[str, ...], Callable[..., bool], str], ...] = (
     (("MIN_TOKENS_LIMIT", "MAX_TOKENS_LIMIT"),
      lambda low, high: not high or low <= high,
      "must not be above MAX_TOKENS_LIMIT"),
+    (("CLIENT_KEY_FILE", "CLIENT_CERT_FILE"),
+     lambda key, certificate: not key or bool(certificate),
+     "needs CLIENT_CERT_FILE, the certificate that the key belongs to"),
+    (("CLIENT_KEY_PASSPHRASE", "CLIENT_CERT_FILE"),
+     lambda passphrase, certificate: not passphrase or bool(certificate),
+     "needs CLIENT_CERT_FILE, and the key there or in CLIENT_KEY_FILE"),
 )
 
 

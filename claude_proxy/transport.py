@@ -38,9 +38,13 @@ from claude_proxy.pool import (
     Pool,
     Target,
     UpstreamConnection,
+    connect_reason,
     connect_socket,
     shut_down,
+    tls_remedy,
+    wrong_credentials,
 )
+from claude_proxy.proxies import ProxySettings, proxy_for
 
 RECEIVE_BYTES = 65536
 LONGEST_ERROR_BODY = 65536
@@ -84,7 +88,12 @@ class ConnectionLost(Exception):
     """The upstream closed the connection before it answered anything."""
 
 
-def lost_connection(target: Target) -> ProxyError:
+def lost_connection(target: Target, cause: Optional[BaseException] = None) -> ProxyError:
+    """In TLS 1.3 a server says only now that it does not like the client's certificate."""
+    remedy = tls_remedy(cause) if isinstance(cause, ssl.SSLError) else ""
+    if remedy:
+        detail = remedy.format(reason=connect_reason(cause))
+        return ProxyError(502, f"cannot reach the upstream {target}: {detail}")
     return ProxyError(502, f"the upstream {target} closed the connection without an answer")
 
 
@@ -127,11 +136,13 @@ class Transport:
         max_retries: int = 1,
         context: Optional[ssl.SSLContext] = None,
         chance: Callable[[], float] = random_chance,
+        proxies: ProxySettings = ProxySettings(),
     ) -> None:
         self._timeouts = timeouts
         self._max_retries = max_retries
         self._context = context
         self._chance = chance
+        self._proxies = proxies
         self._pool = Pool()
 
     def close(self) -> None:
@@ -184,18 +195,19 @@ class Transport:
         connection = self._connect(exchange, call.target)
         try:
             return self._send(exchange, call, connection)
-        except ConnectionLost:
+        except ConnectionLost as lost:
             exchange.raise_if_cancelled()
-            raise lost_connection(call.target) from None
+            raise lost_connection(call.target, lost.__cause__) from None
 
     def _connect(self, exchange: Exchange, target: Target) -> UpstreamConnection:
         watch = partial(watched, exchange)
+        proxy = proxy_for(target, self._proxies)
         try:
-            sock = connect_socket(target, self._timeouts.connect, self._context, watch)
+            sock = connect_socket(target, self._timeouts.connect, self._context, watch, proxy)
         except ProxyError:
             exchange.raise_if_cancelled()
             raise
-        return UpstreamConnection(target, sock)
+        return UpstreamConnection(target, sock, proxy if target.scheme == "http" else None)
 
     def _send(
         self, exchange: Exchange, call: Call, connection: UpstreamConnection
@@ -206,12 +218,18 @@ class Transport:
             seconds = min(seconds or NEVER, exchange.first_byte_limit)
         exchange.arm(seconds, f"the first byte from {call.target}")
         try:
-            head = encode_request_head(call.method, call.target_path, self._fields(call))
+            path, fields = call.target_path, self._fields(call)
+            if connection.proxy is not None:
+                path = f"http://{host_field(call.target)}{path}"
+                fields += connection.proxy.fields()
+            head = encode_request_head(call.method, path, fields)
             try:
                 connection.sock.sendall(head + call.body)
             except OSError:
                 pass  # it may have answered before it had read all: too large, for instance
             response_head = read_response_head(connection)
+            if response_head.status == 407 and connection.proxy is not None:
+                raise ProxyError(502, wrong_credentials(connection.proxy))
         except BaseException as error:
             exchange.off_cancel(connection.interrupt)
             exchange.disarm()
@@ -226,10 +244,8 @@ class Transport:
 
     @staticmethod
     def _fields(call: Call) -> List[Tuple[str, str]]:
-        standard = 443 if call.target.scheme == "https" else 80
-        host = f"[{call.target.host}]" if ":" in call.target.host else call.target.host
         own = [
-            ("host", host if call.target.port == standard else f"{host}:{call.target.port}"),
+            ("host", host_field(call.target)),
             ("accept-encoding", "identity"),
         ]
         if call.body or call.method not in BODILESS_METHODS:
@@ -239,6 +255,13 @@ class Transport:
             *((n, v) for n, v in own if n not in named or n == "content-length"),
             *((n, v) for n, v in call.headers if n.lower() != "content-length"),
         ]
+
+
+def host_field(target: Target) -> str:
+    """Host and port of a target, the port only if it is not the scheme's own."""
+    if target.port != (443 if target.scheme == "https" else 80):
+        return target.authority
+    return f"[{target.host}]" if ":" in target.host else target.host
 
 
 def read_response_head(connection: UpstreamConnection) -> ResponseHead:

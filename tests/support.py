@@ -8,7 +8,9 @@ import importlib.util
 import io
 import json
 import pathlib
+import select
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -30,10 +32,16 @@ class Pause(NamedTuple):
     go: Optional[threading.Event] = None
 
 
+class Tunnel(NamedTuple):
+    """Agree to CONNECT, and carry bytes to and from this port of the machine."""
+
+    port: int
+
+
 HANG_UP = "hang up"
 RESET = "reset"
 WAIT_FOR_CLOSE = "wait until the other side closes"
-Step = Union[bytes, str, Pause]
+Step = Union[bytes, str, Pause, Tunnel]
 
 
 class Received(NamedTuple):
@@ -51,24 +59,22 @@ class Received(NamedTuple):
 class ScriptedUpstream:
     """Answers request number N with script number N (the last one again and again)."""
 
-    def __init__(self, *scripts: List[Step]) -> None:
+    def __init__(self, *scripts: List[Step], context: Optional[ssl.SSLContext] = None) -> None:
         self.scripts = scripts
+        self.context = context
         self.requests: List[Received] = []
         self.connections = 0
         self.closed_by_peer = threading.Event()
         self.closed_at = 0.0
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.port: int = self._listener.getsockname()[1]
         self._sockets: List[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
-    def port(self) -> int:
-        return self._listener.getsockname()[1]
-
-    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"https://localhost:{self.port}/v1" if self.context else f"http://127.0.0.1:{self.port}/v1"
 
     def __enter__(self) -> ScriptedUpstream:
         return self
@@ -93,10 +99,18 @@ class ScriptedUpstream:
             threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def _serve(self, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError), sock:
+        with contextlib.suppress(OSError), self._secured(sock) as sock:
             reader = sock.makefile("rb")
             while self._answer_one(sock, reader):
                 pass
+
+    def _secured(self, sock: socket.socket) -> socket.socket:
+        if self.context is None:
+            return sock
+        secured = self.context.wrap_socket(sock, server_side=True)
+        with self._lock:
+            self._sockets.append(secured)
+        return secured
 
     def _answer_one(self, sock: socket.socket, reader: Any) -> bool:
         request = read_request(reader)
@@ -113,6 +127,9 @@ class ScriptedUpstream:
             sock.sendall(step)
         elif isinstance(step, Pause):
             (step.go or threading.Event()).wait(step.seconds)
+        elif isinstance(step, Tunnel):
+            carry(sock, step.port)
+            return False
         elif step == WAIT_FOR_CLOSE:
             with contextlib.suppress(OSError):
                 while sock.recv(65536):
@@ -129,6 +146,22 @@ class ScriptedUpstream:
             sock.close()
             return False
         return True
+
+
+def carry(sock: socket.socket, port: int) -> None:
+    """What a proxy does after CONNECT, until either side closes."""
+    with socket.create_connection(("127.0.0.1", port)) as other:
+        sock.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        peers = {sock: other, other: sock}
+        while True:
+            # What TLS has decoded already, no descriptor tells of.
+            pending = isinstance(sock, ssl.SSLSocket) and sock.pending()
+            for ready in [sock] if pending else select.select(list(peers), [], [])[0]:
+                data = ready.recv(65536)
+                if not data:
+                    return
+                with contextlib.suppress(OSError):  # who hears no more may have said something
+                    peers[ready].sendall(data)
 
 
 def read_request(reader: Any) -> Optional[Received]:
