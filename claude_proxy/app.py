@@ -28,6 +28,7 @@ from claude_proxy.answering import (
     relayed_answer,
     tools_are_text,
 )
+from claude_proxy.audit import Audit, make_audit
 from claude_proxy.auth import run_guards, shown_keys
 from claude_proxy.config import VERSION, Config
 from claude_proxy.dialects.anthropic import MESSAGES_DIALECT
@@ -66,9 +67,11 @@ class App(NamedTuple):
     transport: Transport
     inflight: Inflight
     answerer: Answerer
+    audit: Audit
 
     def check(self, request: HttpRequest) -> None:
         """Refuse a request for what its head says, before its body is read."""
+        self.audit.check(request)
         run_guards(self.config, request)
         self.endpoint(request)
 
@@ -111,7 +114,8 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
     prompts = read_agent_prompts(config.subagent_folders)
     answerer = Answerer(config, upstreams, AgentCalls(), prompts, Summaries(time.monotonic))
-    return App(config, log, upstreams, transport, inflight, answerer)
+    audit = make_audit(config, log)
+    return App(config, log, upstreams, transport, inflight, answerer, audit)
 
 
 def read_agent_prompts(folders: Tuple[str, ...]) -> Dict[str, str]:
@@ -402,5 +406,11 @@ def log_exchange(app: App, exchange: Exchange, request: Optional[HttpRequest], s
 QUIET_PATHS = ("/health", "/livez", "/")
 
 
+def audit_exchange(
+    app: App, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    app.audit.note(exchange, request, status)
+
+
 # Told of every finished exchange, in this order.
-OBSERVERS = (log_exchange,)
+OBSERVERS = (log_exchange, audit_exchange)

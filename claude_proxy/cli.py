@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, TextIO, Tuple
 
 from claude_proxy.app import App, ask_upstream, build_app
+from claude_proxy.audit_files import AuditError, ChainKey, audit_summary, verify_audit
 from claude_proxy.config import VERSION, Config, ConfigError
 from claude_proxy.config_load import load_config, unknown_names
 from claude_proxy.dotenv import DotenvError, parse_dotenv
@@ -75,6 +76,10 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--healthcheck", action="store_true", help="ask a running proxy for /health"
     )
+    parser.add_argument(
+        "--verify-audit", metavar="FILE", nargs="+",
+        help="check an audit's files, oldest first, with AUDIT_KEY if one is set",
+    )  # fmt: skip
     parser.add_argument("--print-env-example", action="store_true", help="print .env.example")
     parser.add_argument(
         "--print-settings", action="store_true", help="print the settings as Markdown"
@@ -105,6 +110,8 @@ def main(
     except UsageError as error:
         print(error, file=err)
         return EXIT_CONFIG
+    if options.verify_audit:
+        return verify(options.verify_audit, loaded.config.audit_key, out, err)
     if options.healthcheck:
         return healthcheck(loaded.config, err)
     if options.check_config or options.check_upstream:
@@ -156,7 +163,7 @@ def make_log(config: Config, stream: TextIO) -> Log:
 def secret_values(config: Config) -> List[str]:
     """Every secret that this process knows, for the redaction of logs."""
     custom = [value for _, value in config.custom_headers]
-    keys = [config.anthropic_api_key, config.redcap_api_token]
+    keys = [config.anthropic_api_key, config.redcap_api_token, config.audit_key]
     several = (config.openai_api_key, config.anthropic_upstream_key)
     return [*keys, *(key for text in several for key in parse_keys(text)), *custom]
 
@@ -239,6 +246,28 @@ def healthcheck(config: Config, err: TextIO) -> int:
     return EXIT_OK if status == 200 else EXIT_FAILED
 
 
+def verify(paths: Sequence[str], secret: str, out: TextIO, err: TextIO) -> int:
+    """--verify-audit: the first line that is not right, or that there is none."""
+    try:
+        problem, verifier = verify_audit(paths, ChainKey(secret))
+    except OSError as error:
+        print(f"cannot read {error.filename}: {error.strerror}", file=err)
+        return EXIT_CONFIG
+    for note in verifier.notes:
+        print(f"note: {note}", file=out)
+    if problem:
+        print(problem, file=err)
+        return EXIT_FAILED
+    print(audit_summary(verifier), file=out)
+    if verifier.unchecked:
+        print(
+            f"NOT VERIFIED: {verifier.unchecked} lines have keyed hashes, and AUDIT_KEY is not set;"
+            " only their order was checked",
+            file=err,
+        )
+    return EXIT_CONFIG if verifier.unchecked else EXIT_OK
+
+
 def trust_roots(config: Config) -> str:
     """Which certificates an upstream's certificate is checked against."""
     if not config.ssl_verify:
@@ -270,6 +299,7 @@ def run(loaded: Loaded, out: TextIO, err: TextIO) -> int:
     try:
         app = make_app(config, err, inflight)
         server = Server(app, inflight)
+        begin_audit(app, server)
     except UsageError as error:
         print(error, file=err)
         return EXIT_CONFIG
@@ -280,6 +310,15 @@ def run(loaded: Loaded, out: TextIO, err: TextIO) -> int:
     if not config.ssl_verify:
         app.log.warning("ssl_verify_off", meaning="any certificate is accepted from the upstream")
     return serve_until_stopped(server, app, config)
+
+
+def begin_audit(app: App, server: Server) -> None:
+    try:
+        app.audit.begin()
+    except (OSError, AuditError) as error:
+        server.server_close()
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"AUDIT_FILE or AUDIT_SYSLOG: cannot be written: {reason}") from None
 
 
 def listen_problem(config: Config, error: Exception) -> str:
@@ -378,4 +417,5 @@ def drain(server: Server, app: App, config: Config) -> None:
         server.inflight.drain(2.0)
     server.inflight.stop()
     app.transport.close()
+    app.audit.end()
     app.log.info("stopped")
