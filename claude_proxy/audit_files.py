@@ -251,8 +251,12 @@ class AuditFile:
         size = os.fstat(self._number).st_size
         if size > self._end:
             link, self._torn = read_chain_end(self._number, size)
-            self.link = link or self.link or link_before(self.path)
-        # If it is shorter, somebody has cut it: our link stays, and verification finds the place.
+            if self.link is None:
+                self.link = link or link_before(self.path)
+            elif link is not None and link.seq > self.link.seq:
+                self.link = link  # another process's
+        # Where lines are gone, for the file was cut or replaced, our own link stays, and
+        # verification finds the place.
         self._end = size
 
     def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:

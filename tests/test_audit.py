@@ -250,6 +250,17 @@ def test_what_is_cut_while_it_is_written_is_found(path):
     assert problem_of(path) == (3, "lines are missing: seq 5 follows 2")
 
 
+def test_a_file_that_is_replaced_by_a_shorter_one_is_found(path, tmp_path):
+    file = AuditFile(str(path), ChainKey(KEY), sync=False)
+    for number in range(4):
+        file.append({"n": number})
+    shorter = tmp_path / "shorter"
+    shorter.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    os.replace(shorter, path)
+    file.append({"n": 5})
+    assert problem_of(path) == (3, "lines are missing: seq 5 follows 2")
+
+
 # --- files -------------------------------------------------------------------------------------
 
 
