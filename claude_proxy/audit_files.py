@@ -33,6 +33,7 @@ AUDIT_LINE = re.compile(rb'(\{"seq":[0-9]{1,15},.*),"hash":"([0-9a-f]{64})"\}')
 # The last three are not everywhere.
 AUDIT_OPEN_FLAGS = ("O_RDWR", "O_APPEND", "O_CREAT", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY")
 MOST_AUDIT_NOTES = 20
+MOST_RENAMED = 20
 # Where nothing is left of a process's chain when it ends, each start begins another.
 CHAIN_A_PROCESS = ("log", "syslog")
 
@@ -233,7 +234,11 @@ class AuditFile:
         if self._number < 0:
             self._open()
         lock_audit_file(self._number, True)
+        tries = 0
         while not self._has_name():
+            tries += 1
+            if tries > MOST_RENAMED:
+                raise AuditError("it has another name each time it is opened")
             self._look_at_end()  # another process may have written just before it was renamed
             self._close()
             self._open()

@@ -157,6 +157,13 @@ def test_a_chain_made_anew_fits_only_where_there_is_no_key(path, tmp_path):
     assert problem_of(path, key=KEY + "x") == (1, "its hash was not made with this AUDIT_KEY")
 
 
+def test_lines_of_another_chain_with_the_same_key_do_not_fit(path, tmp_path):
+    other = tmp_path / "other"
+    AuditFile(str(other), ChainKey(KEY), sync=False).append({"event": "start"})
+    path.write_bytes(b"".join([other.read_bytes(), *written(path)[1:]]))
+    assert problem_of(path) == (2, "its prev is not the hash of the line before")
+
+
 def test_without_the_key_the_order_alone_is_checked(path):
     raw = written(path)
     problem, verifier = verdict(path, key="")
@@ -295,10 +302,13 @@ def test_a_full_file_is_renamed_and_the_chain_goes_on(path):
 
 
 def test_nothing_is_overwritten_by_a_rename(path):
-    other = path.with_name("audit.jsonl.000000000002")
-    other.write_bytes(b"kept")
-    written(path, 8, max_bytes=600)
-    assert other.read_bytes() == b"kept"
+    others = [path.with_name(f"audit.jsonl.{number:012d}") for number in range(1, 7)]
+    for other in others:
+        other.write_bytes(b"kept")
+    written(path, 6, max_bytes=300)
+    assert [other.read_bytes() for other in others] == [b"kept"] * 6 and len(lines_of(path)) == 6
+    written(path, 6, max_bytes=300)  # there are names again
+    assert len(lines_of(path)) == 1
 
 
 @pytest.mark.parametrize("count", [1, 3])
