@@ -256,9 +256,8 @@ class AuditFile:
         size = os.fstat(self._number).st_size
         if size > self._end:
             link, self._torn = read_chain_end(self._number, size)
-            if self.link is None:
-                self.link = link or link_before(self.path)
-            elif link is not None and link.seq > self.link.seq:
+            link = link or link_before(self.path)
+            if self.link is None or link.seq > self.link.seq:
                 self.link = link  # another process's
         # Where lines are gone, for the file was cut or replaced, our own link stays, and
         # verification finds the place.

@@ -324,6 +324,17 @@ def test_a_file_renamed_by_others_is_followed(path, count):
     assert problem == "" and verifier.lines == 4 * count
 
 
+def test_a_process_that_was_silent_while_the_file_was_renamed_twice(path):
+    silent, other = (AuditFile(str(path), ChainKey(KEY), sync=False) for _ in range(2))
+    paths = [path.with_name(f"audit.jsonl.{number}") for number in (1, 2)]
+    silent.append({"n": 1})
+    for renamed in paths:
+        other.append({"n": 2})
+        os.rename(path, renamed)
+    silent.append({"n": 3})
+    assert problem_of(*paths, path) is None
+
+
 def test_a_copied_and_emptied_file_is_followed(path):
     file = AuditFile(str(path), ChainKey(KEY), sync=False)
     file.append({"n": 1})
