@@ -19,9 +19,9 @@ from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 
 # In the order of dependence: a module imports only from those before it.
 MODULES = (
-    "config", "config_load", "settings_file", "settings_text", "dotenv", "log", "overflow",
-    "errors", "http1",
-    "sse", "events", "tokens", "prompt_parts", "compression", "summaries",
+    "config", "config_load", "settings_file", "settings_text", "dotenv", "log", "audit_files",
+    "overflow", "errors", "http1", "sse", "events", "tokens", "prompt_parts", "compression",
+    "summaries",
     "dialects/dialect", "dialects/anthropic", "dialects/carriers", "dialects/chat_options",
     "dialects/chat_blocks", "dialects/chat_schemas", "dialects/chat_tools",
     "dialects/think_tags", "dialects/stop_watch",
@@ -35,7 +35,7 @@ MODULES = (
     "limits", "reasoning_memory", "json_edit", "agents", "relay", "routes", "keys",
     "upstreams/upstream", "upstreams/openai", "upstreams/redcap_form", "upstreams/redcap_reply",
     "upstreams/redcap", "upstreams/demo", "upstreams/anthropic",
-    "wire", "answering", "metrics", "openapi", "app", "server", "cli", "__main__",
+    "wire", "answering", "metrics", "openapi", "audit", "app", "server", "cli", "__main__",
 )
 NOT_JOINED = ("amalgamate.py", "__init__.py")
 # What these say about a module is not so of the single file.

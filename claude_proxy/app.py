@@ -28,6 +28,7 @@ from claude_proxy.answering import (
     relayed_answer,
     tools_are_text,
 )
+from claude_proxy.audit import Audit, make_audit
 from claude_proxy.auth import (
     accepted_keys,
     check_content_type,
@@ -37,7 +38,7 @@ from claude_proxy.auth import (
     run_guards,
     shown_keys,
 )
-from claude_proxy.config import VERSION, Config
+from claude_proxy.config import VERSION, Config, ConfigError
 from claude_proxy.dialects.anthropic import MESSAGES_DIALECT
 from claude_proxy.dialects.dialect import parse_json_object
 from claude_proxy.errors import ProxyError
@@ -81,17 +82,20 @@ class App(NamedTuple):
     answerer: Answerer
     metrics: Metrics
     gate: Gate
+    audit: Audit
 
     def inherit(self, old: App) -> App:
-        """This app, going on with what an old one has counted and learned of agents."""
+        """This app, going on with what an old one has counted, and learned of agents, and with its
+        audit."""
         answerer = self.answerer._replace(
             agent_calls=old.answerer.agent_calls, summaries=old.answerer.summaries
         )
-        return self._replace(answerer=answerer, metrics=old.metrics)
+        return self._replace(answerer=answerer, metrics=old.metrics, audit=old.audit)
 
     def check(self, request: HttpRequest, exchange: Exchange) -> None:
         """Refuse a request for what its head says, before its body is read."""
         exchange.answer_headers += cors_headers(self.config, request)
+        self.audit.check(request)
         run_guards(self.config, request)
         self.gate.enter(request, exchange)
         check_content_type(self.config, request)
@@ -145,11 +149,15 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     transport = Transport(timeouts, config.max_retries, context, proxies=proxies)
     made = {name: make(config, transport) for name, make in UPSTREAMS.items()}
     upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
-    prompts = read_agent_prompts(config.subagent_folders)
+    try:
+        prompts = read_agent_prompts(config.subagent_folders)
+    except OSError as error:
+        raise ConfigError([f"SUBAGENT_FOLDERS: {error.filename}: {error.strerror}"]) from None
     answerer = Answerer(config, upstreams, AgentCalls(), prompts, Summaries(time.monotonic))
     metrics = Metrics(time.time())
     gate = Gate(config)
-    return App(config, log, upstreams, transport, inflight, answerer, metrics, gate)
+    audit = make_audit(config, log)
+    return App(config, log, upstreams, transport, inflight, answerer, metrics, gate, audit)
 
 
 def read_agent_prompts(folders: Tuple[str, ...]) -> Dict[str, str]:
@@ -480,5 +488,11 @@ def leave_gate(app: App, exchange: Exchange, request: Optional[HttpRequest], sta
     app.gate.leave(exchange)
 
 
+def audit_exchange(
+    app: App, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    app.audit.note(exchange, request, status)
+
+
 # Told of every finished exchange, in this order.
-OBSERVERS = (leave_gate, log_exchange, count_exchange)
+OBSERVERS = (leave_gate, log_exchange, count_exchange, audit_exchange)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, TextIO, Tuple
 
 from claude_proxy.app import App, ask_upstream, build_app
+from claude_proxy.audit_files import AuditError, ChainKey, audit_summary, verify_audit
 from claude_proxy.auth import accepted_keys, own_keys
 from claude_proxy.config import SETTINGS, VERSION, Config, ConfigError
 from claude_proxy.config_load import load_config, unknown_names
@@ -80,6 +81,10 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--healthcheck", action="store_true", help="ask a running proxy for /health"
     )
+    parser.add_argument(
+        "--verify-audit", metavar="FILE", nargs="+",
+        help="check an audit's files, oldest first, with AUDIT_KEY if one is set",
+    )  # fmt: skip
     parser.add_argument("--print-env-example", action="store_true", help="print .env.example")
     parser.add_argument(
         "--print-settings", action="store_true", help="print the settings as Markdown"
@@ -110,6 +115,8 @@ def main(
     except UsageError as error:
         print(error, file=err)
         return EXIT_CONFIG
+    if options.verify_audit:
+        return verify(options.verify_audit, loaded.config.audit_key, out, err)
     if options.healthcheck:
         return healthcheck(loaded.config, err)
     if options.check_config or options.check_upstream:
@@ -175,6 +182,7 @@ def secret_values(config: Config) -> List[str]:
     """Every secret that this process knows, for the redaction of logs."""
     custom = [value for _, value in config.custom_headers]
     keys = [*own_keys(config), config.redcap_api_token, config.client_key_passphrase]
+    keys.append(config.audit_key)
     keys += [*proxy_secrets(config.https_proxy), *proxy_secrets(config.http_proxy)]
     several = (config.openai_api_key, config.anthropic_upstream_key)
     return [*keys, *(key for text in several for key in parse_keys(text)), *custom]
@@ -258,6 +266,28 @@ def healthcheck(config: Config, err: TextIO) -> int:
     return EXIT_OK if status == 200 else EXIT_FAILED
 
 
+def verify(paths: Sequence[str], secret: str, out: TextIO, err: TextIO) -> int:
+    """--verify-audit: the first line that is not right, or that there is none."""
+    try:
+        problem, verifier = verify_audit(paths, ChainKey(secret))
+    except OSError as error:
+        print(f"cannot read {error.filename}: {error.strerror}", file=err)
+        return EXIT_CONFIG
+    for note in verifier.notes:
+        print(f"note: {note}", file=out)
+    if problem:
+        print(problem, file=err)
+        return EXIT_FAILED
+    print(audit_summary(verifier), file=out)
+    if verifier.unchecked:
+        print(
+            f"NOT VERIFIED: {verifier.unchecked} lines have keyed hashes, and AUDIT_KEY is not set;"
+            " only their order was checked",
+            file=err,
+        )
+    return EXIT_CONFIG if verifier.unchecked else EXIT_OK
+
+
 def trust_roots(config: Config) -> str:
     """Which certificates an upstream's certificate is checked against, and how it is reached."""
     shown = f"; shows {config.client_cert_file}" if config.client_cert_file else ""
@@ -303,6 +333,7 @@ def run(loaded: Loaded, out: TextIO, err: TextIO, reread: Callable[[], Loaded]) 
     try:
         app = make_app(config, err, inflight)
         server = Server(app, inflight)
+        begin_audit(app, server)
     except UsageError as error:
         print(error, file=err)
         return EXIT_CONFIG
@@ -311,8 +342,18 @@ def run(loaded: Loaded, out: TextIO, err: TextIO, reread: Callable[[], Loaded]) 
         return EXIT_LISTEN
     print(banner(app, server.port, loaded), file=out, flush=True)
     if not config.ssl_verify:
-        app.log.warning("ssl_verify_off", meaning="any certificate is accepted from the upstream")
+        fields = {"meaning": "any certificate is accepted from the upstream"}
+        app.log.write("critical", "ssl_verify_off", fields)  # shown at every level
     return serve_until_stopped(server, partial(reload_settings, server, reread, err))
+
+
+def begin_audit(app: App, server: Server) -> None:
+    try:
+        app.audit.begin()
+    except (OSError, AuditError) as error:
+        server.server_close()
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"AUDIT_FILE or AUDIT_SYSLOG: cannot be written: {reason}") from None
 
 
 def listen_problem(config: Config, error: Exception) -> str:
@@ -414,8 +455,10 @@ def serve_until_stopped(server: Server, reload: Callable[[], None]) -> int:
 
 # A connection that was waiting to be accepted has its request behind it.
 LAST_REQUEST_SECONDS = 0.1
-# What a listening socket has been made with.
-NEED_RESTART = ("LISTEN_HOST", "LISTEN_PORT")
+# What a listening socket, or an audit that goes on, has been made with.
+NEED_RESTART = (
+    "LISTEN_HOST", "LISTEN_PORT", "LISTEN_REUSE_PORT", "AUDIT", "AUDIT_FILE", "AUDIT_KEY",
+)  # fmt: skip
 
 
 def reload_settings(server: Server, reread: Callable[[], Loaded], err: TextIO) -> None:
@@ -467,4 +510,5 @@ def drain(server: Server, app: App, config: Config) -> None:
         server.inflight.drain(2.0)
     server.inflight.stop()
     app.transport.close()
+    app.audit.end()
     app.log.info("stopped")

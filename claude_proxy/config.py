@@ -168,6 +168,9 @@ parse_client_keys = pattern_parser(
     "must be one line of printable ASCII: keys, or name:key, with commas between"
 )
 parse_api_version = pattern_parser(r"[A-Za-z0-9.-]*", "must be a version such as 2024-10-21")
+parse_audit_key = pattern_parser(
+    r"[\x20-\x7e]{16,}|", "must be 16 printable characters or more, such as openssl rand -hex 32"
+)
 parse_redcap_token = pattern_parser(
     REDCAP_TOKEN + "|", "must be a REDCap API token: 32 hexadecimal digits, and no super token"
 )
@@ -504,6 +507,23 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("KEY_COOLDOWN", "60", seconds_parser(),
             "seconds that one of several keys rests after a 429 or 529 without retry-after",
             "Routing"),
+    Setting("AUDIT", "", choice_parser("off", "file", "syslog", "log"),
+            "a line a request, chained by hashes: off, file, syslog or log; unset, off or file",
+            "Audit"),
+    Setting("AUDIT_FILE", "", parse_text,
+            "file the audit is appended to; several processes may share it", "Audit"),
+    Setting("AUDIT_KEY", "", parse_audit_key,
+            "key of all hashes; unset, the chain is plain SHA-256 and users' hashes last one start",
+            "Audit", secret=True),
+    Setting("AUDIT_MAX_BYTES", "104857600", number_parser(0, 10**11),
+            "size at which the file gets the number of its last line, and another begins; 0: never",
+            "Audit"),
+    Setting("AUDIT_SYNC", "true", parse_bool,
+            "false does not wait for each line to be on the disk", "Audit"),
+    Setting("AUDIT_REQUIRED", "false", parse_bool,
+            "true answers nothing (503) while the audit cannot be written", "Audit"),
+    Setting("AUDIT_SYSLOG", "/dev/log", parse_text,
+            "socket of the system's log, for AUDIT=syslog", "Audit"),
     Setting("LOG_LEVEL", "info", choice_parser("debug", "info", "warning", "error", "critical"),
             "debug, info, warning, error or critical", "Logging"),
     Setting("LOG_FORMAT", "auto", choice_parser("auto", "text", "json"),

@@ -73,9 +73,13 @@ def load_config(
     for name in ("CA_FILE", "CA_DIR", "CLIENT_CERT_FILE", "CLIENT_KEY_FILE"):
         if values.get(name) and not path_exists(values[name]):
             problems.append(f"{found[name].variable}: nothing is there under this path")
+    folder = os.path.dirname(values.get("AUDIT_FILE", ""))
+    if folder and not path_exists(folder):
+        problems.append("AUDIT_FILE: the folder it is to be in is not there")
     if problems:
         raise ConfigError(problems)
     origins = [*((name, item.source) for name, item in found.items()), *origins]
+    values["AUDIT"] = values["AUDIT"] or ("file" if values["AUDIT_FILE"] else "off")
     values.update(resolve_upstream(values))
     values.update(resolve_models(values))
     fields = {name.lower(): value for name, value in values.items()}
@@ -247,6 +251,12 @@ CROSS_CHECKS: Tuple[Tuple[Tuple[str, ...], Callable[..., bool], str], ...] = (
     (("CLIENT_KEY_PASSPHRASE", "CLIENT_CERT_FILE"),
      lambda passphrase, certificate: not passphrase or bool(certificate),
      "needs CLIENT_CERT_FILE, and the key there or in CLIENT_KEY_FILE"),
+    (("AUDIT", "AUDIT_FILE"),
+     lambda audit, file: audit != "file" or bool(file),
+     "file needs AUDIT_FILE"),
+    (("AUDIT_REQUIRED", "AUDIT", "AUDIT_FILE"),
+     lambda required, audit, file: not required or (audit or file or "off") != "off",
+     "needs an audit: set AUDIT_FILE, or AUDIT=syslog or log"),
 )
 
 

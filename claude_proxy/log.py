@@ -113,10 +113,13 @@ class Log:
             return
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
         clean = {key: self._clean(value) for key, value in fields.items()}
-        line = self._format(moment, level, event, clean)
+        try:
+            self.write_line(self._format(moment, level, event, clean))
+        except (OSError, ValueError):
+            pass  # a closed stderr must not end an answer
+
+    def write_line(self, line: str) -> None:
+        """One line as it is; OSError or ValueError if the stream does not take it."""
         with self._lock:
-            try:
-                self._stream.write(line + "\n")
-                self._stream.flush()
-            except (OSError, ValueError):
-                pass  # a closed stderr must not end an answer
+            self._stream.write(line + "\n")
+            self._stream.flush()

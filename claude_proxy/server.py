@@ -63,9 +63,10 @@ class Handler(socketserver.StreamRequestHandler):
         try:
             whole = self.respond(app, request, exchange, reply, error)
         finally:
-            self.wire.exchange, self.wire.reply = None, None
+            self.wire.reply = None
             status = CLIENT_GONE_STATUS if is_client_gone(exchange) else reply.status
             app.finish(exchange, request, status)
+            self.wire.exchange = None  # only now: a drain waits for the observers too
         if not whole:
             self.wire.linger()
         return whole and not reply.close and not self.server.inflight.draining

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import re
 import signal
@@ -233,3 +234,46 @@ def test_two_processes_on_one_port(command, tmp_path):
         assert first.end(signal.SIGTERM)[0] == 0
         assert ask(second.port, path="/health", method="GET").status == 200
         second.end(signal.SIGTERM)
+
+
+AUDIT_KEY = "an audit's key, of the tests"
+
+
+def verified(command, folder, *files, key=AUDIT_KEY):
+    done = run_to_end(command, folder, "--verify-audit", *files, AUDIT_KEY=key)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_an_audit_is_written_and_verified(command, tmp_path):
+    path = tmp_path / "audit.jsonl"
+    settings = {"AUDIT_FILE": "audit.jsonl", "AUDIT_KEY": AUDIT_KEY}
+    assert run_to_end(command, tmp_path, "--check-config", **settings).returncode == 0
+    assert not path.exists()
+    for _ in range(2):
+        with Started(command, tmp_path, **settings) as proxy:
+            assert ask(proxy.port, message_body("Hello", stream=True)).status == 200
+            _, _, err = proxy.end(signal.SIGTERM)
+    lines = path.read_bytes().splitlines(keepends=True)
+    told = [json.loads(line).get("event", "request") for line in lines]
+    assert told == ["start", "request", "stop"] * 2
+    assert json.loads(lines[-1])["hash"][:16] in err and AUDIT_KEY not in err
+    code, text = verified(command, tmp_path, "audit.jsonl")
+    assert code == 0 and "6 lines (2 request, 2 start, 2 stop)" in text
+    code, text = verified(command, tmp_path, "audit.jsonl", key="")
+    assert code == 2 and "AUDIT_KEY is not set" in text
+    path.write_bytes(b"".join(lines).replace(b'"status":200', b'"status":201', 1))
+    code, text = verified(command, tmp_path, "audit.jsonl")
+    assert code == 1 and "audit.jsonl: line 2: its hash does not fit" in text
+    code, text = verified(command, tmp_path, "none.jsonl")
+    assert code == 2 and "none.jsonl" in text
+
+
+@pytest.mark.parametrize("content,words", [(None, "folder"), (b"no audit\n", "move it away")])
+def test_an_audit_that_cannot_be_written_is_one_line(command, tmp_path, content, words):
+    path = tmp_path / "folder" / "audit.jsonl"
+    if content is not None:
+        path.parent.mkdir()
+        path.write_bytes(content)
+    done = run_to_end(command, tmp_path, AUDIT_FILE=str(path), LISTEN_PORT="0")
+    assert done.returncode == 2 and "AUDIT_FILE" in done.stderr and words in done.stderr
+    assert "listening" not in done.stdout and "Traceback" not in done.stderr
