@@ -31,10 +31,10 @@ MODULES = (
     "dialects/chat_stream",
     "dialects/text_tools", "dialects/text_calls", "dialects/text_turns",
     "routing", "auth", "exchange", "inflight", "slots", "late", "pool", "transport",
-    "limits", "reasoning_memory", "json_edit", "agents", "relay", "routes", "keys",
+    "limits", "reasoning_memory", "json_edit", "agents", "relay", "routes", "keys", "forwards",
     "upstreams/upstream", "upstreams/openai", "upstreams/redcap_form", "upstreams/redcap_reply",
     "upstreams/redcap", "upstreams/demo", "upstreams/anthropic",
-    "wire", "answering", "metrics", "openapi", "app", "server", "cli", "__main__",
+    "wire", "answering", "metrics", "openapi", "app", "server", "explain", "cli", "__main__",
 )
 NOT_JOINED = ("amalgamate.py", "__init__.py")
 # What these say about a module is not so of the single file.

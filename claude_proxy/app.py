@@ -35,6 +35,7 @@ from claude_proxy.dialects.dialect import parse_json_object
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import events_to_message
 from claude_proxy.exchange import Exchange
+from claude_proxy.forwards import forward_failures
 from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.inflight import Inflight
 from claude_proxy.log import Log
@@ -434,6 +435,14 @@ def log_exchange(app: App, exchange: Exchange, request: Optional[HttpRequest], s
     )
 
 
+def log_failed_forwards(
+    app: App, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    """One line for each request to an upstream that failed, also where another has answered."""
+    for fields in forward_failures(exchange, status):
+        app.log.write("warning", "forward_failed", fields)
+
+
 QUIET_PATHS = ("/health", "/livez", "/metrics", "/openapi.json", "/")
 
 
@@ -444,4 +453,4 @@ def count_exchange(
 
 
 # Told of every finished exchange, in this order.
-OBSERVERS = (log_exchange, count_exchange)
+OBSERVERS = (log_failed_forwards, log_exchange, count_exchange)
