@@ -15,7 +15,7 @@ from contextlib import closing
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import chain
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.agents import SESSION_HEADER, AgentCalls, CallListener, find_agent, heard_events
 from claude_proxy.compression import Summarize, compress_request
@@ -28,10 +28,15 @@ from claude_proxy.exchange import NEVER, AnswerForm, Exchange
 from claude_proxy.forwards import ATTEMPT_FACTS, begin_forward, fail_forward
 from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.json_edit import read_members
-from claude_proxy.relay import RelayWatch, note_whole_answer, relayed_response_headers
+from claude_proxy.relay import (
+    RelayWatch,
+    frame_events,
+    note_whole_answer,
+    relayed_response_headers,
+)
 from claude_proxy.routes import RouteFacts, plan_routes
 from claude_proxy.routing import Route, choose_route
-from claude_proxy.sse import encode_json
+from claude_proxy.sse import FrameSplitter, encode_json
 from claude_proxy.summaries import Summaries, summary_request
 from claude_proxy.tokens import count_input_tokens
 from claude_proxy.transport import UpstreamResponse
@@ -52,6 +57,8 @@ LONGEST_NOTES = 1024
 LONGEST_LOGGED_NAME = 200
 NOTES_HEADER = "x-proxy-notes"
 ROUTE_HEADER = "x-proxy-route"
+# Where a relayed stream's first event is longer, it is no error.
+LONGEST_FIRST_FRAME = 65536
 # Failures of one place that another may not have.
 PASSING_STATUSES = frozenset((429, *range(500, 600)))
 
@@ -156,6 +163,41 @@ def tried_answer(
     return None
 
 
+def begun_answer(answer: HttpResponse, exchange: Exchange) -> HttpResponse:
+    """A relayed answer; ProxyError if it is a stream whose first event is a passing failure."""
+    headers = dict(answer.headers)
+    streamed = not isinstance(answer.body, bytes) and answer.status == 200
+    if not streamed or "content-encoding" in headers:
+        return answer
+    pieces, splitter, held = iter(answer.body), FrameSplitter(), b""
+    for piece in pieces:
+        held += piece
+        frames = splitter.feed(piece)
+        if frames or len(held) > LONGEST_FIRST_FRAME:
+            raise_passing(frames[:1], pieces, exchange)
+            break
+    return answer._replace(body=rejoined(held, pieces))
+
+
+def raise_passing(frames: List[bytes], pieces: Any, exchange: Exchange) -> None:
+    """Raise the failure that these frames tell of, if another place may not have it."""
+    try:
+        for frame in frames:
+            frame_events(frame)
+    except ProxyError as error:
+        if moves_on(error):
+            pieces.close()
+            exchange.first_event = None  # it was none
+            raise
+
+
+def rejoined(held: bytes, pieces: Any) -> Iterator[bytes]:
+    with closing(pieces):
+        if held:
+            yield held
+        yield from pieces
+
+
 def moves_on(error: ProxyError) -> bool:
     """Whether another place may do better. A used-up quota comes as 429 and is told as 402."""
     return error.status in PASSING_STATUSES or (error.status, error.upstream_status) == (402, 429)
@@ -184,7 +226,8 @@ def answer_by(
     untouched = asking.dialect.name == "anthropic" and not exchange.facts.get("tried")
     if isinstance(upstream, AnthropicUpstream) and untouched and not as_text:
         begin_forward(exchange, asking.http, asking.request)
-        return relay_answer(answerer, upstream, asking, route, may_move)
+        answer = relay_answer(answerer, upstream, asking, route, may_move)
+        return begun_answer(answer, exchange) if may_move else answer
     request = {**request_of(answerer, asking), "model": route.model}
     begin_forward(exchange, asking.http, request)
     exchange.form = answer_form(

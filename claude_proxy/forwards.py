@@ -17,7 +17,9 @@ from claude_proxy.http1 import HttpRequest
 LONGEST_BETAS = 500
 LONGEST_QUERY = 200
 # What an attempt leaves in an exchange's facts that is not so of the next one.
-ATTEMPT_FACTS = ("key", "retries", "upstream_status", "failed_forward", "repeat_of_failure")
+ATTEMPT_FACTS = (
+    "key", "retries", "error", "upstream_status", "failed_forward", "repeat_of_failure",
+)  # fmt: skip
 FORWARD_FACTS = ("upstream", "upstream_model", "route", "key", "retries", "model", "stream")
 
 
