@@ -372,6 +372,9 @@ SETTINGS: Tuple[Setting, ...] = (
             "address to listen on", "Listening", aliases=("HOST",)),
     Setting("LISTEN_PORT", "8765", number_parser(0, 65535),
             "port to listen on; 0 takes any free one", "Listening", aliases=("PORT",)),
+    Setting("LISTEN_REUSE_PORT", "false", parse_bool,
+            "true lets several processes listen on one port; the kernel shares connections out",
+            "Listening"),
     Setting("ALLOWED_HOSTS", "", parse_hosts,
             "further host names clients may use, with commas between; * for any", "Listening"),
     Setting("TRUST_PROXY", "false", parse_bool,
@@ -390,6 +393,9 @@ SETTINGS: Tuple[Setting, ...] = (
             "longest wait for a client that does not read, in seconds", "Listening"),
     Setting("IDLE_TIMEOUT", "120", seconds_parser(),
             "seconds that a client connection is kept without a request", "Listening"),
+    Setting("DRAIN_DELAY", "0", seconds_parser(low=0),
+            "seconds that /health says 503 before no more is taken, for a balancer to notice",
+            "Listening"),
     Setting("DRAIN_TIMEOUT", "600", seconds_parser(low=0),
             "seconds that answers under way may take when the proxy is stopped", "Listening"),
     Setting("UPSTREAM", "", choice_parser(*UPSTREAM_NAMES),
@@ -2237,6 +2243,10 @@ LAST_CHUNK = b"0\r\n\r\n"
 # --- answers of upstreams ----------------------------------------------------------------------
 
 
+# Of these the last one counts, if a sloppy server sends several.
+UNJOINED_HEADERS = ("content-length", "transfer-encoding", "content-type", "location")
+
+
 def take_response_head(buffer: bytes) -> Optional[Tuple[ResponseHead, bytes]]:
     """Cut (head, rest) off an upstream's bytes, or return None when the head is not whole yet."""
     end = buffer.find(b"\r\n\r\n")
@@ -2251,7 +2261,9 @@ def take_response_head(buffer: bytes) -> Optional[Tuple[ResponseHead, bytes]]:
     headers: Dict[str, str] = {}
     for field in fields.split(b"\r\n"):
         name, _, value = field.decode("latin-1").partition(":")
-        headers[name.strip().lower()] = value.strip()
+        name, value = name.strip().lower(), value.strip(" \t")
+        joined = name in headers and name not in UNJOINED_HEADERS
+        headers[name] = f"{headers[name]}, {value}" if joined else value
     version = "HTTP/1." + match.group(1).decode("ascii")
     return ResponseHead(version, int(match.group(2)), headers), buffer[end + 4 :]
 
@@ -2654,38 +2666,68 @@ def events_to_message(events: Iterable[Event]) -> Message:
         elif kind == "content_block_delta":
             blocks[event["index"]].add(event["delta"])
         elif kind == "message_delta":
-            message.update(event.get("delta") or {})
-            usage = event.get("usage") or {}
-            message["usage"].update((k, v) for k, v in usage.items() if v is not None)
+            told = {k: v for k, v in event.items() if k not in ("type", "delta", "usage")}
+            merge_told(message, {**told, **(event.get("delta") or {})})
+            merge_told(message["usage"], event.get("usage") or {})
     message["content"] = [blocks[index].block() for index in sorted(blocks)]
     return message
 
 
+def merge_told(members: Dict[str, Any], told: Dict[str, Any]) -> None:
+    """What is told later counts, unless it is null."""
+    members.update((k, v) for k, v in told.items() if v is not None or k not in members)
+
+
+# Delta type -> the member in which it brings more of the block's text.
+DELTA_MEMBERS = {
+    "text_delta": "text",
+    "thinking_delta": "thinking",
+    "signature_delta": "signature",
+    "input_json_delta": "partial_json",
+}
+
+
 class BlockFold:
-    """One block being put together. Parts are joined once, at the end."""
+    """One block being put together. Parts are joined once, at the end.
+
+    A delta of a type that we do not know is taken for what all the others are: text is added to the
+    block's member of that name, a list goes on, anything else replaces what was there.
+    """
 
     def __init__(self, start: Dict[str, Any]) -> None:
         self._start = start
         self._parts: Dict[str, List[str]] = {}
-        self._citations: List[Any] = []
+        self._lists: Dict[str, List[Any]] = {}
+        self._others: Dict[str, Any] = {}
 
     def add(self, delta: Dict[str, Any]) -> None:
-        if delta.get("type") == "citations_delta":
-            self._citations.append(delta.get("citation"))
+        kind = delta.get("type")
+        if kind == "citations_delta":
+            self._lists.setdefault("citations", []).append(delta.get("citation"))
             return
-        for key in ("text", "thinking", "signature", "partial_json"):
-            if isinstance(delta.get(key), str):
-                self._parts.setdefault(key, []).append(delta[key])
+        known = DELTA_MEMBERS.get(kind) if isinstance(kind, str) else None
+        for key in (known,) if known else [key for key in delta if key != "type"]:
+            self._add_member(key, delta.get(key))
+
+    def _add_member(self, key: str, value: Any) -> None:
+        if isinstance(value, str):
+            self._parts.setdefault(key, []).append(value)
+        elif isinstance(value, list):
+            self._lists.setdefault(key, []).extend(value)
+        elif value is not None:
+            self._others[key] = value
 
     def block(self) -> Dict[str, Any]:
-        block = dict(self._start)
+        block = {**self._start, **self._others}
         joined = {key: "".join(parts) for key, parts in self._parts.items()}
-        if "partial_json" in joined:
-            block["input"] = parse_tool_input(joined.pop("partial_json"))
+        arguments = joined.pop("partial_json", None)
+        # A call whose input stood in its start may be followed by an empty delta.
+        if arguments is not None and (arguments.strip() or "input" not in block):
+            block["input"] = parse_tool_input(arguments)
         for key, value in joined.items():
-            block[key] = (block.get(key) or "") + value
-        if self._citations:
-            block["citations"] = [*(block.get("citations") or []), *self._citations]
+            block[key] = (block[key] if isinstance(block.get(key), str) else "") + value
+        for key, items in self._lists.items():
+            block[key] = [*(block[key] if isinstance(block.get(key), list) else ()), *items]
         return block
 
 
@@ -8255,10 +8297,12 @@ class Exchange:
                 self.open_block = (-1, "")
 
     def note_usage(self, event: Event) -> None:
-        usage = event.get("usage") or (event.get("message") or {}).get("usage") or {}
-        self.usage.update((key, value) for key, value in usage.items() if value is not None)
-        stop_reason = (event.get("delta") or {}).get("stop_reason")
-        if stop_reason:
+        message, delta = event.get("message"), event.get("delta")
+        usage = event.get("usage") or (message.get("usage") if isinstance(message, dict) else None)
+        if isinstance(usage, dict):
+            self.usage.update((key, value) for key, value in usage.items() if value is not None)
+        stop_reason = delta.get("stop_reason") if isinstance(delta, dict) else None
+        if isinstance(stop_reason, str) and stop_reason:
             self.facts["stop_reason"] = stop_reason
 
 
@@ -8741,6 +8785,7 @@ LONGEST_ERROR_BODY = 65536
 LAST_CHUNK_SECONDS = 0.02
 LONGEST_INFLATED_PIECE = 1 << 20
 
+BODILESS_METHODS = ("GET", "HEAD", "DELETE", "OPTIONS")
 RETRIED_STATUSES = frozenset((408, 429, 500, 502, 503, 504, 529))
 # A kept-alive connection that ends later than this after a request had one that was read.
 STALE_SECONDS = 1.0
@@ -8924,8 +8969,9 @@ class Transport:
         own = [
             ("host", host if call.target.port == standard else f"{host}:{call.target.port}"),
             ("accept-encoding", "identity"),
-            ("content-length", str(len(call.body))),
         ]
+        if call.body or call.method not in BODILESS_METHODS:
+            own.append(("content-length", str(len(call.body))))
         named = {name.lower() for name, _ in call.headers}
         return [
             *((n, v) for n, v in own if n not in named or n == "content-length"),
@@ -9306,7 +9352,7 @@ def with_carrier(message: Any, recall: Callable[[str], Optional[str]]) -> Any:
 # ==================================================================================================
 # json_edit
 # ==================================================================================================
-# Change a value at the top level of a JSON object, and not one byte of anything else. Pure.
+# Change a value in a JSON object, or cut an item out, and not one byte of anything else. Pure.
 #
 # A body that is only passed on is never decoded and encoded again: floats, huge integers, duplicate
 # keys, escapes and blanks would not survive it. The values are skipped by the standard library's
@@ -9333,28 +9379,80 @@ class Member(NamedTuple):
     end: int
 
 
-def replace_members(body: bytes, values: Mapping[str, Any]) -> bytes:
-    """The body with these values for these names; one that is missing is put in front.
+class Item(NamedTuple):
+    """An item of an array: what it says, and where it begins and ends."""
 
-    A name that is there several times is changed everywhere: readers differ in which one counts.
-    ValueError if the body is no JSON object.
-    """
+    value: Any
+    start: int
+    end: int
+
+
+class Edit(NamedTuple):
+    """Another text for what stands between two positions."""
+
+    start: int
+    end: int
+    text: str
+
+
+def replace_members(body: bytes, values: Mapping[str, Any]) -> bytes:
+    """The body with these values for these names; ValueError if it is no JSON object."""
     text = body.decode("utf-8")
-    opening, members = object_members(text)
-    texts = {name: json.dumps(value) for name, value in values.items()}
+    return edited(text, member_edits(text, values)).encode("utf-8")
+
+
+def edited(text: str, edits: Iterable[Edit]) -> str:
+    """The text with edits that do not overlap."""
     parts: List[str] = []
     position = 0
-    for member in members:
-        if member.name in texts:
-            parts += [text[position : member.start], texts[member.name]]
-            position = member.end
-    changed = "".join([*parts, text[position:]])
+    for edit in sorted(edits):
+        parts += [text[position : edit.start], edit.text]
+        position = edit.end
+    return "".join([*parts, text[position:]])
+
+
+def member_edits(text: str, values: Mapping[str, Any]) -> List[Edit]:
+    """What gives these names these values; one that is missing is put in front.
+
+    A name that is there several times is changed everywhere: readers differ in which one counts.
+    """
+    opening, members = object_members(text)
+    texts = {name: json.dumps(value) for name, value in values.items()}
+    edits = [Edit(m.start, m.end, texts[m.name]) for m in members if m.name in texts]
     found = {member.name for member in members}
     missing = [f"{json.dumps(n)}: {value}" for n, value in texts.items() if n not in found]
     if missing:
         comma = ", " if members else ""
-        changed = changed[:opening] + ", ".join(missing) + comma + changed[opening:]
-    return changed.encode("utf-8")
+        edits.append(Edit(opening, opening, ", ".join(missing) + comma))
+    return edits
+
+
+def cut_items(text: str, start: int, unwanted: Callable[[Any], bool], stand_in: str) -> List[Edit]:
+    """What takes the unwanted items out of the array at `start`; `stand_in` if none is left."""
+    items = array_items(text, start)
+    kept = [number for number, item in enumerate(items) if not unwanted(item.value)]
+    if len(kept) == len(items):
+        return []
+    if not kept:
+        return [Edit(items[0].start, items[-1].end, stand_in)]
+    # With the comma behind it, but the last ones with the comma in front of them.
+    cut = sorted(set(range(kept[-1])).difference(kept))
+    last = [Edit(items[kept[-1]].end, items[-1].end, "")] if kept[-1] < len(items) - 1 else []
+    return [*(Edit(items[n].start, items[n + 1].start, "") for n in cut), *last]
+
+
+def array_items(text: str, start: int) -> List[Item]:
+    """The items of the array at this position, in order; none where there is no array."""
+    if text[start : start + 1] != "[":
+        return []
+    items: List[Item] = []
+    at = skip_blanks(text, start + 1)
+    while text[at : at + 1] != "]":
+        at = skip_blanks(text, skip_mark(text, at, ",")) if items else at
+        value, end = ROUTING_DECODER.raw_decode(text, at)
+        items.append(Item(value, at, end))
+        at = skip_blanks(text, end)
+    return items
 
 
 def object_members(text: str) -> Tuple[int, List[Member]]:
@@ -9603,8 +9701,14 @@ OWN_REQUEST_HEADERS = HOP_HEADERS | {"accept-encoding", "x-proxy-notes"}
 CREDENTIAL_HEADERS = frozenset(("authorization", "x-api-key", "cookie"))
 DROPPED_RESPONSE_HEADERS = HOP_HEADERS | {"set-cookie"}
 
-# Frames with these words tell of usage or of the end; all others pass unread.
-TELLING_WORDS = (b'"usage"', b'"stop_reason"', b"error")
+HEADER_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+# Frames with these words tell of usage or of the end; all others pass unread. Inside of a JSON text
+# quotes have a backslash in front, so what a model says never looks like one of them.
+TELLING_WORDS = (b'"usage"', b'"stop_reason"', b'"error"')
+FRAME_ENDS = (b"\n\n", b"\n\r\n")
+LONGEST_HELD = 65536
+SINGLE_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def connection_named(headers: Mapping[str, str]) -> Set[str]:
@@ -9619,19 +9723,35 @@ def relayed_request_headers(headers: Mapping[str, str]) -> HeaderList:
 
 
 def relayed_response_headers(headers: Mapping[str, str]) -> HeaderList:
+    """An upstream's headers without those of the hop, and without what is no header."""
     dropped = DROPPED_RESPONSE_HEADERS | connection_named(headers)
-    return tuple((name, value) for name, value in headers.items() if name not in dropped)
+    return tuple(
+        (name, HTTP_UNSAFE.sub(" ", value))
+        for name, value in headers.items()
+        if name not in dropped and HEADER_TOKEN.fullmatch(name)
+    )
 
 
-def client_credentials(headers: Mapping[str, str], own_keys: Iterable[str]) -> HeaderList:
-    """The client's credential headers that are meant for the upstream: none that is our own key."""
+def client_credentials(headers: Mapping[str, str], is_ours: Callable[[str], bool]) -> HeaderList:
+    """The client's credential headers that are meant for the upstream: none that opens this
+    proxy."""
     kept = []
     for name in ("x-api-key", "authorization"):
         value = headers.get(name, "")
         bare = value.partition(" ")[2].strip() if name == "authorization" else value
-        if value and bare not in own_keys and value not in own_keys:
+        if value and not is_ours(bare) and not is_ours(value):
             kept.append((name, value))
     return tuple(kept)
+
+
+def is_event_stream(headers: Mapping[str, str]) -> bool:
+    return "text/event-stream" in headers.get("content-type", "").lower()
+
+
+def end_of_frames(piece: bytes) -> int:
+    """Where the last whole frame of a piece ends; 0 if none does."""
+    ends = [at + len(end) for at, end in ((piece.rfind(end), end) for end in FRAME_ENDS) if at >= 0]
+    return max(ends, default=0)
 
 
 class RelayWatch:
@@ -9641,54 +9761,104 @@ class RelayWatch:
         self._exchange = exchange
         self._listener = listener
         self._splitter: Optional[FrameSplitter] = FrameSplitter()
-        self.failed: Optional[str] = None  # the type of an error event
+        self._held: List[bytes] = []  # the beginning of a frame
+        self._held_bytes = 0
+        self._long_frames = False
 
     def see(self, piece: bytes) -> None:
-        """Never raises: what cannot be read is nobody's business here."""
+        """Never raises: what cannot be read is nobody's business here.
+
+        Frames are taken apart only where something may be told in them; one that is cut between
+        two pieces is looked at when it is whole.
+        """
         if self._exchange.first_event is None:
             self._exchange.first_event = self._exchange.clock()
+        end = len(piece) if piece.endswith(FRAME_ENDS) else end_of_frames(piece)
+        if self._long_frames or not end:
+            self._hold(piece)
+            return
+        frames = piece[:end]
+        if self._held:
+            frames = b"".join((*self._held, frames))
+        self._held = [piece[end:]] if end < len(piece) else []
+        self._held_bytes = 0
+        if self._concerns(frames):
+            self._take_apart(frames)
+
+    def end(self) -> None:
+        """Read what stands behind the last blank line."""
+        self._take_apart(b"".join((*self._held, b"\n\n")))
+
+    def _hold(self, piece: bytes) -> None:
+        """Wait for a frame's end. Where none is found for long, the splitter looks for it alone."""
+        self._held.append(piece)
+        self._held_bytes += len(piece)
+        if self._long_frames or self._held_bytes > LONGEST_HELD:
+            self._long_frames = True
+            self._take_apart(b"".join(self._held))
+            self._held = []
+
+    def _take_apart(self, data: bytes) -> None:
         if self._splitter is None:
             return
         try:
-            frames = self._splitter.feed(piece)
+            frames = self._splitter.feed(data)
         except ProxyError:
             self._splitter = None  # an event too large to be held
             return
         for frame in frames:
-            if any(word in frame for word in TELLING_WORDS) or self._is_heard(frame):
+            if self._concerns(frame):
                 self._read(frame)
 
-    def _is_heard(self, frame: bytes) -> bool:
-        """Whether somebody listens for calls of agents, and this frame may be of one."""
+    def _concerns(self, data: bytes) -> bool:
+        """Whether there may be something here that somebody wants to know."""
+        usage, stop_reason, error = TELLING_WORDS
+        if usage in data or stop_reason in data or error in data:
+            return True
+        # Somebody listens for calls of agents, and this may be one.
         listener = self._listener
-        return listener is not None and (listener.listening or b'"tool_use"' in frame)
+        return listener is not None and (listener.listening or b'"tool_use"' in data)
 
     def _read(self, frame: bytes) -> None:
-        try:
-            event = json.loads(frame_data(frame)[1])
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(event, dict):
+        event = read_members(frame_data(frame)[1])
+        if event is None:
             return
         if event.get("type") == "error":
-            error = event.get("error")
-            self.failed = str(error.get("type")) if isinstance(error, dict) else "error"
+            self._exchange.facts["error"] = error_word(event)
         elif event.get("type") in ("message_start", "message_delta"):
-            self._exchange.note_usage(event)
-        elif self._listener is not None:
+            self._exchange.note_usage(told_event(event))
+        elif self._listener is not None and isinstance(event.get("index"), int):
             self._listener.hear(event)
+
+
+def as_members(value: Any) -> Dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def told_event(event: Mapping[str, Any]) -> Event:
+    """What an event tells of usage and of the end, whatever else its members are."""
+    message = as_members(event.get("message"))
+    usage = as_members(event.get("usage")) or as_members(message.get("usage"))
+    return {"usage": usage, "delta": {"stop_reason": logged_word(as_members(event.get("delta")))}}
+
+
+def logged_word(members: Mapping[str, Any], name: str = "stop_reason") -> Optional[str]:
+    """A member that is a single word; other text is not for logs."""
+    word = members.get(name)
+    return word if isinstance(word, str) and SINGLE_WORD.fullmatch(word) else None
+
+
+def error_word(event: Mapping[str, Any]) -> str:
+    return logged_word(as_members(event.get("error")), "type") or "error"
 
 
 def note_whole_answer(
     exchange: Exchange, body: bytes, listener: Optional[CallListener] = None
 ) -> None:
     """Read usage, stop reason and calls of agents of a message that came whole."""
-    try:
-        message = json.loads(body)
-    except (ValueError, RecursionError):
-        return
-    if isinstance(message, dict) and message.get("type") == "message":
-        exchange.note_usage({"message": message, "delta": message})
+    message = read_members(body)
+    if message is not None and message.get("type") == "message":
+        exchange.note_usage(told_event({"message": message, "delta": message}))
         if listener is not None:
             listener.hear_message(message)
 
@@ -9717,11 +9887,18 @@ def frame_events(frame: bytes) -> List[Event]:
         event = json.loads(data)
     except (ValueError, RecursionError):
         raise ProxyError(502, "the upstream sent an event that is not JSON") from None
-    if not isinstance(event, dict):
+    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
         return []
-    if event.get("type") == "error":
-        raise event_error(event)
-    return [event]
+    if event["type"] == "error":
+        raise EventError(event)
+    return [event] if is_sound(event) else []
+
+
+def is_sound(event: Event) -> bool:
+    """Whether the members that are read here are objects, where they are there at all."""
+    message = as_members(event.get("message"))
+    members = (*map(event.get, ("message", "delta", "usage")), message.get("usage"))
+    return all(member is None or isinstance(member, dict) for member in members)
 
 
 EVENT_ERROR_STATUSES: Dict[str, int] = {
@@ -9731,14 +9908,16 @@ EVENT_ERROR_STATUSES: Dict[str, int] = {
 }  # fmt: skip
 
 
-def event_error(event: Mapping[str, Any]) -> ProxyError:
+class EventError(ProxyError):
     """An `error` event as the error that it would have been by status."""
-    error = event.get("error")
-    error = error if isinstance(error, dict) else {}
-    kind = str(error.get("type") or "api_error")
-    status = EVENT_ERROR_STATUSES.get(kind, 500)
-    message = str(error.get("message") or "the upstream reported an error without a message")
-    return ProxyError(status, message, kind, upstream_status=200)
+
+    def __init__(self, event: Event) -> None:
+        error = as_members(event.get("error"))
+        kind = str(error.get("type") or "api_error")
+        status = EVENT_ERROR_STATUSES.get(kind, 500)
+        message = str(error.get("message") or "the upstream reported an error without a message")
+        super().__init__(status, message, kind, upstream_status=200)
+        self.event = event
 
 
 # ==================================================================================================
@@ -11177,12 +11356,9 @@ class AnthropicUpstream:
 
         Where there are several keys, one that is refused for its rate rests and the next is tried.
         """
-        headers = self._headers(http)
+        headers = self._headers(http, body)
         if not len(self._ring):
-            own = client_credentials(http.headers, own_keys(self._config))
-            if not own and not self._replaced_credential():
-                raise ProxyError(401, NO_CREDENTIAL)
-            return self._send(http, (*own, *headers), body, exchange)
+            return self._send(http, (*self._credentials(http), *headers), body, exchange)
 
         def send(key: str) -> UpstreamResponse:
             return self._send(http, (("x-api-key", key), *headers), body, exchange)
@@ -11201,25 +11377,32 @@ class AnthropicUpstream:
         call = Call(http.method, target, path, kept, body, False, seconds, retries)
         return self._transport.request(exchange, call)
 
-    def _headers(self, http: HttpRequest) -> HeaderList:
+    def _headers(self, http: HttpRequest, body: bytes) -> HeaderList:
         """The client's headers, and what a client of another kind has left out."""
         headers = relayed_request_headers(http.headers)
         usual = {
             "anthropic-version": self._config.anthropic_version,
-            "content-type": "application/json",
             "user-agent": f"claude_proxy/{VERSION}",
+            **({"content-type": "application/json"} if body else {}),
         }
         named = {name for name, _ in headers}
         return (*headers, *((n, v) for n, v in usual.items() if n not in named))
 
-    def _replaced_credential(self) -> bool:
-        names = {name for name, _ in self._config.custom_headers}
-        return bool(names & {"authorization", "x-api-key"})
+    def _credentials(self, http: HttpRequest) -> HeaderList:
+        """The client's own, or none where a custom header is one; ProxyError(401) for neither."""
+        if {name for name, _ in self._config.custom_headers} & {"authorization", "x-api-key"}:
+            return ()
+        own = client_credentials(http.headers, partial(opens_proxy, self._config))
+        if not own:
+            raise ProxyError(401, NO_CREDENTIAL)
+        return own
 
 
-def own_keys(config: Config) -> Tuple[str, ...]:
-    """Keys that open this proxy: they are nobody else's business."""
-    return tuple(key for key in (config.anthropic_api_key, config.redcap_api_token) if key)
+def opens_proxy(config: Config, key: str) -> bool:
+    """Whether a key is for this proxy, or for REDCap behind it: then it is nobody else's."""
+    if key in (config.anthropic_api_key, config.redcap_api_token):
+        return bool(key)
+    return config.upstream == "redcap" and bool(re.fullmatch(REDCAP_TOKEN, key))
 
 
 def shown_as(exchange: Exchange, events: Iterator[Event]) -> Iterator[Event]:
@@ -11234,27 +11417,42 @@ def shown_as(exchange: Exchange, events: Iterator[Event]) -> Iterator[Event]:
 # --- what is changed in a body -------------------------------------------------------------------
 
 
-def relayed_body(body: bytes, request: Optional[Request], values: Mapping[str, Any]) -> bytes:
+def relayed_body(body: bytes, values: Mapping[str, Any]) -> bytes:
     """The client's bytes with nothing changed but these values, and foreign thinking left out.
 
-    ProxyError(400) if something has to be changed in what cannot be read.
+    ProxyError(400) if a value has to be changed in what cannot be read.
     """
-    changes = dict(values)
-    if request is not None and has_foreign_thinking(body):
-        changes["messages"] = without_foreign_thinking(request)["messages"]
-    if not changes:
+    foreign = FOREIGN_MARKS.search(body) is not None
+    if not values and not foreign:
         return body
     try:
-        return replace_members(body, changes)
+        text = body.decode("utf-8")
+        edits = [*member_edits(text, values), *(foreign_thinking(text) if foreign else ())]
+        return edited(text, edits).encode("utf-8")
     except (ValueError, RecursionError):
-        raise ProxyError(400, "the request body is not a JSON object that can be routed") from None
+        if not values:
+            return body  # the API itself says what is wrong with it
+    raise ProxyError(400, "the request body is not a JSON object that can be routed")
 
 
-def has_foreign_thinking(body: bytes) -> bool:
-    """Whether there may be a signature that the API has not made; cheap, and never misses one."""
-    return b'"cp1.' in body or any(
-        mark in body for mark in (b'"signature":""', b'"signature": ""')
-    )
+# Where none of these is, there is no signature but the API's own.
+FOREIGN_MARKS = re.compile(rb'"cp1\.|"signature"[ \t\r\n]*:[ \t\r\n]*(?:""|null)')
+STAND_IN = {"type": "text", "text": "(no content)"}
+
+
+def foreign_thinking(text: str) -> Iterator[Edit]:
+    """What takes thinking that the API has not signed out of a request's messages."""
+    for member in object_members(text)[1]:
+        messages = array_items(text, member.start) if member.name == "messages" else ()
+        for message in messages:
+            if thinks_foreign(message.value):
+                yield from cut_thinking(text, message.start)
+
+
+def cut_thinking(text: str, start: int) -> Iterator[Edit]:
+    for member in iter_members(text, start + 1):
+        if member.name == "content":
+            yield from cut_items(text, member.start, is_foreign, encode_json(STAND_IN))
 
 
 def without_foreign_thinking(request: Request) -> Request:
@@ -11279,7 +11477,7 @@ def thinks_foreign(message: Any) -> bool:
 def own_thinking(message: Dict[str, Any]) -> Dict[str, Any]:
     """A message without foreign thinking; it may not be left empty."""
     kept: List[Any] = [block for block in message["content"] if not is_foreign(block)]
-    return {**message, "content": kept or [{"type": "text", "text": "(no content)"}]}
+    return {**message, "content": kept or [STAND_IN]}
 
 
 # --- a whole answer of a streamed one ------------------------------------------------------------
@@ -11310,6 +11508,7 @@ def fold_stream(response: UpstreamResponse, exchange: Exchange) -> Message:
 # that whether an error can still be a status or has to be the last piece of the body.
 
 JSON_HEADERS = (("content-type", "application/json"),)
+BODILESS_STATUSES = (204, 304)
 READ_BYTES = 65536
 SEND_AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -11573,11 +11772,18 @@ class Reply:
             if self._opened:
                 return self._frame(body) + self._end()
             self.status = response.status
-            length = ("content-length", str(len(body)))
-            head = self._head(response.status, (*response.headers, length))
+            head = self._head(response.status, (*response.headers, *self._length(response, body)))
             return head if self._head_only else head + body
 
         self._wire.send_locked(make)
+
+    def _length(self, response: HttpResponse, body: bytes) -> Tuple[Tuple[str, str], ...]:
+        """How long the body is, except where none can be (RFC 9110, 8.6) or it stays unknown."""
+        told = any(name == "content-length" for name, _ in response.headers)
+        unknown = self._head_only and not body
+        if told or unknown or response.status in BODILESS_STATUSES:
+            return ()
+        return (("content-length", str(len(body))),)
 
     def _send_pieces(self, response: HttpResponse, pieces: Iterable[bytes]) -> None:
         clock, send, frame = self._wire.clock, self._wire.send, self._frame
@@ -11606,7 +11812,8 @@ class Reply:
         return self._head(status, (*headers, *framing)) + self._frame(opening)
 
     def _frame(self, piece: bytes) -> bytes:
-        return encode_chunk(piece) if self._chunked else piece
+        # An empty chunk would be the last one.
+        return encode_chunk(piece) if self._chunked and piece else piece
 
     def _end(self) -> bytes:
         return LAST_CHUNK if self._chunked else b""
@@ -11644,6 +11851,10 @@ NOTES_HEADER = "x-proxy-notes"
 ROUTE_HEADER = "x-proxy-route"
 # Failures of one place that another may not have.
 PASSING_STATUSES = frozenset((429, 500, 502, 503, 504, 529))
+# A relayed answer that is no stream is held until it is whole, but no more of it than this.
+LARGEST_HELD = 8 * 1024 * 1024
+# Of a stream's headers a message that is made of it has no use for these.
+STREAM_HEADER_NAMES = ("content-type", "content-encoding", "cache-control", "x-accel-buffering")
 
 
 class Answerer(NamedTuple):
@@ -11866,61 +12077,112 @@ def relay_answer(
     may_move: bool,
 ) -> HttpResponse:
     """The API's own answer, whatever it is; with `may_move` a passing failure is raised instead."""
-    exchange, request = asking.exchange, asking.request
-    demoted = answerer.config.anthropic_demote_nonstreaming and not asking.streaming
-    values: Dict[str, Any] = {"stream": True} if demoted and request else {}
-    if route.model and route.model != request.get("model"):
-        values["model"] = route.model
-    body = relayed_body(asking.http.body, request, values)
+    exchange = asking.exchange
+    values = changed_values(answerer.config, asking, route)
+    body = relayed_body(asking.http.body, values)
     exchange.form = None  # nothing but the API's own bytes is sent
     response = upstream.ask(asking.http, body, exchange)
     if may_move and response.status in PASSING_STATUSES:
         with closing(response):
             raise ProxyError(response.status, "tried elsewhere", upstream_status=response.status)
-    if response.status == 200 and "stream" in values:
-        return demoted_answer(response, exchange)
-    return relayed_answer(response, exchange, call_listener(answerer, exchange))
+    listener = call_listener(answerer, exchange)
+    if "stream" in values and response.status == 200 and is_event_stream(response.headers):
+        return demoted_answer(response, exchange, listener, may_move)
+    return relayed_answer(response, exchange, listener)
+
+
+def changed_values(config: Config, asking: Asking, route: Route) -> Dict[str, Any]:
+    """What is to be changed in a relayed body: nothing, the model, `stream`, or both."""
+    request, values = asking.request, {}
+    if not request:
+        return {}  # it could not be read: the API says so
+    if route.model and route.model != str(request.get("model") or ""):
+        values["model"] = route.model
+    whole = request.get("stream") is None or request.get("stream") is False
+    counted = asking.http.path.rstrip("/") != MESSAGES_PATH
+    if config.anthropic_demote_nonstreaming and whole and not counted:
+        values["stream"] = True
+    return values
 
 
 def relayed_answer(
-    response: UpstreamResponse, exchange: Exchange, listener: Optional[CallListener] = None
+    response: UpstreamResponse,
+    exchange: Exchange,
+    listener: Optional[CallListener] = None,
+    head_only: bool = False,
 ) -> HttpResponse:
-    """An upstream's answer as it came, its stream piece by piece."""
+    """An upstream's answer as it came: a stream, and what is large, piece by piece."""
     headers = relayed_response_headers(response.headers) + own_headers(exchange)
     note_failed_forward(response, exchange)
-    if "text/event-stream" not in response.headers.get("content-type", ""):
-        with closing(response):
-            body = b"".join(response.raw_pieces())
-        note_whole_answer(exchange, body, listener)
-        return HttpResponse(response.status, headers, body)
-    pieces = response.raw_pieces()
-    first = next(pieces, b"")
-    if not first:
+    if head_only:
         response.close()
-        return HttpResponse(response.status, headers, b"")
-    watch = RelayWatch(exchange, listener)
+        length = response.headers.get("content-length", "")
+        told = (("content-length", length),) if length.isdecimal() else ()
+        return HttpResponse(response.status, headers + told, b"")
+    streamed = is_event_stream(response.headers)
+    pieces = response.raw_pieces()
+    try:
+        begun, whole = gather(pieces, 1 if streamed else LARGEST_HELD)
+    except BaseException:
+        response.close()
+        raise
+    if whole:
+        response.close()
+        note_whole_answer(exchange, begun, listener)
+        return HttpResponse(response.status, headers, begun)
+    readable = streamed and not response.headers.get("content-encoding")
+    watch = RelayWatch(exchange, listener) if readable else None
     return HttpResponse(
-        response.status, headers, relayed_pieces(response, chain([first], pieces), watch)
+        response.status, headers, relayed_pieces(response, chain([begun], pieces), watch)
     )
 
 
+def gather(pieces: Iterator[bytes], size: int) -> Tuple[bytes, bool]:
+    """(the first pieces until they have this size, whether these were all)."""
+    parts: List[bytes] = []
+    for piece in pieces:
+        parts.append(piece)
+        size -= len(piece)
+        if size <= 0:
+            return b"".join(parts), False
+    return b"".join(parts), True
+
+
 def relayed_pieces(
-    response: UpstreamResponse, pieces: Iterable[bytes], watch: RelayWatch
+    response: UpstreamResponse, pieces: Iterable[bytes], watch: Optional[RelayWatch]
 ) -> Iterator[bytes]:
     with closing(response):
         for piece in pieces:
-            watch.see(piece)
+            if watch is not None:
+                watch.see(piece)
             yield piece
+        if watch is not None:
+            watch.end()
 
 
-def demoted_answer(response: UpstreamResponse, exchange: Exchange) -> HttpResponse:
+def demoted_answer(
+    response: UpstreamResponse,
+    exchange: Exchange,
+    listener: Optional[CallListener],
+    may_move: bool,
+) -> HttpResponse:
     """A whole message made of a streamed one, with the API's own headers."""
     kept = relayed_response_headers(response.headers)
-    headers = tuple((n, v) for n, v in kept if n not in ("content-type", "content-encoding"))
+    headers = tuple((n, v) for n, v in kept if n not in STREAM_HEADER_NAMES)
     exchange.facts["demoted"] = True
-    message = fold_stream(response, exchange)
-    body = encode_json(message).encode("ascii")
-    return HttpResponse(200, JSON_HEADERS + headers + own_headers(exchange), body)
+    status = 200
+    try:
+        told = fold_stream(response, exchange)
+    except EventError as error:
+        if may_move and moves_on(error):
+            raise
+        word = error_word(error.event)
+        exchange.facts.update(upstream_status=200, failed_forward=True, error=word)
+        status, told = error.status, error.event
+    if listener is not None:
+        listener.hear_message(told)
+    body = encode_json(told).encode("ascii")
+    return HttpResponse(status, JSON_HEADERS + headers + own_headers(exchange), body)
 
 
 def note_failed_forward(response: UpstreamResponse, exchange: Exchange) -> None:
@@ -12377,7 +12639,7 @@ class App(NamedTuple):
     def endpoint(self, request: HttpRequest) -> Endpoint:
         """What answers a request; Claude's own API, where that is the upstream, has other paths."""
         relayed = self.config.upstream == "anthropic" and request.path.startswith("/v1/")
-        if relayed and (request.method, request.path) not in OWN_ENDPOINTS:
+        if relayed and (request.method, request.path.rstrip("/")) not in OWN_ENDPOINTS:
             return relay_other
         return find_endpoint(request.method, request.path)
 
@@ -12474,8 +12736,9 @@ def count_tokens(app: App, http: HttpRequest, exchange: Exchange) -> HttpRespons
     upstream = app.upstreams.get(route.upstream)
     exchange.facts.update(model=str(request.get("model") or "")[:LONGEST_LOGGED_NAME])
     if isinstance(upstream, AnthropicUpstream):
-        return relay_answer(app.answerer, upstream, Asking(
-            http, request, exchange, MESSAGES_DIALECT), route, False)  # fmt: skip
+        asking = Asking(http, request, exchange, MESSAGES_DIALECT)
+        note_route(asking, route)
+        return relay_answer(app.answerer, upstream, asking, route, may_move=False)
     request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
     return json_response(200, {"input_tokens": count_input_tokens(request)})
 
@@ -12493,7 +12756,7 @@ def relay_other(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse
     exchange.facts.update(upstream="anthropic", upstream_model="", route="path")
     upstream = app.upstreams["anthropic"]
     response = upstream.ask(http, http.body, exchange)
-    return relayed_answer(response, exchange)
+    return relayed_answer(response, exchange, head_only=http.method == "HEAD")
 
 
 # --- models ------------------------------------------------------------------------------------
@@ -12698,7 +12961,9 @@ def find_endpoint(method: str, path: str) -> Endpoint:
 
 # --- the log line ------------------------------------------------------------------------------
 
-LOGGED_USAGE = ("input_tokens", "output_tokens", "cache_read_input_tokens")
+LOGGED_USAGE = (
+    "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
+)  # fmt: skip
 
 
 def log_exchange(app: App, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
@@ -12885,6 +13150,11 @@ class Server(ThreadingHTTPServer):
                 self.say_no_files_left()
             raise
 
+    def take_waiting(self) -> None:
+        """Serve the connections that wait to be accepted: closing the listener would reset them."""
+        while select.select([self.socket], [], [], 0)[0]:
+            self._handle_request_noblock()
+
     def say_no_files_left(self) -> None:
         """Once in a while, and without spinning: the connection still waits to be accepted."""
         now = time.monotonic()
@@ -12894,6 +13164,8 @@ class Server(ThreadingHTTPServer):
         time.sleep(0.1)
 
     def server_bind(self) -> None:
+        if self.app.config.listen_reuse_port:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # HTTPServer's own asks DNS for the host's name, which can hang for seconds.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]
@@ -13270,6 +13542,8 @@ def serve_until_stopped(server: Server, reload: Callable[[], None]) -> int:
     return EXIT_OK
 
 
+# A connection that was waiting to be accepted has its request behind it.
+LAST_REQUEST_SECONDS = 0.1
 # What a listening socket has been made with.
 NEED_RESTART = ("LISTEN_HOST", "LISTEN_PORT")
 
@@ -13311,8 +13585,13 @@ def drain(server: Server, app: App, config: Config) -> None:
         hint="a second signal ends at once" if waiting else None,
     )
     server.inflight.draining = True
+    if config.drain_delay:
+        time.sleep(config.drain_delay)
     server.shutdown()
+    server.take_waiting()
     server.server_close()
+    # What has been taken just now may not have sent its request yet.
+    time.sleep(LAST_REQUEST_SECONDS if server.inflight.connections() else 0)
     if not server.inflight.drain(config.drain_timeout):
         server.inflight.cancel_all(ProxyError(503, "the proxy is shutting down"))
         server.inflight.drain(2.0)

@@ -29,8 +29,11 @@ from claude_proxy.forwards import ATTEMPT_FACTS, begin_forward, fail_forward
 from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.json_edit import read_members
 from claude_proxy.relay import (
+    EventError,
     RelayWatch,
+    error_word,
     frame_events,
+    is_event_stream,
     note_whole_answer,
     relayed_response_headers,
 )
@@ -40,7 +43,12 @@ from claude_proxy.sse import FrameSplitter, encode_json
 from claude_proxy.summaries import Summaries, summary_request
 from claude_proxy.tokens import count_input_tokens
 from claude_proxy.transport import UpstreamResponse
-from claude_proxy.upstreams.anthropic import AnthropicUpstream, fold_stream, relayed_body
+from claude_proxy.upstreams.anthropic import (
+    MESSAGES_PATH,
+    AnthropicUpstream,
+    fold_stream,
+    relayed_body,
+)
 from claude_proxy.upstreams.redcap_form import redcap_window
 from claude_proxy.upstreams.upstream import Upstream
 from claude_proxy.wire import JSON_HEADERS, json_response
@@ -61,6 +69,10 @@ ROUTE_HEADER = "x-proxy-route"
 LONGEST_FIRST_FRAME = 65536
 # Failures of one place that another may not have.
 PASSING_STATUSES = frozenset((429, *range(500, 600)))
+# A relayed answer that is no stream is held until it is whole, but no more of it than this.
+LARGEST_HELD = 8 * 1024 * 1024
+# Of a stream's headers a message that is made of it has no use for these.
+STREAM_HEADER_NAMES = ("content-type", "content-encoding", "cache-control", "x-accel-buffering")
 
 
 class Answerer(NamedTuple):
@@ -343,61 +355,112 @@ def relay_answer(
     may_move: bool,
 ) -> HttpResponse:
     """The API's own answer, whatever it is; with `may_move` a passing failure is raised instead."""
-    exchange, request = asking.exchange, asking.request
-    demoted = answerer.config.anthropic_demote_nonstreaming and not asking.streaming
-    values: Dict[str, Any] = {"stream": True} if demoted and request else {}
-    if route.model and route.model != request.get("model"):
-        values["model"] = route.model
-    body = relayed_body(asking.http.body, request, values)
+    exchange = asking.exchange
+    values = changed_values(answerer.config, asking, route)
+    body = relayed_body(asking.http.body, values)
     exchange.form = None  # nothing but the API's own bytes is sent
     response = upstream.ask(asking.http, body, exchange)
     if may_move and response.status in PASSING_STATUSES:
         with closing(response):
             raise ProxyError(response.status, "tried elsewhere", upstream_status=response.status)
-    if response.status == 200 and "stream" in values:
-        return demoted_answer(response, exchange)
-    return relayed_answer(response, exchange, call_listener(answerer, exchange))
+    listener = call_listener(answerer, exchange)
+    if "stream" in values and response.status == 200 and is_event_stream(response.headers):
+        return demoted_answer(response, exchange, listener, may_move)
+    return relayed_answer(response, exchange, listener)
+
+
+def changed_values(config: Config, asking: Asking, route: Route) -> Dict[str, Any]:
+    """What is to be changed in a relayed body: nothing, the model, `stream`, or both."""
+    request, values = asking.request, {}
+    if not request:
+        return {}  # it could not be read: the API says so
+    if route.model and route.model != str(request.get("model") or ""):
+        values["model"] = route.model
+    whole = request.get("stream") is None or request.get("stream") is False
+    counted = asking.http.path.rstrip("/") != MESSAGES_PATH
+    if config.anthropic_demote_nonstreaming and whole and not counted:
+        values["stream"] = True
+    return values
 
 
 def relayed_answer(
-    response: UpstreamResponse, exchange: Exchange, listener: Optional[CallListener] = None
+    response: UpstreamResponse,
+    exchange: Exchange,
+    listener: Optional[CallListener] = None,
+    head_only: bool = False,
 ) -> HttpResponse:
-    """An upstream's answer as it came, its stream piece by piece."""
+    """An upstream's answer as it came: a stream, and what is large, piece by piece."""
     headers = relayed_response_headers(response.headers) + own_headers(exchange)
     note_failed_forward(response, exchange)
-    if "text/event-stream" not in response.headers.get("content-type", ""):
-        with closing(response):
-            body = b"".join(response.raw_pieces())
-        note_whole_answer(exchange, body, listener)
-        return HttpResponse(response.status, headers, body)
-    pieces = response.raw_pieces()
-    first = next(pieces, b"")
-    if not first:
+    if head_only:
         response.close()
-        return HttpResponse(response.status, headers, b"")
-    watch = RelayWatch(exchange, listener)
+        length = response.headers.get("content-length", "")
+        told = (("content-length", length),) if length.isdecimal() else ()
+        return HttpResponse(response.status, headers + told, b"")
+    streamed = is_event_stream(response.headers)
+    pieces = response.raw_pieces()
+    try:
+        begun, whole = gather(pieces, 1 if streamed else LARGEST_HELD)
+    except BaseException:
+        response.close()
+        raise
+    if whole:
+        response.close()
+        note_whole_answer(exchange, begun, listener)
+        return HttpResponse(response.status, headers, begun)
+    readable = streamed and not response.headers.get("content-encoding")
+    watch = RelayWatch(exchange, listener) if readable else None
     return HttpResponse(
-        response.status, headers, relayed_pieces(response, chain([first], pieces), watch)
+        response.status, headers, relayed_pieces(response, chain([begun], pieces), watch)
     )
 
 
+def gather(pieces: Iterator[bytes], size: int) -> Tuple[bytes, bool]:
+    """(the first pieces until they have this size, whether these were all)."""
+    parts: List[bytes] = []
+    for piece in pieces:
+        parts.append(piece)
+        size -= len(piece)
+        if size <= 0:
+            return b"".join(parts), False
+    return b"".join(parts), True
+
+
 def relayed_pieces(
-    response: UpstreamResponse, pieces: Iterable[bytes], watch: RelayWatch
+    response: UpstreamResponse, pieces: Iterable[bytes], watch: Optional[RelayWatch]
 ) -> Iterator[bytes]:
     with closing(response):
         for piece in pieces:
-            watch.see(piece)
+            if watch is not None:
+                watch.see(piece)
             yield piece
+        if watch is not None:
+            watch.end()
 
 
-def demoted_answer(response: UpstreamResponse, exchange: Exchange) -> HttpResponse:
+def demoted_answer(
+    response: UpstreamResponse,
+    exchange: Exchange,
+    listener: Optional[CallListener],
+    may_move: bool,
+) -> HttpResponse:
     """A whole message made of a streamed one, with the API's own headers."""
     kept = relayed_response_headers(response.headers)
-    headers = tuple((n, v) for n, v in kept if n not in ("content-type", "content-encoding"))
+    headers = tuple((n, v) for n, v in kept if n not in STREAM_HEADER_NAMES)
     exchange.facts["demoted"] = True
-    message = fold_stream(response, exchange)
-    body = encode_json(message).encode("ascii")
-    return HttpResponse(200, JSON_HEADERS + headers + own_headers(exchange), body)
+    status = 200
+    try:
+        told = fold_stream(response, exchange)
+    except EventError as error:
+        if may_move and moves_on(error):
+            raise
+        word = error_word(error.event)
+        exchange.facts.update(upstream_status=200, failed_forward=True, error=word)
+        status, told = error.status, error.event
+    if listener is not None:
+        listener.hear_message(told)
+    body = encode_json(told).encode("ascii")
+    return HttpResponse(status, JSON_HEADERS + headers + own_headers(exchange), body)
 
 
 def note_failed_forward(response: UpstreamResponse, exchange: Exchange) -> None:

@@ -87,7 +87,7 @@ class App(NamedTuple):
     def endpoint(self, request: HttpRequest) -> Endpoint:
         """What answers a request; Claude's own API, where that is the upstream, has other paths."""
         relayed = self.config.upstream == "anthropic" and request.path.startswith("/v1/")
-        if relayed and (request.method, request.path) not in OWN_ENDPOINTS:
+        if relayed and (request.method, request.path.rstrip("/")) not in OWN_ENDPOINTS:
             return relay_other
         return find_endpoint(request.method, request.path)
 
@@ -184,8 +184,9 @@ def count_tokens(app: App, http: HttpRequest, exchange: Exchange) -> HttpRespons
     upstream = app.upstreams.get(route.upstream)
     exchange.facts.update(model=str(request.get("model") or "")[:LONGEST_LOGGED_NAME])
     if isinstance(upstream, AnthropicUpstream):
-        return relay_answer(app.answerer, upstream, Asking(
-            http, request, exchange, MESSAGES_DIALECT), route, False)  # fmt: skip
+        asking = Asking(http, request, exchange, MESSAGES_DIALECT)
+        note_route(asking, route)
+        return relay_answer(app.answerer, upstream, asking, route, may_move=False)
     request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
     return json_response(200, {"input_tokens": count_input_tokens(request)})
 
@@ -203,7 +204,7 @@ def relay_other(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse
     exchange.facts.update(upstream="anthropic", upstream_model="", route="path")
     upstream = app.upstreams["anthropic"]
     response = upstream.ask(http, http.body, exchange)
-    return relayed_answer(response, exchange)
+    return relayed_answer(response, exchange, head_only=http.method == "HEAD")
 
 
 # --- models ------------------------------------------------------------------------------------
@@ -408,7 +409,9 @@ def find_endpoint(method: str, path: str) -> Endpoint:
 
 # --- the log line ------------------------------------------------------------------------------
 
-LOGGED_USAGE = ("input_tokens", "output_tokens", "cache_read_input_tokens")
+LOGGED_USAGE = (
+    "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
+)  # fmt: skip
 
 
 def log_exchange(app: App, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:

@@ -15,6 +15,7 @@ import signal
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -422,6 +423,8 @@ def serve_until_stopped(server: Server, reload: Callable[[], None]) -> int:
     return EXIT_OK
 
 
+# A connection that was waiting to be accepted has its request behind it.
+LAST_REQUEST_SECONDS = 0.1
 # What a listening socket has been made with.
 NEED_RESTART = ("LISTEN_HOST", "LISTEN_PORT")
 
@@ -463,8 +466,13 @@ def drain(server: Server, app: App, config: Config) -> None:
         hint="a second signal ends at once" if waiting else None,
     )
     server.inflight.draining = True
+    if config.drain_delay:
+        time.sleep(config.drain_delay)
     server.shutdown()
+    server.take_waiting()
     server.server_close()
+    # What has been taken just now may not have sent its request yet.
+    time.sleep(LAST_REQUEST_SECONDS if server.inflight.connections() else 0)
     if not server.inflight.drain(config.drain_timeout):
         server.inflight.cancel_all(ProxyError(503, "the proxy is shutting down"))
         server.inflight.drain(2.0)

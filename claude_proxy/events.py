@@ -301,38 +301,68 @@ def events_to_message(events: Iterable[Event]) -> Message:
         elif kind == "content_block_delta":
             blocks[event["index"]].add(event["delta"])
         elif kind == "message_delta":
-            message.update(event.get("delta") or {})
-            usage = event.get("usage") or {}
-            message["usage"].update((k, v) for k, v in usage.items() if v is not None)
+            told = {k: v for k, v in event.items() if k not in ("type", "delta", "usage")}
+            merge_told(message, {**told, **(event.get("delta") or {})})
+            merge_told(message["usage"], event.get("usage") or {})
     message["content"] = [blocks[index].block() for index in sorted(blocks)]
     return message
 
 
+def merge_told(members: Dict[str, Any], told: Dict[str, Any]) -> None:
+    """What is told later counts, unless it is null."""
+    members.update((k, v) for k, v in told.items() if v is not None or k not in members)
+
+
+# Delta type -> the member in which it brings more of the block's text.
+DELTA_MEMBERS = {
+    "text_delta": "text",
+    "thinking_delta": "thinking",
+    "signature_delta": "signature",
+    "input_json_delta": "partial_json",
+}
+
+
 class BlockFold:
-    """One block being put together. Parts are joined once, at the end."""
+    """One block being put together. Parts are joined once, at the end.
+
+    A delta of a type that we do not know is taken for what all the others are: text is added to the
+    block's member of that name, a list goes on, anything else replaces what was there.
+    """
 
     def __init__(self, start: Dict[str, Any]) -> None:
         self._start = start
         self._parts: Dict[str, List[str]] = {}
-        self._citations: List[Any] = []
+        self._lists: Dict[str, List[Any]] = {}
+        self._others: Dict[str, Any] = {}
 
     def add(self, delta: Dict[str, Any]) -> None:
-        if delta.get("type") == "citations_delta":
-            self._citations.append(delta.get("citation"))
+        kind = delta.get("type")
+        if kind == "citations_delta":
+            self._lists.setdefault("citations", []).append(delta.get("citation"))
             return
-        for key in ("text", "thinking", "signature", "partial_json"):
-            if isinstance(delta.get(key), str):
-                self._parts.setdefault(key, []).append(delta[key])
+        known = DELTA_MEMBERS.get(kind) if isinstance(kind, str) else None
+        for key in (known,) if known else [key for key in delta if key != "type"]:
+            self._add_member(key, delta.get(key))
+
+    def _add_member(self, key: str, value: Any) -> None:
+        if isinstance(value, str):
+            self._parts.setdefault(key, []).append(value)
+        elif isinstance(value, list):
+            self._lists.setdefault(key, []).extend(value)
+        elif value is not None:
+            self._others[key] = value
 
     def block(self) -> Dict[str, Any]:
-        block = dict(self._start)
+        block = {**self._start, **self._others}
         joined = {key: "".join(parts) for key, parts in self._parts.items()}
-        if "partial_json" in joined:
-            block["input"] = parse_tool_input(joined.pop("partial_json"))
+        arguments = joined.pop("partial_json", None)
+        # A call whose input stood in its start may be followed by an empty delta.
+        if arguments is not None and (arguments.strip() or "input" not in block):
+            block["input"] = parse_tool_input(arguments)
         for key, value in joined.items():
-            block[key] = (block.get(key) or "") + value
-        if self._citations:
-            block["citations"] = [*(block.get("citations") or []), *self._citations]
+            block[key] = (block[key] if isinstance(block.get(key), str) else "") + value
+        for key, items in self._lists.items():
+            block[key] = [*(block[key] if isinstance(block.get(key), list) else ()), *items]
         return block
 
 

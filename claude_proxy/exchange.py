@@ -170,10 +170,12 @@ class Exchange:
                 self.open_block = (-1, "")
 
     def note_usage(self, event: Event) -> None:
-        usage = event.get("usage") or (event.get("message") or {}).get("usage") or {}
-        self.usage.update((key, value) for key, value in usage.items() if value is not None)
-        stop_reason = (event.get("delta") or {}).get("stop_reason")
-        if stop_reason:
+        message, delta = event.get("message"), event.get("delta")
+        usage = event.get("usage") or (message.get("usage") if isinstance(message, dict) else None)
+        if isinstance(usage, dict):
+            self.usage.update((key, value) for key, value in usage.items() if value is not None)
+        stop_reason = delta.get("stop_reason") if isinstance(delta, dict) else None
+        if isinstance(stop_reason, str) and stop_reason:
             self.facts["stop_reason"] = stop_reason
 
 

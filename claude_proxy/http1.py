@@ -362,6 +362,10 @@ LAST_CHUNK = b"0\r\n\r\n"
 # --- answers of upstreams ----------------------------------------------------------------------
 
 
+# Of these the last one counts, if a sloppy server sends several.
+UNJOINED_HEADERS = ("content-length", "transfer-encoding", "content-type", "location")
+
+
 def take_response_head(buffer: bytes) -> Optional[Tuple[ResponseHead, bytes]]:
     """Cut (head, rest) off an upstream's bytes, or return None when the head is not whole yet."""
     end = buffer.find(b"\r\n\r\n")
@@ -376,7 +380,9 @@ def take_response_head(buffer: bytes) -> Optional[Tuple[ResponseHead, bytes]]:
     headers: Dict[str, str] = {}
     for field in fields.split(b"\r\n"):
         name, _, value = field.decode("latin-1").partition(":")
-        headers[name.strip().lower()] = value.strip()
+        name, value = name.strip().lower(), value.strip(" \t")
+        joined = name in headers and name not in UNJOINED_HEADERS
+        headers[name] = f"{headers[name]}, {value}" if joined else value
     version = "HTTP/1." + match.group(1).decode("ascii")
     return ResponseHead(version, int(match.group(2)), headers), buffer[end + 4 :]
 

@@ -1,4 +1,4 @@
-"""Change a value at the top level of a JSON object, and not one byte of anything else. Pure.
+"""Change a value in a JSON object, or cut an item out, and not one byte of anything else. Pure.
 
 A body that is only passed on is never decoded and encoded again: floats, huge integers, duplicate
 keys, escapes and blanks would not survive it. The values are skipped by the standard library's
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from json.decoder import scanstring
-from typing import Any, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
 JSON_BLANKS = re.compile(r"[ \t\r\n]*")
 
@@ -34,28 +34,80 @@ class Member(NamedTuple):
     end: int
 
 
-def replace_members(body: bytes, values: Mapping[str, Any]) -> bytes:
-    """The body with these values for these names; one that is missing is put in front.
+class Item(NamedTuple):
+    """An item of an array: what it says, and where it begins and ends."""
 
-    A name that is there several times is changed everywhere: readers differ in which one counts.
-    ValueError if the body is no JSON object.
-    """
+    value: Any
+    start: int
+    end: int
+
+
+class Edit(NamedTuple):
+    """Another text for what stands between two positions."""
+
+    start: int
+    end: int
+    text: str
+
+
+def replace_members(body: bytes, values: Mapping[str, Any]) -> bytes:
+    """The body with these values for these names; ValueError if it is no JSON object."""
     text = body.decode("utf-8")
-    opening, members = object_members(text)
-    texts = {name: json.dumps(value) for name, value in values.items()}
+    return edited(text, member_edits(text, values)).encode("utf-8")
+
+
+def edited(text: str, edits: Iterable[Edit]) -> str:
+    """The text with edits that do not overlap."""
     parts: List[str] = []
     position = 0
-    for member in members:
-        if member.name in texts:
-            parts += [text[position : member.start], texts[member.name]]
-            position = member.end
-    changed = "".join([*parts, text[position:]])
+    for edit in sorted(edits):
+        parts += [text[position : edit.start], edit.text]
+        position = edit.end
+    return "".join([*parts, text[position:]])
+
+
+def member_edits(text: str, values: Mapping[str, Any]) -> List[Edit]:
+    """What gives these names these values; one that is missing is put in front.
+
+    A name that is there several times is changed everywhere: readers differ in which one counts.
+    """
+    opening, members = object_members(text)
+    texts = {name: json.dumps(value) for name, value in values.items()}
+    edits = [Edit(m.start, m.end, texts[m.name]) for m in members if m.name in texts]
     found = {member.name for member in members}
     missing = [f"{json.dumps(n)}: {value}" for n, value in texts.items() if n not in found]
     if missing:
         comma = ", " if members else ""
-        changed = changed[:opening] + ", ".join(missing) + comma + changed[opening:]
-    return changed.encode("utf-8")
+        edits.append(Edit(opening, opening, ", ".join(missing) + comma))
+    return edits
+
+
+def cut_items(text: str, start: int, unwanted: Callable[[Any], bool], stand_in: str) -> List[Edit]:
+    """What takes the unwanted items out of the array at `start`; `stand_in` if none is left."""
+    items = array_items(text, start)
+    kept = [number for number, item in enumerate(items) if not unwanted(item.value)]
+    if len(kept) == len(items):
+        return []
+    if not kept:
+        return [Edit(items[0].start, items[-1].end, stand_in)]
+    # With the comma behind it, but the last ones with the comma in front of them.
+    cut = sorted(set(range(kept[-1])).difference(kept))
+    last = [Edit(items[kept[-1]].end, items[-1].end, "")] if kept[-1] < len(items) - 1 else []
+    return [*(Edit(items[n].start, items[n + 1].start, "") for n in cut), *last]
+
+
+def array_items(text: str, start: int) -> List[Item]:
+    """The items of the array at this position, in order; none where there is no array."""
+    if text[start : start + 1] != "[":
+        return []
+    items: List[Item] = []
+    at = skip_blanks(text, start + 1)
+    while text[at : at + 1] != "]":
+        at = skip_blanks(text, skip_mark(text, at, ",")) if items else at
+        value, end = ROUTING_DECODER.raw_decode(text, at)
+        items.append(Item(value, at, end))
+        at = skip_blanks(text, end)
+    return items
 
 
 def object_members(text: str) -> Tuple[int, List[Member]]:

@@ -7,13 +7,16 @@ stream go by and reads the few frames that tell usage; if it cannot, the stream 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from claude_proxy.agents import CallListener
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import Event
 from claude_proxy.exchange import Exchange
+from claude_proxy.http1 import HTTP_UNSAFE
+from claude_proxy.json_edit import read_members
 from claude_proxy.sse import FrameSplitter, frame_data
 
 HeaderList = Tuple[Tuple[str, str], ...]
@@ -28,8 +31,14 @@ OWN_REQUEST_HEADERS = HOP_HEADERS | {"accept-encoding", "x-proxy-notes"}
 CREDENTIAL_HEADERS = frozenset(("authorization", "x-api-key", "cookie"))
 DROPPED_RESPONSE_HEADERS = HOP_HEADERS | {"set-cookie"}
 
-# Frames with these words tell of usage or of the end; all others pass unread.
-TELLING_WORDS = (b'"usage"', b'"stop_reason"', b"error")
+HEADER_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+# Frames with these words tell of usage or of the end; all others pass unread. Inside of a JSON text
+# quotes have a backslash in front, so what a model says never looks like one of them.
+TELLING_WORDS = (b'"usage"', b'"stop_reason"', b'"error"')
+FRAME_ENDS = (b"\n\n", b"\n\r\n")
+LONGEST_HELD = 65536
+SINGLE_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def connection_named(headers: Mapping[str, str]) -> Set[str]:
@@ -44,19 +53,35 @@ def relayed_request_headers(headers: Mapping[str, str]) -> HeaderList:
 
 
 def relayed_response_headers(headers: Mapping[str, str]) -> HeaderList:
+    """An upstream's headers without those of the hop, and without what is no header."""
     dropped = DROPPED_RESPONSE_HEADERS | connection_named(headers)
-    return tuple((name, value) for name, value in headers.items() if name not in dropped)
+    return tuple(
+        (name, HTTP_UNSAFE.sub(" ", value))
+        for name, value in headers.items()
+        if name not in dropped and HEADER_TOKEN.fullmatch(name)
+    )
 
 
-def client_credentials(headers: Mapping[str, str], own_keys: Iterable[str]) -> HeaderList:
-    """The client's credential headers that are meant for the upstream: none that is our own key."""
+def client_credentials(headers: Mapping[str, str], is_ours: Callable[[str], bool]) -> HeaderList:
+    """The client's credential headers that are meant for the upstream: none that opens this
+    proxy."""
     kept = []
     for name in ("x-api-key", "authorization"):
         value = headers.get(name, "")
         bare = value.partition(" ")[2].strip() if name == "authorization" else value
-        if value and bare not in own_keys and value not in own_keys:
+        if value and not is_ours(bare) and not is_ours(value):
             kept.append((name, value))
     return tuple(kept)
+
+
+def is_event_stream(headers: Mapping[str, str]) -> bool:
+    return "text/event-stream" in headers.get("content-type", "").lower()
+
+
+def end_of_frames(piece: bytes) -> int:
+    """Where the last whole frame of a piece ends; 0 if none does."""
+    ends = [at + len(end) for at, end in ((piece.rfind(end), end) for end in FRAME_ENDS) if at >= 0]
+    return max(ends, default=0)
 
 
 class RelayWatch:
@@ -66,54 +91,104 @@ class RelayWatch:
         self._exchange = exchange
         self._listener = listener
         self._splitter: Optional[FrameSplitter] = FrameSplitter()
-        self.failed: Optional[str] = None  # the type of an error event
+        self._held: List[bytes] = []  # the beginning of a frame
+        self._held_bytes = 0
+        self._long_frames = False
 
     def see(self, piece: bytes) -> None:
-        """Never raises: what cannot be read is nobody's business here."""
+        """Never raises: what cannot be read is nobody's business here.
+
+        Frames are taken apart only where something may be told in them; one that is cut between
+        two pieces is looked at when it is whole.
+        """
         if self._exchange.first_event is None:
             self._exchange.first_event = self._exchange.clock()
+        end = len(piece) if piece.endswith(FRAME_ENDS) else end_of_frames(piece)
+        if self._long_frames or not end:
+            self._hold(piece)
+            return
+        frames = piece[:end]
+        if self._held:
+            frames = b"".join((*self._held, frames))
+        self._held = [piece[end:]] if end < len(piece) else []
+        self._held_bytes = 0
+        if self._concerns(frames):
+            self._take_apart(frames)
+
+    def end(self) -> None:
+        """Read what stands behind the last blank line."""
+        self._take_apart(b"".join((*self._held, b"\n\n")))
+
+    def _hold(self, piece: bytes) -> None:
+        """Wait for a frame's end. Where none is found for long, the splitter looks for it alone."""
+        self._held.append(piece)
+        self._held_bytes += len(piece)
+        if self._long_frames or self._held_bytes > LONGEST_HELD:
+            self._long_frames = True
+            self._take_apart(b"".join(self._held))
+            self._held = []
+
+    def _take_apart(self, data: bytes) -> None:
         if self._splitter is None:
             return
         try:
-            frames = self._splitter.feed(piece)
+            frames = self._splitter.feed(data)
         except ProxyError:
             self._splitter = None  # an event too large to be held
             return
         for frame in frames:
-            if any(word in frame for word in TELLING_WORDS) or self._is_heard(frame):
+            if self._concerns(frame):
                 self._read(frame)
 
-    def _is_heard(self, frame: bytes) -> bool:
-        """Whether somebody listens for calls of agents, and this frame may be of one."""
+    def _concerns(self, data: bytes) -> bool:
+        """Whether there may be something here that somebody wants to know."""
+        usage, stop_reason, error = TELLING_WORDS
+        if usage in data or stop_reason in data or error in data:
+            return True
+        # Somebody listens for calls of agents, and this may be one.
         listener = self._listener
-        return listener is not None and (listener.listening or b'"tool_use"' in frame)
+        return listener is not None and (listener.listening or b'"tool_use"' in data)
 
     def _read(self, frame: bytes) -> None:
-        try:
-            event = json.loads(frame_data(frame)[1])
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(event, dict):
+        event = read_members(frame_data(frame)[1])
+        if event is None:
             return
         if event.get("type") == "error":
-            error = event.get("error")
-            self.failed = str(error.get("type")) if isinstance(error, dict) else "error"
+            self._exchange.facts["error"] = error_word(event)
         elif event.get("type") in ("message_start", "message_delta"):
-            self._exchange.note_usage(event)
-        elif self._listener is not None:
+            self._exchange.note_usage(told_event(event))
+        elif self._listener is not None and isinstance(event.get("index"), int):
             self._listener.hear(event)
+
+
+def as_members(value: Any) -> Dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def told_event(event: Mapping[str, Any]) -> Event:
+    """What an event tells of usage and of the end, whatever else its members are."""
+    message = as_members(event.get("message"))
+    usage = as_members(event.get("usage")) or as_members(message.get("usage"))
+    return {"usage": usage, "delta": {"stop_reason": logged_word(as_members(event.get("delta")))}}
+
+
+def logged_word(members: Mapping[str, Any], name: str = "stop_reason") -> Optional[str]:
+    """A member that is a single word; other text is not for logs."""
+    word = members.get(name)
+    return word if isinstance(word, str) and SINGLE_WORD.fullmatch(word) else None
+
+
+def error_word(event: Mapping[str, Any]) -> str:
+    return logged_word(as_members(event.get("error")), "type") or "error"
 
 
 def note_whole_answer(
     exchange: Exchange, body: bytes, listener: Optional[CallListener] = None
 ) -> None:
     """Read usage, stop reason and calls of agents of a message that came whole."""
-    try:
-        message = json.loads(body)
-    except (ValueError, RecursionError):
-        return
-    if isinstance(message, dict) and message.get("type") == "message":
-        exchange.note_usage({"message": message, "delta": message})
+    message = read_members(body)
+    if message is not None and message.get("type") == "message":
+        exchange.note_usage(told_event({"message": message, "delta": message}))
         if listener is not None:
             listener.hear_message(message)
 
@@ -142,11 +217,18 @@ def frame_events(frame: bytes) -> List[Event]:
         event = json.loads(data)
     except (ValueError, RecursionError):
         raise ProxyError(502, "the upstream sent an event that is not JSON") from None
-    if not isinstance(event, dict):
+    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
         return []
-    if event.get("type") == "error":
-        raise event_error(event)
-    return [event]
+    if event["type"] == "error":
+        raise EventError(event)
+    return [event] if is_sound(event) else []
+
+
+def is_sound(event: Event) -> bool:
+    """Whether the members that are read here are objects, where they are there at all."""
+    message = as_members(event.get("message"))
+    members = (*map(event.get, ("message", "delta", "usage")), message.get("usage"))
+    return all(member is None or isinstance(member, dict) for member in members)
 
 
 EVENT_ERROR_STATUSES: Dict[str, int] = {
@@ -156,11 +238,13 @@ EVENT_ERROR_STATUSES: Dict[str, int] = {
 }  # fmt: skip
 
 
-def event_error(event: Mapping[str, Any]) -> ProxyError:
+class EventError(ProxyError):
     """An `error` event as the error that it would have been by status."""
-    error = event.get("error")
-    error = error if isinstance(error, dict) else {}
-    kind = str(error.get("type") or "api_error")
-    status = EVENT_ERROR_STATUSES.get(kind, 500)
-    message = str(error.get("message") or "the upstream reported an error without a message")
-    return ProxyError(status, message, kind, upstream_status=200)
+
+    def __init__(self, event: Event) -> None:
+        error = as_members(event.get("error"))
+        kind = str(error.get("type") or "api_error")
+        status = EVENT_ERROR_STATUSES.get(kind, 500)
+        message = str(error.get("message") or "the upstream reported an error without a message")
+        super().__init__(status, message, kind, upstream_status=200)
+        self.event = event

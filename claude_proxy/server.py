@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 import socket
 import socketserver
 import time
@@ -159,6 +160,11 @@ class Server(ThreadingHTTPServer):
                 self.say_no_files_left()
             raise
 
+    def take_waiting(self) -> None:
+        """Serve the connections that wait to be accepted: closing the listener would reset them."""
+        while select.select([self.socket], [], [], 0)[0]:
+            self._handle_request_noblock()
+
     def say_no_files_left(self) -> None:
         """Once in a while, and without spinning: the connection still waits to be accepted."""
         now = time.monotonic()
@@ -168,6 +174,8 @@ class Server(ThreadingHTTPServer):
         time.sleep(0.1)
 
     def server_bind(self) -> None:
+        if self.app.config.listen_reuse_port:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # HTTPServer's own asks DNS for the host's name, which can hang for seconds.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]

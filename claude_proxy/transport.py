@@ -47,6 +47,7 @@ LONGEST_ERROR_BODY = 65536
 LAST_CHUNK_SECONDS = 0.02
 LONGEST_INFLATED_PIECE = 1 << 20
 
+BODILESS_METHODS = ("GET", "HEAD", "DELETE", "OPTIONS")
 RETRIED_STATUSES = frozenset((408, 429, 500, 502, 503, 504, 529))
 # A kept-alive connection that ends later than this after a request had one that was read.
 STALE_SECONDS = 1.0
@@ -228,8 +229,9 @@ class Transport:
         own = [
             ("host", host if call.target.port == standard else f"{host}:{call.target.port}"),
             ("accept-encoding", "identity"),
-            ("content-length", str(len(call.body))),
         ]
+        if call.body or call.method not in BODILESS_METHODS:
+            own.append(("content-length", str(len(call.body))))
         named = {name.lower() for name, _ in call.headers}
         return [
             *((n, v) for n, v in own if n not in named or n == "content-length"),

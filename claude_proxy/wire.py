@@ -36,6 +36,7 @@ from claude_proxy.http1 import (
 from claude_proxy.sse import encode_json
 
 JSON_HEADERS = (("content-type", "application/json"),)
+BODILESS_STATUSES = (204, 304)
 READ_BYTES = 65536
 SEND_AT_ONCE = getattr(socket, "MSG_DONTWAIT", 0)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -299,11 +300,18 @@ class Reply:
             if self._opened:
                 return self._frame(body) + self._end()
             self.status = response.status
-            length = ("content-length", str(len(body)))
-            head = self._head(response.status, (*response.headers, length))
+            head = self._head(response.status, (*response.headers, *self._length(response, body)))
             return head if self._head_only else head + body
 
         self._wire.send_locked(make)
+
+    def _length(self, response: HttpResponse, body: bytes) -> Tuple[Tuple[str, str], ...]:
+        """How long the body is, except where none can be (RFC 9110, 8.6) or it stays unknown."""
+        told = any(name == "content-length" for name, _ in response.headers)
+        unknown = self._head_only and not body
+        if told or unknown or response.status in BODILESS_STATUSES:
+            return ()
+        return (("content-length", str(len(body))),)
 
     def _send_pieces(self, response: HttpResponse, pieces: Iterable[bytes]) -> None:
         clock, send, frame = self._wire.clock, self._wire.send, self._frame
@@ -332,7 +340,8 @@ class Reply:
         return self._head(status, (*headers, *framing)) + self._frame(opening)
 
     def _frame(self, piece: bytes) -> bytes:
-        return encode_chunk(piece) if self._chunked else piece
+        # An empty chunk would be the last one.
+        return encode_chunk(piece) if self._chunked and piece else piece
 
     def _end(self) -> bytes:
         return LAST_CHUNK if self._chunked else b""

@@ -236,7 +236,7 @@ class RunningProxy:
         self.app = form.build_app(config, self.log, self.inflight)
         self.server = form.Server(self.app, self.inflight)
         self.inflight.start()
-        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.002,), daemon=True)
         self._thread.start()
         self.port = self.server.port
 

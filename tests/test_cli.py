@@ -221,3 +221,15 @@ def test_printed_texts(option):
     out = io.StringIO()
     assert main([option], environ={}, out=out) == 0
     assert "OPENAI_BASE_URL" in out.getvalue()
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="no SO_REUSEPORT here")
+def test_two_processes_on_one_port(command, tmp_path):
+    settings = {"LISTEN_REUSE_PORT": "true"}
+    with Started(command, tmp_path, **settings) as first, \
+            Started(command, tmp_path, **settings, LISTEN_PORT=str(first.port)) as second:
+        assert second.port == first.port
+        assert all(ask(first.port, path="/health", method="GET").status == 200 for _ in range(10))
+        assert first.end(signal.SIGTERM)[0] == 0
+        assert ask(second.port, path="/health", method="GET").status == 200
+        second.end(signal.SIGTERM)

@@ -7,7 +7,14 @@ import random
 
 import pytest
 
-from claude_proxy.json_edit import object_members, read_members, replace_members
+from claude_proxy.json_edit import (
+    array_items,
+    cut_items,
+    edited,
+    object_members,
+    read_members,
+    replace_members,
+)
 
 HUGE = "1" * 5000
 EDITS = [
@@ -88,3 +95,23 @@ def test_what_cannot_be_read_is_none(body):
 def test_large_bodies_are_edited_fast():
     body = json.dumps({"messages": ["x" * 100] * 20_000, "model": "a"}).encode()
     assert replace_members(body, {"model": "b"}) == body[: -len('"a"}')] + b'"b"}'
+
+
+ITEMS = [
+    ("[1,2,3]", {1}, "[2,3]"), ("[1,2,3]", {2}, "[1,3]"), ("[1,2,3]", {3}, "[1,2]"), ("[ 1 , 2 ,\n3 ]", {1, 3}, "[ 2 ]"),
+    ("[1,2,3,4]", {2, 3}, "[1,4]"), ("[1,2,3]", {2, 3}, "[1]"), ("[ 1,2 ]", {1, 2}, "[ 0 ]"), ("[1,2]", {9}, "[1,2]"),
+    ("[]", {1}, "[]"), ("[ ]", {1}, "[ ]"), ("{}", {1}, "{}"), ('"[1]"', {1}, '"[1]"'), ("[[1],1.0,1]", {1}, "[[1]]"),
+]
+
+
+@pytest.mark.parametrize("text,unwanted,expected", ITEMS)
+def test_items_are_cut_out(text, unwanted, expected):
+    edits = cut_items(text, 0, lambda value: isinstance(value, (int, float)) and value in unwanted, "0")
+    assert edited(text, edits) == expected
+    assert json.loads(expected) is not None
+
+
+@pytest.mark.parametrize("text", ["[", "[1", "[1,", "[1,]", "[1 2]", "[,]", "[1}"])
+def test_what_is_no_array_is_not_cut(text):
+    with pytest.raises(ValueError):
+        array_items(text, 0)

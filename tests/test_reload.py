@@ -104,3 +104,16 @@ def test_a_stream_under_way_keeps_its_settings(command, tmp_path):
 ])
 def test_what_changed_is_told_by_name(before, after, names):
     assert changed_settings(load_config(before), load_config(after)) == names
+
+
+def test_what_waits_to_be_accepted_is_answered_before_the_end(command, tmp_path):
+    """A balancer may have connected just before the proxy was stopped."""
+    with ScriptedUpstream(text_answer("fine")) as upstream:
+        proxy = Reloadable(command, tmp_path, settings(upstream, DRAIN_DELAY="0.3"))
+        proxy.process.send_signal(signal.SIGTERM)
+        assert wait_until(lambda: any('"draining"' in line for line in proxy.log))
+        assert ask(proxy.port, path="/health", method="GET").status == 503
+        answer = ask(proxy.port, message_body())
+        assert text_of(answer) == "fine" and answer.headers["connection"] == "close"
+        assert proxy.process.wait(10) == 0
+        proxy.process.stdout.close()

@@ -11,19 +11,29 @@ this proxy does not.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from typing import Any, Dict, List, Optional, Tuple
+from functools import partial
+from typing import Any, Dict, List
 
-from claude_proxy.config import VERSION, Config
+from claude_proxy.config import REDCAP_TOKEN, VERSION, Config
 from claude_proxy.dialects.carriers import is_carrier
 from claude_proxy.dialects.chat_blocks import as_list
 from claude_proxy.errors import ProxyError, upstream_error
 from claude_proxy.events import Event, Message, Request, check_grammar, events_to_message
 from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest
-from claude_proxy.json_edit import replace_members
+from claude_proxy.json_edit import (
+    Edit,
+    array_items,
+    cut_items,
+    edited,
+    iter_members,
+    member_edits,
+    object_members,
+)
 from claude_proxy.keys import KeyRing, ask_with_keys, parse_keys
 from claude_proxy.pool import split_url
 from claude_proxy.relay import (
@@ -85,12 +95,9 @@ class AnthropicUpstream:
 
         Where there are several keys, one that is refused for its rate rests and the next is tried.
         """
-        headers = self._headers(http)
+        headers = self._headers(http, body)
         if not len(self._ring):
-            own = client_credentials(http.headers, own_keys(self._config))
-            if not own and not self._replaced_credential():
-                raise ProxyError(401, NO_CREDENTIAL)
-            return self._send(http, (*own, *headers), body, exchange)
+            return self._send(http, (*self._credentials(http), *headers), body, exchange)
 
         def send(key: str) -> UpstreamResponse:
             return self._send(http, (("x-api-key", key), *headers), body, exchange)
@@ -109,25 +116,32 @@ class AnthropicUpstream:
         call = Call(http.method, target, path, kept, body, False, seconds, retries)
         return self._transport.request(exchange, call)
 
-    def _headers(self, http: HttpRequest) -> HeaderList:
+    def _headers(self, http: HttpRequest, body: bytes) -> HeaderList:
         """The client's headers, and what a client of another kind has left out."""
         headers = relayed_request_headers(http.headers)
         usual = {
             "anthropic-version": self._config.anthropic_version,
-            "content-type": "application/json",
             "user-agent": f"claude_proxy/{VERSION}",
+            **({"content-type": "application/json"} if body else {}),
         }
         named = {name for name, _ in headers}
         return (*headers, *((n, v) for n, v in usual.items() if n not in named))
 
-    def _replaced_credential(self) -> bool:
-        names = {name for name, _ in self._config.custom_headers}
-        return bool(names & {"authorization", "x-api-key"})
+    def _credentials(self, http: HttpRequest) -> HeaderList:
+        """The client's own, or none where a custom header is one; ProxyError(401) for neither."""
+        if {name for name, _ in self._config.custom_headers} & {"authorization", "x-api-key"}:
+            return ()
+        own = client_credentials(http.headers, partial(opens_proxy, self._config))
+        if not own:
+            raise ProxyError(401, NO_CREDENTIAL)
+        return own
 
 
-def own_keys(config: Config) -> Tuple[str, ...]:
-    """Keys that open this proxy: they are nobody else's business."""
-    return tuple(key for key in (config.anthropic_api_key, config.redcap_api_token) if key)
+def opens_proxy(config: Config, key: str) -> bool:
+    """Whether a key is for this proxy, or for REDCap behind it: then it is nobody else's."""
+    if key in (config.anthropic_api_key, config.redcap_api_token):
+        return bool(key)
+    return config.upstream == "redcap" and bool(re.fullmatch(REDCAP_TOKEN, key))
 
 
 def shown_as(exchange: Exchange, events: Iterator[Event]) -> Iterator[Event]:
@@ -142,27 +156,42 @@ def shown_as(exchange: Exchange, events: Iterator[Event]) -> Iterator[Event]:
 # --- what is changed in a body -------------------------------------------------------------------
 
 
-def relayed_body(body: bytes, request: Optional[Request], values: Mapping[str, Any]) -> bytes:
+def relayed_body(body: bytes, values: Mapping[str, Any]) -> bytes:
     """The client's bytes with nothing changed but these values, and foreign thinking left out.
 
-    ProxyError(400) if something has to be changed in what cannot be read.
+    ProxyError(400) if a value has to be changed in what cannot be read.
     """
-    changes = dict(values)
-    if request is not None and has_foreign_thinking(body):
-        changes["messages"] = without_foreign_thinking(request)["messages"]
-    if not changes:
+    foreign = FOREIGN_MARKS.search(body) is not None
+    if not values and not foreign:
         return body
     try:
-        return replace_members(body, changes)
+        text = body.decode("utf-8")
+        edits = [*member_edits(text, values), *(foreign_thinking(text) if foreign else ())]
+        return edited(text, edits).encode("utf-8")
     except (ValueError, RecursionError):
-        raise ProxyError(400, "the request body is not a JSON object that can be routed") from None
+        if not values:
+            return body  # the API itself says what is wrong with it
+    raise ProxyError(400, "the request body is not a JSON object that can be routed")
 
 
-def has_foreign_thinking(body: bytes) -> bool:
-    """Whether there may be a signature that the API has not made; cheap, and never misses one."""
-    return b'"cp1.' in body or any(
-        mark in body for mark in (b'"signature":""', b'"signature": ""')
-    )
+# Where none of these is, there is no signature but the API's own.
+FOREIGN_MARKS = re.compile(rb'"cp1\.|"signature"[ \t\r\n]*:[ \t\r\n]*(?:""|null)')
+STAND_IN = {"type": "text", "text": "(no content)"}
+
+
+def foreign_thinking(text: str) -> Iterator[Edit]:
+    """What takes thinking that the API has not signed out of a request's messages."""
+    for member in object_members(text)[1]:
+        messages = array_items(text, member.start) if member.name == "messages" else ()
+        for message in messages:
+            if thinks_foreign(message.value):
+                yield from cut_thinking(text, message.start)
+
+
+def cut_thinking(text: str, start: int) -> Iterator[Edit]:
+    for member in iter_members(text, start + 1):
+        if member.name == "content":
+            yield from cut_items(text, member.start, is_foreign, encode_json(STAND_IN))
 
 
 def without_foreign_thinking(request: Request) -> Request:
@@ -187,7 +216,7 @@ def thinks_foreign(message: Any) -> bool:
 def own_thinking(message: Dict[str, Any]) -> Dict[str, Any]:
     """A message without foreign thinking; it may not be left empty."""
     kept: List[Any] = [block for block in message["content"] if not is_foreign(block)]
-    return {**message, "content": kept or [{"type": "text", "text": "(no content)"}]}
+    return {**message, "content": kept or [STAND_IN]}
 
 
 # --- a whole answer of a streamed one ------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import Callable, Dict, List, Tuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+from tests.clients.balancers import BALANCER_CHECKS
 from tests.clients.claude_code import CLAUDE_CODE_CHECKS
 from tests.clients.install import InstallError, default_folder, open_cache
 from tests.clients.lab import Lab, Skipped, Trap, end_leftovers
@@ -26,6 +27,7 @@ from tests.clients.llama_server import LLAMA_CHECKS
 from tests.clients.other_server import OTHER_SERVER_CHECKS
 from tests.clients.providers import PROVIDER_CHECKS
 from tests.clients.redcap import REDCAP_CHECKS, SLOW_REDCAP_CHECKS
+from tests.clients.relay import RELAY_CHECKS
 from tests.clients.sdks import SDK_CHECKS
 from tests.clients.single_file import SINGLE_FILE_CHECKS
 
@@ -37,8 +39,10 @@ CHECKS: Dict[str, Check] = {
     **PROVIDER_CHECKS,
     **REDCAP_CHECKS,
     **SLOW_REDCAP_CHECKS,
+    **RELAY_CHECKS,
     **SDK_CHECKS,
     **OTHER_SERVER_CHECKS,
+    **BALANCER_CHECKS,
     **LLAMA_CHECKS,
 }
 
