@@ -25,6 +25,7 @@ from claude_proxy.dialects.text_turns import text_tool_events
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import Event, Request, check_grammar, events_to_message, message_start
 from claude_proxy.exchange import NEVER, AnswerForm, Exchange
+from claude_proxy.fallback import PASSING_STATUSES, begun_answer, moves_on
 from claude_proxy.forwards import ATTEMPT_FACTS, begin_forward, fail_forward
 from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.json_edit import read_members
@@ -32,14 +33,13 @@ from claude_proxy.relay import (
     EventError,
     RelayWatch,
     error_word,
-    frame_events,
     is_event_stream,
     note_whole_answer,
     relayed_response_headers,
 )
 from claude_proxy.routes import RouteFacts, plan_routes
 from claude_proxy.routing import Route, choose_route
-from claude_proxy.sse import FrameSplitter, encode_json
+from claude_proxy.sse import encode_json
 from claude_proxy.summaries import Summaries, summary_request
 from claude_proxy.tokens import count_input_tokens
 from claude_proxy.transport import UpstreamResponse
@@ -65,10 +65,6 @@ LONGEST_NOTES = 1024
 LONGEST_LOGGED_NAME = 200
 NOTES_HEADER = "x-proxy-notes"
 ROUTE_HEADER = "x-proxy-route"
-# Where a relayed stream's first event is longer, it is no error.
-LONGEST_FIRST_FRAME = 65536
-# Failures of one place that another may not have.
-PASSING_STATUSES = frozenset((429, *range(500, 600)))
 # A relayed answer that is no stream is held until it is whole, but no more of it than this.
 LARGEST_HELD = 8 * 1024 * 1024
 # Of a stream's headers a message that is made of it has no use for these.
@@ -173,46 +169,6 @@ def tried_answer(
             raise
         note_tried(exchange, route, error)
     return None
-
-
-def begun_answer(answer: HttpResponse, exchange: Exchange) -> HttpResponse:
-    """A relayed answer; ProxyError if it is a stream whose first event is a passing failure."""
-    headers = dict(answer.headers)
-    streamed = not isinstance(answer.body, bytes) and answer.status == 200
-    if not streamed or "content-encoding" in headers:
-        return answer
-    pieces, splitter, held = iter(answer.body), FrameSplitter(), b""
-    for piece in pieces:
-        held += piece
-        frames = splitter.feed(piece)
-        if frames or len(held) > LONGEST_FIRST_FRAME:
-            raise_passing(frames[:1], pieces, exchange)
-            break
-    return answer._replace(body=rejoined(held, pieces))
-
-
-def raise_passing(frames: List[bytes], pieces: Any, exchange: Exchange) -> None:
-    """Raise the failure that these frames tell of, if another place may not have it."""
-    try:
-        for frame in frames:
-            frame_events(frame)
-    except ProxyError as error:
-        if moves_on(error):
-            pieces.close()
-            exchange.first_event = None  # it was none
-            raise
-
-
-def rejoined(held: bytes, pieces: Any) -> Iterator[bytes]:
-    with closing(pieces):
-        if held:
-            yield held
-        yield from pieces
-
-
-def moves_on(error: ProxyError) -> bool:
-    """Whether another place may do better. A used-up quota comes as 429 and is told as 402."""
-    return error.status in PASSING_STATUSES or (error.status, error.upstream_status) == (402, 429)
 
 
 def note_tried(exchange: Exchange, route: Route, error: ProxyError) -> None:
@@ -452,7 +408,7 @@ def demoted_answer(
     try:
         told = fold_stream(response, exchange)
     except EventError as error:
-        if may_move and moves_on(error):
+        if may_move and exchange.first_event is None and moves_on(error):
             raise
         word = error_word(error.event)
         exchange.facts.update(upstream_status=200, failed_forward=True, error=word)
