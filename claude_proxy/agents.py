@@ -24,6 +24,7 @@ AGENT_HEADER = "x-claude-code-agent-id"
 SESSION_HEADER = "x-claude-code-session-id"
 AGENT_TOOLS = ("Agent", "Task")
 MOST_CALLS_KEPT = 4096
+LONGEST_NAME = 200
 # An agent's own text shorter than this could begin many prompts.
 SHORTEST_PROMPT = 20
 
@@ -45,7 +46,9 @@ class AgentCalls:
     def keep(self, session: str, prompt: str, name: str) -> None:
         key = call_hash(session, prompt)
         with self._lock:
-            self._names.setdefault(key, set()).add(name)
+            names = self._names.setdefault(key, set())
+            if len(names) < 2:  # two are ambiguous, and more are no more than that
+                names.add(name[:LONGEST_NAME])
             self._names.move_to_end(key)
             while len(self._names) > MOST_CALLS_KEPT:
                 self._names.popitem(last=False)
@@ -77,22 +80,36 @@ def find_agent(
     called = calls.name_of(headers.get(SESSION_HEADER, ""), first_prompt(request))
     if called in names:
         return AgentFound(str(called), "agent call")
-    own = agent_system_text(request)
-    fits = [name for name, text in prompts.items() if name in names and own.startswith(text)]
-    longest = max(fits, key=lambda name: len(prompts[name]), default=None)
-    return AgentFound(longest, "system prompt") if longest and called is None else None
+    written = agent_of_prompt(agent_system_text(request), prompts) if called is None else None
+    return AgentFound(written, "system prompt") if written in names and written else None
+
+
+def agent_of_prompt(system: str, prompts: Mapping[str, str]) -> Optional[str]:
+    """The agent whose file's text a system prompt begins with: of several that fit the longest, for
+    a shorter one may be how another begins. None if two have the same text."""
+    fits = [name for name, text in prompts.items() if begins_with(system, text)]
+    longest = max((len(prompts[name]) for name in fits), default=0)
+    named = [name for name in fits if len(prompts[name]) == longest]
+    return named[0] if len(named) == 1 else None
+
+
+def begins_with(system: str, text: str) -> bool:
+    """Whether a text stands at the beginning, to the end of a line."""
+    system = system.lstrip()
+    return system.startswith(text) and system[len(text) :].lstrip(" \t")[:1] in ("", "\r", "\n")
 
 
 def first_prompt(request: Request) -> str:
     """The last text of the first user message: what the agent was called with."""
     messages = request.get("messages")
-    users = (m for m in messages if isinstance(m, dict) and m.get("role") == "user")
-    content = next(users, {}).get("content") if isinstance(messages, list) else None
+    listed = messages if isinstance(messages, list) else []
+    users = (m for m in listed if isinstance(m, dict) and m.get("role") == "user")
+    content = next(users, {}).get("content")
     if isinstance(content, str):
         return content
     blocks = content if isinstance(content, list) else []
     texts = [b.get("text") for b in blocks if isinstance(b, dict) and b.get("type") == "text"]
-    return str(texts[-1]) if texts else ""
+    return str(texts[-1] or "") if texts else ""
 
 
 def agent_system_text(request: Request) -> str:
@@ -120,6 +137,8 @@ class CallListener:
 
     def hear(self, event: Event) -> None:
         kind, index = event.get("type"), event.get("index")
+        if not isinstance(index, int):
+            return
         block, delta = event.get("content_block"), event.get("delta")
         if kind == "content_block_start" and is_agent_call(block):
             self._open[index] = []
@@ -166,7 +185,7 @@ def heard_events(events: Iterable[Event], listener: CallListener) -> Iterator[Ev
 # --- agents' files -------------------------------------------------------------------------------
 
 FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?\n(.*)\Z", re.DOTALL)
-FRONT_NAME = re.compile(r"^name:[ \t]*[\"']?([^\"'\r\n]+?)[\"']?[ \t]*$", re.MULTILINE)
+FRONT_NAME = re.compile(r"^name:[ \t]*[\"']?([^\"'\r\n]+?)[\"']?[ \t]*\r?$", re.MULTILINE)
 
 
 def read_agent_file(text: str) -> Optional[Tuple[str, str]]:

@@ -33,9 +33,11 @@ MODULES = (
     "routing", "auth", "exchange", "rate_limits", "inflight", "slots", "late", "pool", "proxies",
     "transport",
     "limits", "reasoning_memory", "json_edit", "agents", "relay", "routes", "keys",
+    "forwards", "fallback",
     "upstreams/upstream", "upstreams/openai", "upstreams/redcap_form", "upstreams/redcap_reply",
     "upstreams/redcap", "upstreams/demo", "upstreams/anthropic",
-    "wire", "answering", "metrics", "openapi", "audit", "app", "server", "cli", "__main__",
+    "wire", "answering", "metrics", "openapi", "audit", "app", "server", "explain", "cli",
+    "__main__",
 )
 NOT_JOINED = ("amalgamate.py", "__init__.py")
 # What these say about a module is not so of the single file.

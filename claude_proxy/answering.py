@@ -24,7 +24,9 @@ from claude_proxy.dialects.dialect import Dialect, parse_json_object
 from claude_proxy.dialects.text_turns import text_tool_events
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import Event, Request, check_grammar, events_to_message, message_start
-from claude_proxy.exchange import AnswerForm, Exchange
+from claude_proxy.exchange import NEVER, AnswerForm, Exchange
+from claude_proxy.fallback import PASSING_STATUSES, begun_answer, moves_on
+from claude_proxy.forwards import ATTEMPT_FACTS, begin_forward, fail_forward
 from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.json_edit import read_members
 from claude_proxy.relay import (
@@ -47,6 +49,7 @@ from claude_proxy.upstreams.anthropic import (
     fold_stream,
     relayed_body,
 )
+from claude_proxy.upstreams.redcap_form import redcap_window
 from claude_proxy.upstreams.upstream import Upstream
 from claude_proxy.wire import JSON_HEADERS, json_response
 
@@ -62,8 +65,6 @@ LONGEST_NOTES = 1024
 LONGEST_LOGGED_NAME = 200
 NOTES_HEADER = "x-proxy-notes"
 ROUTE_HEADER = "x-proxy-route"
-# Failures of one place that another may not have.
-PASSING_STATUSES = frozenset((429, 500, 502, 503, 504, 529))
 # A relayed answer that is no stream is held until it is whole, but no more of it than this.
 LARGEST_HELD = 8 * 1024 * 1024
 # Of a stream's headers a message that is made of it has no use for these.
@@ -126,6 +127,10 @@ def route_facts(answerer: Answerer, request: Request, exchange: Exchange) -> Rou
 
 def upstream_window(answerer: Answerer, route: Route) -> int:
     """The window that an upstream tells of for a model, 0 if it does not."""
+    if route.upstream == "redcap":
+        return redcap_window(route.model)
+    if not answerer.config.model_limits:
+        return 0
     catalog = getattr(answerer.upstreams.get(route.upstream), "catalog", None)
     return catalog.look_up(route.model).window if catalog else 0
 
@@ -140,25 +145,38 @@ def answer_request(
     request = read_request(answerer, http, dialect)
     asking = Asking(http, request, exchange, dialect)
     routes = plan_routes(answerer.config, route_facts(answerer, request, exchange))
-    for left in range(len(routes) - 1, 0, -1):
-        route = routes[-1 - left]
-        exchange.first_byte_limit = answerer.config.fallback_timeout
-        try:
-            return answer_by(answerer, asking, route, may_move=True)
-        except ProxyError as error:
-            if not moves_on(error) or not exchange.renew():
-                raise
-            note_tried(exchange, route, error)
-    exchange.first_byte_limit = 0.0
-    return answer_by(answerer, asking, routes[-1], may_move=False)
+    # The last one has an answer or raises.
+    answers = (tried_answer(answerer, asking, r, r is not routes[-1]) for r in routes)
+    return next(answer for answer in answers if answer is not None)
 
 
-def moves_on(error: ProxyError) -> bool:
-    return error.status in PASSING_STATUSES
+def tried_answer(
+    answerer: Answerer, asking: Asking, route: Route, may_move: bool
+) -> Optional[HttpResponse]:
+    """The answer by one route; None if it is another's turn. An error that is the client's tells,
+    as an answer does, what was asked."""
+    exchange, seconds = asking.exchange, answerer.config.fallback_timeout
+    exchange.move_at = exchange.clock() + seconds if may_move and seconds else NEVER
+    exchange.not_repeated = frozenset()
+    try:
+        return answer_by(answerer, asking, route, may_move)
+    except ProxyError as error:
+        early = may_move and exchange.first_event is None
+        moving = early and moves_on(error) and exchange.renew()
+        fail_forward(exchange, error, moving)
+        if not moving:
+            error.headers = (*error.headers, *own_headers(exchange))
+            raise
+        note_tried(exchange, route, error)
+    return None
 
 
 def note_tried(exchange: Exchange, route: Route, error: ProxyError) -> None:
+    """Note the failure of a route, and forget what was so of it alone."""
     tried = f"{route.upstream}:{route.model[:LONGEST_LOGGED_NAME]} {error.status}"
+    for name in ATTEMPT_FACTS:
+        exchange.facts.pop(name, None)
+    exchange.notes = []
     exchange.facts["tried"] = ", ".join(filter(None, [exchange.facts.get("tried"), tried]))
 
 
@@ -175,8 +193,11 @@ def answer_by(
     # Once pings have gone out the answer has begun, in events.
     untouched = asking.dialect.name == "anthropic" and not exchange.facts.get("tried")
     if isinstance(upstream, AnthropicUpstream) and untouched and not as_text:
-        return relay_answer(answerer, upstream, asking, route, may_move)
+        begin_forward(exchange, asking.http, asking.request)
+        answer = relay_answer(answerer, upstream, asking, route, may_move)
+        return begun_answer(answer, exchange) if may_move else answer
     request = {**request_of(answerer, asking), "model": route.model}
+    begin_forward(exchange, asking.http, request)
     exchange.form = answer_form(
         exchange, asking.dialect, asking.streaming, answerer.config.ping_interval
     )
@@ -387,7 +408,7 @@ def demoted_answer(
     try:
         told = fold_stream(response, exchange)
     except EventError as error:
-        if may_move and moves_on(error):
+        if may_move and exchange.first_event is None and moves_on(error):
             raise
         word = error_word(error.event)
         exchange.facts.update(upstream_status=200, failed_forward=True, error=word)

@@ -44,6 +44,7 @@ from claude_proxy.dialects.dialect import parse_json_object
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import events_to_message
 from claude_proxy.exchange import Exchange
+from claude_proxy.forwards import forward_failures
 from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.inflight import Inflight
 from claude_proxy.log import Log
@@ -475,6 +476,14 @@ def log_exchange(app: App, exchange: Exchange, request: Optional[HttpRequest], s
     )
 
 
+def log_failed_forwards(
+    app: App, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    """One line for each request to an upstream that failed, also where another has answered."""
+    for fields in forward_failures(exchange, status):
+        app.log.write("warning", "forward_failed", fields)
+
+
 QUIET_PATHS = ("/health", "/livez", "/metrics", "/openapi.json", "/")
 
 
@@ -495,4 +504,4 @@ def audit_exchange(
 
 
 # Told of every finished exchange, in this order.
-OBSERVERS = (leave_gate, log_exchange, count_exchange, audit_exchange)
+OBSERVERS = (leave_gate, log_failed_forwards, log_exchange, count_exchange, audit_exchange)

@@ -29,6 +29,7 @@ from claude_proxy.config_load import load_config, unknown_names
 from claude_proxy.dotenv import DotenvError, parse_dotenv
 from claude_proxy.errors import ProxyError
 from claude_proxy.exchange import Exchange
+from claude_proxy.explain import explain_request
 from claude_proxy.inflight import Inflight
 from claude_proxy.keys import parse_keys
 from claude_proxy.log import Log
@@ -79,6 +80,12 @@ def argument_parser() -> argparse.ArgumentParser:
         "--check-upstream", action="store_true", help="also ask the upstream for one word"
     )
     parser.add_argument(
+        "--explain-route",
+        metavar="FILE",
+        help="say where the request in a JSON file (- for stdin) would go, and why; the file is its"
+        ' body, or {"headers": {...}, "body": {...}}',
+    )
+    parser.add_argument(
         "--healthcheck", action="store_true", help="ask a running proxy for /health"
     )
     parser.add_argument(
@@ -122,6 +129,8 @@ def main(
     if options.check_config or options.check_upstream:
         shown = environ.get("ANTHROPIC_AUTH_TOKEN", "")
         return check(loaded, options.check_upstream, shown, out, err)
+    if options.explain_route:
+        return explain_route(loaded.config, options.explain_route, out, err)
     return run(loaded, out, err, partial(load_settings, options.env_file, environ))
 
 
@@ -251,6 +260,21 @@ def ask_in_time(app: App, shown: str) -> Dict[str, Any]:
         timer.cancel()
 
 
+def explain_route(config: Config, path: str, out: TextIO, err: TextIO) -> int:
+    """--explain-route: what would happen to the request in a file; nothing of it is sent."""
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        for line in explain_request(make_app(config, err), data):
+            print(line, file=out)
+    except OSError as error:
+        print(f"cannot read {path}: {error.strerror}", file=err)
+    except (ProxyError, UsageError) as error:
+        print(error, file=err)
+    else:
+        return EXIT_OK
+    return EXIT_FAILED
+
+
 def healthcheck(config: Config, err: TextIO) -> int:
     """Ask the proxy that these settings describe for its health, for containers without curl."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen_host, config.listen_host)
@@ -322,7 +346,13 @@ def make_app(config: Config, err: TextIO, inflight: Optional[Inflight] = None) -
     except ConfigError as error:
         raise UsageError(str(error)) from None
     except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"CA_FILE or CA_DIR: cannot be used as certificates: {error}") from None
+        named = (error.filename or "").startswith(config.subagent_folders or ("\0",))
+        what = (
+            "SUBAGENT_FOLDERS: cannot be read"
+            if named
+            else "CA_FILE or CA_DIR: cannot be used as certificates"
+        )
+        raise UsageError(f"{what}: {error}") from None
 
 
 def run(loaded: Loaded, out: TextIO, err: TextIO, reread: Callable[[], Loaded]) -> int:

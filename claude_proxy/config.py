@@ -502,7 +502,7 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("FALLBACK_MODELS", "", parse_names,
             "models, or upstream:model, tried in order when the chosen one fails", "Routing"),
     Setting("FALLBACK_TIMEOUT", "0", seconds_parser(low=0),
-            "seconds for a first byte before the next is tried; 0 waits as long as ever",
+            "seconds without an answer's begin before the next is tried; 0 waits as long as ever",
             "Routing"),
     Setting("KEY_COOLDOWN", "60", seconds_parser(),
             "seconds that one of several keys rests after a 429 or 529 without retry-after",

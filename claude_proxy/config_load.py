@@ -70,8 +70,8 @@ def load_config(
         except ConfigError as error:
             problems += error.problems
     problems += cross_check(values)
-    for name in ("CA_FILE", "CA_DIR", "CLIENT_CERT_FILE", "CLIENT_KEY_FILE"):
-        if values.get(name) and not path_exists(values[name]):
+    for name, paths in named_paths(values):
+        if not all(map(path_exists, paths)):
             problems.append(f"{found[name].variable}: nothing is there under this path")
     folder = os.path.dirname(values.get("AUDIT_FILE", ""))
     if folder and not path_exists(folder):
@@ -84,6 +84,13 @@ def load_config(
     values.update(resolve_models(values))
     fields = {name.lower(): value for name, value in values.items()}
     return Config(**fields, custom_headers=tuple(headers), sources=tuple(origins))
+
+
+def named_paths(values: Mapping[str, Any]) -> List[Tuple[str, Sequence[str]]]:
+    """The settings that name files or folders, with what they name."""
+    files = ("CA_FILE", "CA_DIR", "CLIENT_CERT_FILE", "CLIENT_KEY_FILE")
+    own = [(name, [values[name]]) for name in files if values.get(name)]
+    return [*own, ("SUBAGENT_FOLDERS", values.get("SUBAGENT_FOLDERS", ()))]
 
 
 def read_text_file(path: str) -> str:
@@ -198,6 +205,34 @@ def wants_redcap_token(upstream: str, redcap: str, forward: str) -> bool:
     return bool(redcap) and (upstream == "redcap" or not upstream and not forward)
 
 
+# Settings that may name an upstream -> the models in their values.
+ROUTING_TARGETS: Tuple[Tuple[str, Callable[[Any], Sequence[str]]], ...] = (
+    ("SUBAGENT_MAPPINGS", lambda rows: [target for _, target in rows]),
+    ("BACKGROUND_MODEL", lambda model: [model]),
+    ("VISION_MODEL", lambda model: [model]),
+    ("LONG_CONTEXT_MODEL", lambda model: [model]),
+    ("FALLBACK_MODELS", list),
+)
+# Upstream -> the settings of which one configures it.
+CONFIGURING: Dict[str, Tuple[str, ...]] = {
+    "openai": ("OPENAI_API_KEY", "OPENAI_BASE_URL"),
+    "redcap": ("REDCAP_API_URL",),
+    "anthropic": ("ANTHROPIC_FORWARD_URL", "ANTHROPIC_UPSTREAM_KEY"),
+}
+
+
+def missing_upstreams(values: Mapping[str, Any]) -> List[str]:
+    """Problems with routes to upstreams that are not there."""
+    return [
+        f"{name}: names the upstream {upstream}, which needs {' or '.join(settings)}"
+        for name, models in ROUTING_TARGETS
+        for upstream, settings in CONFIGURING.items()
+        if upstream != values.get("UPSTREAM")
+        and any(model.startswith(f"{upstream}:") for model in models(values.get(name, "")))
+        and all(setting in values and not values[setting] for setting in settings)
+    ]
+
+
 CROSS_CHECKS: Tuple[Tuple[Tuple[str, ...], Callable[..., bool], str], ...] = (
     (("LISTEN_HOST", "TRUST_PROXY", "AUTH_ENABLED", "ANTHROPIC_API_KEY", "AUTH_TOKEN",
       "REDCAP_API_TOKEN", "UPSTREAM", "REDCAP_API_URL", "ANTHROPIC_FORWARD_URL"),
@@ -262,11 +297,12 @@ CROSS_CHECKS: Tuple[Tuple[Tuple[str, ...], Callable[..., bool], str], ...] = (
 
 def cross_check(values: Mapping[str, Any]) -> List[str]:
     """Problems between settings; a check is left out where one of its values is itself wrong."""
-    return [
+    problems = [
         f"{names[0]}: {problem}"
         for names, holds, problem in CROSS_CHECKS
         if all(name in values for name in names) and not holds(*(values[name] for name in names))
     ]
+    return problems + missing_upstreams(values)
 
 
 def resolve_upstream(values: Mapping[str, Any]) -> Dict[str, str]:

@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.errors import CLIENT_GONE_STATUS, ProxyError
 from claude_proxy.events import Event
@@ -61,7 +61,10 @@ class Exchange:
         self.headers: Dict[str, str] = {}  # of the client's request
         self.endpoint = ""  # the path of the table that answers it
         self.answer_headers: List[Tuple[str, str]] = []  # on whatever is answered, errors too
-        self.first_byte_limit = 0.0  # seconds, where there is another route to try
+        self.move_at = NEVER  # when another route is tried if nothing of an answer has come
+        self.not_repeated: FrozenSet[int] = frozenset()  # statuses that another key may not get
+        self.forward: Dict[str, Any] = {}  # what a log has to know of the request to an upstream
+        self.failures: List[Dict[str, Any]] = []  # of requests to upstreams, a log line each
         self.first_event: Optional[float] = None
         self.open_block: Tuple[int, str] = (-1, "")
         self.usage: Dict[str, Any] = {}
@@ -79,7 +82,8 @@ class Exchange:
     def arm(self, seconds: float, waiting_for: str) -> None:
         """Allow `seconds` from now for what comes next; 0 means no limit."""
         self._waiting_for = waiting_for
-        self.deadline = self.clock() + seconds if seconds else NEVER
+        end = self.clock() + seconds if seconds else NEVER
+        self.deadline = min(end, self.move_at) if self.first_event is None else end
 
     def disarm(self) -> None:
         self.deadline = NEVER
@@ -117,12 +121,10 @@ class Exchange:
                 callback()
 
     def renew(self) -> bool:
-        """Go on after a wait that was too long, if nothing else has ended the exchange.
-
-        What else there may be (the client gone, TOTAL_TIMEOUT) the sweeper will find again.
-        """
+        """Go on after a wait that was too long, if nothing else has ended the exchange."""
         with self._lock:
-            if self.cancelled is not None and self.cancelled.status != 504:
+            ended = self.cancelled is not None and self.cancelled.status != 504
+            if ended or self.clock() > self._total_deadline:
                 return False
             self.cancelled, self.deadline = None, NEVER
             self._wake.clear()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from typing import Callable, Dict, Optional, Tuple
+from collections.abc import Collection, Sequence
+from typing import Callable, Dict, List, Optional, Tuple
 
 from claude_proxy.errors import ProxyError, retry_after_seconds
 from claude_proxy.exchange import Exchange
 from claude_proxy.transport import UpstreamResponse
 
-COOLING_STATUSES = (429, 529)
+COOLING_STATUSES = frozenset((429, 529))
+# However long an upstream says: it may have meant milliseconds, or have changed its mind.
+LONGEST_REST = 3600.0
 
 
 class KeyRing:
@@ -30,15 +32,16 @@ class KeyRing:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def take(self) -> Optional[str]:
+    def take(self, passed_over: Collection[str] = ()) -> Optional[str]:
         """The next key that may be used; None if there is none, or all of them are cooling."""
         with self._lock:
             now = self._clock()
             for step in range(len(self._keys)):
                 index = (self._next + step) % len(self._keys)
-                if self._cool_until.get(self._keys[index], 0.0) <= now:
+                key = self._keys[index]
+                if self._cool_until.get(key, 0.0) <= now and key not in passed_over:
                     self._next = index + 1
-                    return self._keys[index]
+                    return key
         return None
 
     def cool(self, key: str, seconds: Optional[float] = None) -> None:
@@ -46,7 +49,7 @@ class KeyRing:
         if len(self._keys) > 1:
             with self._lock:
                 wait = self._seconds if seconds is None else seconds
-                self._cool_until[key] = self._clock() + wait
+                self._cool_until[key] = self._clock() + min(wait, LONGEST_REST)
 
     def seconds_left(self) -> int:
         """Until the first key may be used again, at least 1."""
@@ -64,15 +67,19 @@ def ask_with_keys(
 ) -> UpstreamResponse:
     """Ask with one key after the other while they are refused for their rate; none twice.
 
-    The last refusal comes back as it is. ProxyError(429) if all keys are resting.
+    The last refusal comes back as it is. ProxyError(429) if all keys are resting. Where there is
+    another key, to repeat such a request with the same one would be a waste.
     """
     refused: Optional[UpstreamResponse] = None
-    for _ in range(len(ring)):
-        key = ring.take()
+    asked: List[str] = []
+    exchange.not_repeated = COOLING_STATUSES if len(ring) > 1 else frozenset()
+    while True:
+        key = ring.take(asked)
         if key is None:
             break
         if refused is not None:
             refused.close()
+        asked.append(key)
         exchange.facts["key"] = ring.number(key)
         refused = send(key)
         if refused.status not in COOLING_STATUSES:

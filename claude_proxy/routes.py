@@ -17,6 +17,9 @@ from claude_proxy.dialects.chat_blocks import as_list
 from claude_proxy.events import Request
 from claude_proxy.routing import Route, choose_route, target_route
 
+# The prompt for a session's title has the conversation in an element of this name.
+TITLE_MARK = "<session>"
+
 
 class RouteFacts(NamedTuple):
     """What routing may ask of a request. `window` gives a route's window in tokens, 0: unknown."""
@@ -39,11 +42,11 @@ def plan_routes(config: Config, facts: RouteFacts) -> List[Route]:
 
 def first_route(config: Config, facts: RouteFacts) -> Route:
     """Where the request goes if all is well; `reason` names every rule that had a say."""
-    requested = str(facts.request.get("model") or "")
+    named = choose_route(config, str(facts.request.get("model") or ""))
+    if named.reason == "named upstream":
+        return named  # the client has chosen
     mapped = agent_route(config, facts.agent) or background_route(config, facts.request)
-    route = mapped or choose_route(config, requested)
-    if mapped is None and route.reason == "named upstream":
-        return route  # the client has chosen
+    route = mapped or named
     for rule in REQUEST_RULES:
         moved = rule(config, facts, route)
         route = moved._replace(reason=f"{route.reason}, {moved.reason}") if moved else route
@@ -67,12 +70,22 @@ def background_kind(request: Request) -> str:
     output = request.get("output_config")
     output = output if isinstance(output, dict) else {}
     without_tools = request.get("tools") == []
-    if without_tools and output.get("format"):
+    if without_tools and output.get("format") and TITLE_MARK in last_text(request):
         return "title"
     if without_tools and len(as_list(request.get("system"))) == 2:
         return "page summary"
     counting = request.get("max_tokens") == 1 and request.get("stream") is not True
     return "counting" if counting and not request.get("system") else ""
+
+
+def last_text(request: Request) -> str:
+    """The texts of the last message in one."""
+    messages = as_list(request.get("messages"))
+    content = messages[-1].get("content") if messages and isinstance(messages[-1], dict) else None
+    if isinstance(content, str):
+        return content
+    texts = [block.get("text") for block in as_list(content) if isinstance(block, dict)]
+    return " ".join(text for text in texts if isinstance(text, str))
 
 
 def image_rule(config: Config, facts: RouteFacts, route: Route) -> Optional[Route]:
@@ -104,13 +117,20 @@ def size_rule(config: Config, facts: RouteFacts, route: Route) -> Optional[Route
     answer = wanted if type(wanted) is int else 0
     if not window or facts.tokens() + answer <= window:
         return None
-    return target_route(config, config.long_context_model, f"over {window} tokens")
+    larger = target_route(config, config.long_context_model, f"over {window} tokens")
+    known = model_window(config, facts, larger)
+    return None if 0 < known <= window else larger
 
 
 def model_window(config: Config, facts: RouteFacts, route: Route) -> int:
     """The window that settings name for a model, else the one that its upstream tells of."""
-    fits = (int(n) for pattern, n in config.model_windows if fnmatchcase(route.model, pattern))
-    return next(fits, 0) or facts.window(route)
+    names = (route.model, f"{route.upstream}:{route.model}")
+    named = (
+        int(tokens)
+        for pattern, tokens in config.model_windows
+        if any(fnmatchcase(name, pattern) for name in names)
+    )
+    return next(named, 0) or facts.window(route)
 
 
 REQUEST_RULES: Tuple[Callable[[Config, RouteFacts, Route], Optional[Route]], ...] = (

@@ -24,7 +24,7 @@ from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.errors import ProxyError, retry_after_seconds
 from claude_proxy.events import CUT_SHORT
-from claude_proxy.exchange import NEVER, Exchange
+from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import (
     ResponseHead,
     UntilCloseBody,
@@ -165,7 +165,7 @@ class Transport:
                     raise
                 wait = backoff(attempt, None, self._chance())
             else:
-                last = last or call.once
+                last = last or call.once or response.status in exchange.not_repeated
                 wait = self._retry_wait(response, attempt)
                 if last or wait > LONGEST_RETRY_WAIT:
                     return response
@@ -214,8 +214,6 @@ class Transport:
     ) -> UpstreamResponse:
         exchange.on_cancel(connection.interrupt)
         seconds = call.first_byte or self._timeouts.first_byte
-        if exchange.first_byte_limit:
-            seconds = min(seconds or NEVER, exchange.first_byte_limit)
         exchange.arm(seconds, f"the first byte from {call.target}")
         try:
             path, fields = call.target_path, self._fields(call)

@@ -277,3 +277,73 @@ def test_an_audit_that_cannot_be_written_is_one_line(command, tmp_path, content,
     done = run_to_end(command, tmp_path, AUDIT_FILE=str(path), LISTEN_PORT="0")
     assert done.returncode == 2 and "AUDIT_FILE" in done.stderr and words in done.stderr
     assert "listening" not in done.stdout and "Traceback" not in done.stderr
+
+
+# --- where a request would go ---------------------------------------------------------------------
+
+ROUTED = {"UPSTREAM": "anthropic", "OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "SUBAGENT_MAPPINGS": "reviewer:gpt-r",
+          "FALLBACK_MODELS": "gpt-other"}
+
+
+@pytest.mark.parametrize("piped", [False, True])
+@pytest.mark.parametrize("headers", [False, True])
+def test_explain_route(command, tmp_path, headers, piped):
+    body = message_body("SECRETWORDS", model="reviewer")
+    text = json.dumps({"headers": {"X-Claude-Code-Agent-Id": "a"}, "body": body} if headers else body)
+    (tmp_path / "request.json").write_text(text)
+    done = subprocess.run([*command, "--explain-route", "-" if piped else "request.json"], cwd=tmp_path, timeout=20,
+                          env=environment(**ROUTED), input=text, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "model asked for: reviewer"
+    assert lines[-2:] == ["goes to openai:gpt-r (agent reviewer by model name)", "then to openai:gpt-other (FALLBACK_MODELS)"]
+    assert "SECRETWORDS" not in done.stdout
+
+
+@pytest.mark.parametrize("text,words", [("{not json", "not JSON"), ("[1]", "must be a JSON object"), (None, "cannot read")])
+def test_explain_route_of_no_request(tmp_path, text, words):
+    path = tmp_path / "request.json"
+    if text is not None:
+        path.write_text(text)
+    out, err = io.StringIO(), io.StringIO()
+    assert main(["--explain-route", str(path)], {"PATH": ""}, out, err) == 1
+    assert words in err.getvalue() and "Traceback" not in err.getvalue() and out.getvalue() == ""
+
+
+def explained(tmp_path, body, **settings):
+    path, out, err = tmp_path / "request.json", io.StringIO(), io.StringIO()
+    path.write_text(json.dumps(body))
+    assert main(["--explain-route", str(path)], settings, out, err) == 0, err.getvalue()
+    return out.getvalue().splitlines()
+
+
+def test_explain_route_knows_agents_by_their_files_and_what_is_not_there(tmp_path):
+    folder = tmp_path / "agents"
+    folder.mkdir()
+    (folder / "reviewer.md").write_text("---\nname: reviewer\n---\nYou review code and change nothing.\n")
+    system = [{"type": "text", "text": text} for text in ("a", "b", "You review code and change nothing.\n\nNotes.")]
+    request = {"headers": {"x-claude-code-agent-id": "a"}, "body": message_body(system=system)}
+    lines = explained(tmp_path, request, **ROUTED, SUBAGENT_FOLDERS=str(folder))
+    assert "agent: reviewer, recognised by its system prompt" in lines
+    assert explained(tmp_path, message_body(model="redcap:x"), **ROUTED)[-1] == "note: the upstream redcap is not configured"
+
+
+def test_explain_route_waits_for_the_windows_that_decide(tmp_path):
+    with ScriptedUpstream(json_answer(200, {"data": [{"id": "small-one", "context_length": 300}]})) as upstream:
+        settings = {"OPENAI_BASE_URL": upstream.url, "OPENAI_API_KEY": "k", "MIDDLE_MODEL": "small-one"}
+        lines = explained(tmp_path, message_body(max_tokens=400), **settings, LONG_CONTEXT_MODEL="long-one")
+        assert lines[-1] == "goes to openai:long-one (family, over 300 tokens)"
+        assert [request.line.split()[0] for request in upstream.requests] == ["GET"]
+
+
+def test_help_tells_of_explain_route(command, tmp_path):
+    text = run_to_end(command, tmp_path, "--help").stdout
+    assert "--explain-route FILE" in text and "stdin" in text
+
+
+def test_a_folder_of_agents_that_cannot_be_read_is_named(tmp_path):
+    file = tmp_path / "agents"
+    file.write_text("a file, not a folder")
+    err = io.StringIO()
+    assert main([], {"SUBAGENT_FOLDERS": str(file), "LISTEN_PORT": "0"}, io.StringIO(), err) == 2
+    assert "SUBAGENT_FOLDERS" in err.getvalue() and "CA_FILE" not in err.getvalue()

@@ -798,10 +798,17 @@ def test_the_next_model_is_asked_while_nothing_has_been_said(start, first, strea
 
 
 def test_an_overloaded_event_in_a_demoted_answer_moves_on(start):
-    proxy, upstream = start(folded(FIRST, stream_error("overloaded_error")), FINE, environ={**DEMOTE, **FALLBACK})
+    proxy, upstream = start(folded(stream_error("overloaded_error")), FINE, environ={**DEMOTE, **FALLBACK})
     answer = ask(proxy.port, message_body(), fields=OWN_KEY)
     assert (answer.status, answer.json["content"]) == (200, [{"type": "text", "text": "a"}])
     assert len(upstream.requests) == 2
+
+
+def test_one_that_comes_after_the_first_event_does_not(start):
+    proxy, upstream = start(folded(FIRST, stream_error("overloaded_error")), FINE, environ={**DEMOTE, **FALLBACK})
+    answer = ask(proxy.port, message_body(), fields=OWN_KEY)
+    assert (answer.status, answer.json) == (529, stream_error("overloaded_error"))
+    assert len(upstream.requests) == 1
 
 
 def test_one_key_rests_and_the_next_is_taken(start):
