@@ -7,17 +7,18 @@ The whole program in one file: Python 3.9 or later, standard library only. Run i
 This file is generated from claude_proxy/: change it there. On a host with this file alone, edit
 it in place; the model maps are at the top of its first section. Sections, each under a banner:
 
-  config, config_load, settings_file, settings_text, dotenv, log, overflow, errors, http1, sse,
-  events, tokens, prompt_parts, compression, summaries, dialects/dialect, dialects/anthropic,
-  dialects/carriers, dialects/chat_options, dialects/chat_blocks, dialects/chat_schemas,
-  dialects/chat_tools, dialects/think_tags, dialects/stop_watch, dialects/chat_thinking,
-  dialects/chat_members, dialects/chat_shapes, dialects/chat_request, dialects/chat_profiles,
-  dialects/chat_repairs, dialects/chat_calls, dialects/chat_usage, dialects/thought_writer,
-  dialects/chat_frames, dialects/chat_stream, dialects/text_tools, dialects/text_calls,
-  dialects/text_turns, routing, auth, exchange, rate_limits, inflight, slots, late, pool, transport,
-  limits, reasoning_memory, json_edit, agents, relay, routes, keys, upstreams/upstream,
-  upstreams/openai, upstreams/redcap_form, upstreams/redcap_reply, upstreams/redcap, upstreams/demo,
-  upstreams/anthropic, wire, answering, metrics, openapi, app, server, cli, __main__
+  config, settings, config_load, settings_file, settings_text, dotenv, log, audit_files, overflow,
+  errors, http1, sse, events, tokens, prompt_parts, compression, summaries, dialects/dialect,
+  dialects/anthropic, dialects/carriers, dialects/chat_options, dialects/chat_blocks,
+  dialects/chat_schemas, dialects/chat_tools, dialects/think_tags, dialects/stop_watch,
+  dialects/chat_thinking, dialects/chat_members, dialects/chat_shapes, dialects/chat_request,
+  dialects/chat_profiles, dialects/chat_repairs, dialects/chat_calls, dialects/chat_usage,
+  dialects/thought_writer, dialects/chat_frames, dialects/chat_stream, dialects/text_tools,
+  dialects/text_calls, dialects/text_turns, routing, auth, exchange, rate_limits, inflight, slots,
+  late, pool, proxies, transport, limits, reasoning_memory, json_edit, agents, relay, routes, keys,
+  forwards, fallback, upstreams/upstream, upstreams/openai, upstreams/redcap_form,
+  upstreams/redcap_reply, upstreams/redcap, upstreams/demo, upstreams/anthropic, wire, answering,
+  metrics, openapi, audit, app, server, explain, cli, __main__
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ import signal
 import socket
 import socketserver
 import ssl
+import stat
 import string
 import struct
 import sys
@@ -55,32 +57,31 @@ import zlib
 from bisect import bisect_left
 from collections import ChainMap, Counter, OrderedDict, deque, namedtuple
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from datetime import timezone
 from email.utils import formatdate, parsedate_to_datetime
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import chain, groupby, islice
 from json.decoder import scanstring
 from pathlib import Path
 from re import Match
 from typing import (
-    Any, BinaryIO, Callable, ContextManager, Deque, Dict, Generic, Hashable, List, NamedTuple,
-    NoReturn, Optional, Pattern, Protocol, Set, TextIO, Tuple, TypeVar, Union,
+    Any, BinaryIO, Callable, ContextManager, Deque, Dict, FrozenSet, Generic, Hashable, List,
+    NamedTuple, NoReturn, Optional, Pattern, Protocol, Set, TextIO, Tuple, TypeVar, Union,
 )
-from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, unquote, unquote_to_bytes, urlencode, urlsplit
 
 
 # ==================================================================================================
 # config
 # ==================================================================================================
-# The model maps, and one table of every setting: name, default, parser, one line of help.
+# The model maps, and how a setting's text is read. No problem text repeats a value.
 #
-# `config_load` turns an environment and a .env into a frozen Config of these. No problem text
-# repeats a value.
+# The table of settings is in `settings`.
 
 VERSION = "0.1.0"
 
@@ -238,6 +239,9 @@ parse_client_keys = pattern_parser(
     "must be one line of printable ASCII: keys, or name:key, with commas between"
 )
 parse_api_version = pattern_parser(r"[A-Za-z0-9.-]*", "must be a version such as 2024-10-21")
+parse_audit_key = pattern_parser(
+    r"[\x20-\x7e]{16,}|", "must be 16 printable characters or more, such as openssl rand -hex 32"
+)
 parse_redcap_token = pattern_parser(
     REDCAP_TOKEN + "|", "must be a REDCap API token: 32 hexadecimal digits, and no super token"
 )
@@ -367,6 +371,19 @@ def parse_origins(text: str) -> Tuple[str, ...]:
     return origins
 
 
+def parse_proxy_url(text: str) -> str:
+    """A web proxy's URL, with credentials or without; http where no scheme is written."""
+    scheme, _, rest = (text if "://" in text else f"http://{text}").partition("://")
+    user, at, place = rest.rstrip("/").rpartition("@")
+    plain = is_plain_url(f"{scheme.lower()}://{place}") and "/" not in place
+    if text and not (plain and re.fullmatch(rb"[^\x00-\x1f\x7f]*", unquote_to_bytes(rest))):
+        raise ValueError(
+            "must be an http or https proxy such as http://user:password@proxy.example:3128, with "
+            "%XX for special characters of the password; SOCKS is not spoken here"
+        )
+    return f"{scheme.lower()}://{user}{at}{place}" if text else ""
+
+
 def is_plain_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
@@ -375,6 +392,13 @@ def is_plain_url(text: str) -> bool:
         return False
     return usable and parts.scheme in ("http", "https") and bool(PLAIN_URL.fullmatch(text))
 
+
+# ==================================================================================================
+# settings
+# ==================================================================================================
+# One table of every setting: name, default, parser, one line of help; and the Config it makes.
+#
+# `config_load` turns an environment and a .env into a frozen Config of these.
 
 # --- the table ---------------------------------------------------------------------------------
 
@@ -470,6 +494,20 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("CA_DIR", "", parse_text,
             "folder of certificates to trust besides the system's", "Upstream",
             aliases=("SSL_CERT_DIR",)),
+    Setting("CLIENT_CERT_FILE", "", parse_text,
+            "client certificate for upstreams that ask for one (mTLS), in PEM form", "Upstream"),
+    Setting("CLIENT_KEY_FILE", "", parse_text,
+            "the key of CLIENT_CERT_FILE, if it is not in the same file", "Upstream"),
+    Setting("CLIENT_KEY_PASSPHRASE", "", parse_text,
+            "what opens the key, if it is encrypted", "Upstream", secret=True),
+    Setting("HTTPS_PROXY", "", parse_proxy_url,
+            "proxy on the way to https upstreams: http://user:password@proxy.example:3128",
+            "Upstream", secret=True, aliases=("https_proxy",)),
+    Setting("HTTP_PROXY", "", parse_proxy_url,
+            "proxy on the way to http upstreams", "Upstream", secret=True, aliases=("http_proxy",)),
+    Setting("NO_PROXY", "", parse_names,
+            "who is reached without a proxy: names with all below them, addresses, 10.0.0.0/8, *",
+            "Upstream", aliases=("no_proxy",)),
     Setting("REDCAP_API_URL", "", parse_redcap_url,
             "REDCap's API with SecureChatAI, such as https://redcap.example.edu/api/", "REDCap"),
     Setting("REDCAP_API_TOKEN", "", parse_redcap_token,
@@ -542,11 +580,28 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("FALLBACK_MODELS", "", parse_names,
             "models, or upstream:model, tried in order when the chosen one fails", "Routing"),
     Setting("FALLBACK_TIMEOUT", "0", seconds_parser(low=0),
-            "seconds for a first byte before the next is tried; 0 waits as long as ever",
+            "seconds without an answer's begin before the next is tried; 0 waits as long as ever",
             "Routing"),
     Setting("KEY_COOLDOWN", "60", seconds_parser(),
             "seconds that one of several keys rests after a 429 or 529 without retry-after",
             "Routing"),
+    Setting("AUDIT", "", choice_parser("off", "file", "syslog", "log"),
+            "a line a request, chained by hashes: off, file, syslog or log; unset, off or file",
+            "Audit"),
+    Setting("AUDIT_FILE", "", parse_text,
+            "file the audit is appended to; several processes may share it", "Audit"),
+    Setting("AUDIT_KEY", "", parse_audit_key,
+            "key of all hashes; unset, the chain is plain SHA-256 and users' hashes last one start",
+            "Audit", secret=True),
+    Setting("AUDIT_MAX_BYTES", "104857600", number_parser(0, 10**11),
+            "size at which the file gets the number of its last line, and another begins; 0: never",
+            "Audit"),
+    Setting("AUDIT_SYNC", "true", parse_bool,
+            "false does not wait for each line to be on the disk", "Audit"),
+    Setting("AUDIT_REQUIRED", "false", parse_bool,
+            "true answers nothing (503) while the audit cannot be written", "Audit"),
+    Setting("AUDIT_SYSLOG", "/dev/log", parse_text,
+            "socket of the system's log, for AUDIT=syslog", "Audit"),
     Setting("LOG_LEVEL", "info", choice_parser("debug", "info", "warning", "error", "critical"),
             "debug, info, warning, error or critical", "Logging"),
     Setting("LOG_FORMAT", "auto", choice_parser("auto", "text", "json"),
@@ -618,16 +673,27 @@ def load_config(
         except ConfigError as error:
             problems += error.problems
     problems += cross_check(values)
-    for name in ("CA_FILE", "CA_DIR"):
-        if values.get(name) and not path_exists(values[name]):
+    for name, paths in named_paths(values):
+        if not all(map(path_exists, paths)):
             problems.append(f"{found[name].variable}: nothing is there under this path")
+    folder = os.path.dirname(values.get("AUDIT_FILE", ""))
+    if folder and not path_exists(folder):
+        problems.append("AUDIT_FILE: the folder it is to be in is not there")
     if problems:
         raise ConfigError(problems)
     origins = [*((name, item.source) for name, item in found.items()), *origins]
+    values["AUDIT"] = values["AUDIT"] or ("file" if values["AUDIT_FILE"] else "off")
     values.update(resolve_upstream(values))
     values.update(resolve_models(values))
     fields = {name.lower(): value for name, value in values.items()}
     return Config(**fields, custom_headers=tuple(headers), sources=tuple(origins))
+
+
+def named_paths(values: Mapping[str, Any]) -> List[Tuple[str, Sequence[str]]]:
+    """The settings that name files or folders, with what they name."""
+    files = ("CA_FILE", "CA_DIR", "CLIENT_CERT_FILE", "CLIENT_KEY_FILE")
+    own = [(name, [values[name]]) for name in files if values.get(name)]
+    return [*own, ("SUBAGENT_FOLDERS", values.get("SUBAGENT_FOLDERS", ()))]
 
 
 def read_text_file(path: str) -> str:
@@ -742,6 +808,34 @@ def wants_redcap_token(upstream: str, redcap: str, forward: str) -> bool:
     return bool(redcap) and (upstream == "redcap" or not upstream and not forward)
 
 
+# Settings that may name an upstream -> the models in their values.
+ROUTING_TARGETS: Tuple[Tuple[str, Callable[[Any], Sequence[str]]], ...] = (
+    ("SUBAGENT_MAPPINGS", lambda rows: [target for _, target in rows]),
+    ("BACKGROUND_MODEL", lambda model: [model]),
+    ("VISION_MODEL", lambda model: [model]),
+    ("LONG_CONTEXT_MODEL", lambda model: [model]),
+    ("FALLBACK_MODELS", list),
+)
+# Upstream -> the settings of which one configures it.
+CONFIGURING: Dict[str, Tuple[str, ...]] = {
+    "openai": ("OPENAI_API_KEY", "OPENAI_BASE_URL"),
+    "redcap": ("REDCAP_API_URL",),
+    "anthropic": ("ANTHROPIC_FORWARD_URL", "ANTHROPIC_UPSTREAM_KEY"),
+}
+
+
+def missing_upstreams(values: Mapping[str, Any]) -> List[str]:
+    """Problems with routes to upstreams that are not there."""
+    return [
+        f"{name}: names the upstream {upstream}, which needs {' or '.join(settings)}"
+        for name, models in ROUTING_TARGETS
+        for upstream, settings in CONFIGURING.items()
+        if upstream != values.get("UPSTREAM")
+        and any(model.startswith(f"{upstream}:") for model in models(values.get(name, "")))
+        and all(setting in values and not values[setting] for setting in settings)
+    ]
+
+
 CROSS_CHECKS: Tuple[Tuple[Tuple[str, ...], Callable[..., bool], str], ...] = (
     (("LISTEN_HOST", "TRUST_PROXY", "AUTH_ENABLED", "ANTHROPIC_API_KEY", "AUTH_TOKEN",
       "REDCAP_API_TOKEN", "UPSTREAM", "REDCAP_API_URL", "ANTHROPIC_FORWARD_URL"),
@@ -789,16 +883,29 @@ CROSS_CHECKS: Tuple[Tuple[Tuple[str, ...], Callable[..., bool], str], ...] = (
     (("MIN_TOKENS_LIMIT", "MAX_TOKENS_LIMIT"),
      lambda low, high: not high or low <= high,
      "must not be above MAX_TOKENS_LIMIT"),
+    (("CLIENT_KEY_FILE", "CLIENT_CERT_FILE"),
+     lambda key, certificate: not key or bool(certificate),
+     "needs CLIENT_CERT_FILE, the certificate that the key belongs to"),
+    (("CLIENT_KEY_PASSPHRASE", "CLIENT_CERT_FILE"),
+     lambda passphrase, certificate: not passphrase or bool(certificate),
+     "needs CLIENT_CERT_FILE, and the key there or in CLIENT_KEY_FILE"),
+    (("AUDIT", "AUDIT_FILE"),
+     lambda audit, file: audit != "file" or bool(file),
+     "file needs AUDIT_FILE"),
+    (("AUDIT_REQUIRED", "AUDIT", "AUDIT_FILE"),
+     lambda required, audit, file: not required or (audit or file or "off") != "off",
+     "needs an audit: set AUDIT_FILE, or AUDIT=syslog or log"),
 )
 
 
 def cross_check(values: Mapping[str, Any]) -> List[str]:
     """Problems between settings; a check is left out where one of its values is itself wrong."""
-    return [
+    problems = [
         f"{names[0]}: {problem}"
         for names, holds, problem in CROSS_CHECKS
         if all(name in values for name in names) and not holds(*(values[name] for name in names))
     ]
+    return problems + missing_upstreams(values)
 
 
 def resolve_upstream(values: Mapping[str, Any]) -> Dict[str, str]:
@@ -1295,13 +1402,439 @@ class Log:
             return
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
         clean = {key: self._clean(value) for key, value in fields.items()}
-        line = self._format(moment, level, event, clean)
+        try:
+            self.write_line(self._format(moment, level, event, clean))
+        except (OSError, ValueError):
+            pass  # a closed stderr must not end an answer
+
+    def write_line(self, line: str) -> None:
+        """One line as it is; OSError or ValueError if the stream does not take it."""
+        with self._lock:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+
+# ==================================================================================================
+# audit_files
+# ==================================================================================================
+# An audit's lines, the file they are appended to, and their verification.
+#
+#     {"seq":7,"time":...,"prev":"<the hash of line 6>","hash":"<of all bytes before this comma>"}
+#
+# Each line has the hash of the one before, so that nothing can be changed, taken out or put in
+# between without a trace: with AUDIT_KEY by nobody who lacks the key, without it by nobody who does
+# not write all later lines anew. What is cut off at the end leaves no trace in the file itself: the
+# log tells the last hash at each start and stop, for comparison.
+#
+# A line is one write, under the file's lock, behind what is there by then. So several processes may
+# share a file, and whoever renames it (we at AUDIT_MAX_BYTES, or logrotate) makes no line go astray.
+
+NO_HASH = "0" * 64
+LONGEST_AUDIT_LINE = 65536
+AUDIT_LINE_START = b'{"seq":'
+AUDIT_LINE = re.compile(rb'(\{"seq":[0-9]{1,15},.*),"hash":"([0-9a-f]{64})"\}')
+# The last three are not everywhere.
+AUDIT_OPEN_FLAGS = ("O_RDWR", "O_APPEND", "O_CREAT", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY")
+MOST_AUDIT_NOTES = 20
+MOST_RENAMED = 20
+# Where nothing is left of a process's chain when it ends, each start begins another.
+CHAIN_A_PROCESS = ("log", "syslog")
+
+
+class AuditError(Exception):
+    """The audit cannot be written there; the message says why."""
+
+
+class ChainLink(NamedTuple):
+    """A line as the next one has to know it."""
+
+    seq: int = 0
+    hash: str = NO_HASH
+    key: str = ""
+
+
+class ChainKey:
+    """Makes hashes, keyed if there is a key. `name` tells keys apart, "" for none."""
+
+    def __init__(self, secret: str = "") -> None:
+        self._secret = secret.encode("utf-8", "surrogatepass")
+        self.name = self.seal(b"name")[:8] if secret else ""
+
+    def seal(self, data: bytes) -> str:
+        if not self._secret:
+            return hashlib.sha256(data).hexdigest()
+        return hmac.new(self._secret, data, "sha256").hexdigest()
+
+
+def audit_time(seconds: float) -> str:
+    """RFC 3339, UTC, with milliseconds."""
+    whole, part = divmod(int(seconds * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{part:03d}Z"
+
+
+def chain_line(
+    link: ChainLink, fields: Mapping[str, Any], key: ChainKey, seconds: float
+) -> Tuple[bytes, ChainLink]:
+    """The line behind `link`, with its line end, and its own link."""
+    line = {"seq": link.seq + 1, "time": audit_time(seconds), **fields}
+    line.update(key=key.name, prev=link.hash)
+    sealed = json.dumps(line, separators=(",", ":"))[:-1].encode("ascii")
+    digest = key.seal(sealed)
+    return b'%b,"hash":"%b"}\n' % (sealed, digest.encode()), ChainLink(
+        link.seq + 1, digest, key.name
+    )
+
+
+class AuditLine(NamedTuple):
+    """A line that has been read: the bytes that its hash is of, what it says, and its link."""
+
+    sealed: bytes
+    fields: Dict[str, Any]
+    link: ChainLink
+
+
+def parse_audit_line(line: bytes) -> Optional[AuditLine]:
+    """None if it has not the form of one; whether its hash is right is not looked at."""
+    match = AUDIT_LINE.fullmatch(line)
+    try:
+        fields = json.loads(line) if match else None
+    except (ValueError, RecursionError):
+        return None
+    if match is None or not isinstance(fields, dict) or type(fields.get("seq")) is not int:
+        return None
+    link = ChainLink(fields["seq"], match[2].decode(), str(fields.get("key")))
+    return AuditLine(match[1], fields, link)
+
+
+# --- the file ----------------------------------------------------------------------------------
+
+
+def lock_audit_file(number: int, lock: bool) -> None:
+    """Other processes wait here. Where there is no such lock (Windows), only one may write."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(number, fcntl.LOCK_EX if lock else fcntl.LOCK_UN)
+
+
+def open_audit_file(path: str) -> int:
+    """The file, made if need be for its owner alone; never through a symbolic link."""
+    number = os.open(path, sum(getattr(os, flag, 0) for flag in AUDIT_OPEN_FLAGS), 0o600)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise AuditError("it is no regular file")
+    return number
+
+
+def flush_audit_file(number: int) -> None:
+    """Wait until what was written is on the disk."""
+    getattr(os, "fdatasync", os.fsync)(number)
+
+
+def flush_folder(path: str) -> None:
+    """Wait until the disk knows the names in a file's folder; not every system can."""
+    with suppress(OSError):
+        number = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def read_chain_end(number: int, size: int) -> Tuple[Optional[ChainLink], bytes]:
+    """(link of the last whole line, what stands behind it) of an open file; (None, ...) if it has
+    none. AuditError if it is no audit's file."""
+    start = max(0, size - LONGEST_AUDIT_LINE)
+    os.lseek(number, start, os.SEEK_SET)
+    data = b""
+    while len(data) < size - start:
+        piece = os.read(number, size - start - len(data))
+        if not piece:
+            break
+        data += piece
+    whole, line_end, torn = data.rpartition(b"\n")
+    if not line_end:
+        if start or not AUDIT_LINE_START.startswith(torn[: len(AUDIT_LINE_START)]):
+            raise AuditError("it does not end like an audit: move it away")
+        return None, torn
+    last = parse_audit_line(whole.rpartition(b"\n")[2])
+    if last is None:
+        raise AuditError("its last line is none of an audit: move it away, or mend it")
+    return last.link, torn
+
+
+def renamed_files(path: str) -> List[str]:
+    """The files that once had this path, the newest first; none where that cannot be seen."""
+    folder, name = os.path.split(path)
+    renamed = re.compile(re.escape(name) + r"[.-][0-9-]+")
+    try:
+        others = [os.path.join(folder, n) for n in os.listdir(folder or ".")]
+        found = [other for other in others if renamed.fullmatch(os.path.basename(other))]
+        return sorted(found, key=lambda p: (os.stat(p).st_mtime_ns, p), reverse=True)
+    except OSError:
+        return []
+
+
+def link_before(path: str) -> ChainLink:
+    """Where a new file goes on: behind the newest of those that were renamed, `path` and a number
+    each, if there is one."""
+    for other in renamed_files(path):
+        with suppress(OSError, AuditError), open(other, "rb") as file:
+            link, _ = read_chain_end(file.fileno(), os.fstat(file.fileno()).st_size)
+            if link is not None:
+                return link
+    return ChainLink()
+
+
+class AuditFile:
+    """Appends lines to a file; safe to call from any thread."""
+
+    def __init__(
+        self,
+        path: str,
+        key: ChainKey,
+        max_bytes: int = 0,
+        sync: bool = True,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.path = path
+        self.link: Optional[ChainLink] = None
+        self._key = key
+        self._max_bytes = max_bytes
+        self._sync = sync
+        self._clock = clock
+        self._number = -1  # the open file's
+        self._end = -1  # where it ended when we last looked
+        self._torn = b""  # what is there behind its last whole line
+        self._wrote_once = False
+        self._written = self._synced = 0
+        self._lock = threading.Lock()
+        self._sync_lock = threading.Lock()
+
+    def append(self, *lines: Mapping[str, Any]) -> None:
+        """Write the lines behind the last; OSError or AuditError if that cannot be done."""
         with self._lock:
             try:
-                self._stream.write(line + "\n")
-                self._stream.flush()
-            except (OSError, ValueError):
-                pass  # a closed stderr must not end an answer
+                self._enter()
+                self._write(lines)
+                lock_audit_file(self._number, False)
+            except BaseException:
+                with suppress(OSError):
+                    self._close()
+                raise
+            self._written += 1
+            mine = self._written
+        if self._sync:
+            self._sync_to(mine)
+
+    def close(self) -> None:
+        with self._lock:
+            self._close()
+
+    def _enter(self) -> None:
+        """Lock the file that now has the name, and look how it ends."""
+        if self._number < 0:
+            self._open()
+        lock_audit_file(self._number, True)
+        tries = 0
+        while not self._has_name():
+            tries += 1
+            if tries > MOST_RENAMED:
+                raise AuditError("it has another name each time it is opened")
+            self._look_at_end()  # another process may have written just before it was renamed
+            self._close()
+            self._open()
+            lock_audit_file(self._number, True)
+        self._look_at_end()
+
+    def _has_name(self) -> bool:
+        try:
+            named = os.stat(self.path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(named, os.fstat(self._number))
+
+    def _look_at_end(self) -> None:
+        size = os.fstat(self._number).st_size
+        if size > self._end:
+            link, self._torn = read_chain_end(self._number, size)
+            link = link or link_before(self.path)
+            if self.link is None or link.seq > self.link.seq:
+                self.link = link  # another process's
+        # Where lines are gone, for the file was cut or replaced, our own link stays, and
+        # verification finds the place.
+        self._end = size
+
+    def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        data = b""
+        if self._torn:
+            # A line end closes what was cut off, and a line of the chain vouches for it.
+            lines, data = (torn_line(self._torn), *lines), b"\n"
+        elif self._is_over():
+            self._rename()
+        link = self.link or ChainLink()
+        for fields in lines:
+            line, link = chain_line(link, fields, self._key, self._clock())
+            data += line
+        written = os.write(self._number, data)
+        if written < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._end += written
+        self.link, self._torn, self._wrote_once = link, b"", True
+
+    def _is_over(self) -> bool:
+        """Whether a new file is due: it is full, or has lines of another key."""
+        other_key = not self._wrote_once and self.link and self.link.key != self._key.name
+        return self._end > 0 and bool(other_key or 0 < self._max_bytes <= self._end)
+
+    def _rename(self) -> None:
+        """Give the file the number of its last line, and begin another. Nothing is overwritten."""
+        other = f"{self.path}.{self.link.seq if self.link else 0:012d}"
+        if not os.path.lexists(other):
+            os.rename(self.path, other)
+            self._enter()
+
+    def _open(self) -> None:
+        self._number, self._end, self._torn = open_audit_file(self.path), -1, b""
+        if self._sync and not os.fstat(self._number).st_size:
+            flush_folder(self.path)
+
+    def _close(self) -> None:
+        with self._sync_lock:
+            number, self._number = self._number, -1
+            if number < 0:
+                return
+            try:
+                if self._sync:
+                    flush_audit_file(number)
+            finally:
+                os.close(number)
+
+    def _sync_to(self, mine: int) -> None:
+        """Wait until line `mine` is on the disk; one wait is for all that were written before."""
+        with self._sync_lock:
+            if self._synced >= mine:
+                return
+            written = self._written
+            if self._number >= 0:  # else it was closed, and flushed before
+                flush_audit_file(self._number)
+            self._synced = written
+
+
+def torn_line(torn: bytes) -> Dict[str, Any]:
+    """What follows a line that a crash or a full disk has cut off."""
+    digest = hashlib.sha256(torn).hexdigest()
+    return {"event": "recovered", "torn_bytes": len(torn), "torn": digest}
+
+
+# --- verification ------------------------------------------------------------------------------
+
+
+class ChainVerifier:
+    """Reads an audit's files in order, a line at a time, up to the first that is not right."""
+
+    def __init__(self, key: ChainKey) -> None:
+        self.lines = 0
+        self.unchecked = 0  # lines with keyed hashes where we have no key
+        self.events: Dict[str, int] = {}
+        self.times: List[str] = []  # the first and the last
+        self.notes: List[str] = []
+        self.link: Optional[ChainLink] = None
+        self._key = key
+
+    def read_file(self, path: str) -> str:
+        """What is wrong first, with file and line; "" if all is well."""
+        with open(path, "rb") as file:
+            return self._read_lines(path, file)
+
+    def _read_lines(self, path: str, file: BinaryIO) -> str:
+        number, problem, previous, before = 0, "", b"", self.link
+        for raw in iter(lambda: file.readline(LONGEST_AUDIT_LINE), b""):
+            number += 1
+            line = raw.rstrip(b"\n")
+            found = parse_audit_line(line)
+            if number > 1 and found and vouches_for(found, previous):
+                # The line before was cut off when it was written, and counts for nothing.
+                self._note(f"{path}: line {number - 1} was cut off, and the audit went on")
+                self.link, problem = before, ""
+            if problem:
+                return problem
+            if raw == line and len(raw) < LONGEST_AUDIT_LINE:
+                self._note(f"{path}: line {number}, the last, is cut off")
+                return ""
+            wrong = self._wrong(found)
+            problem = f"{path}: line {number}: {wrong}" if wrong else ""
+            before, previous = self.link, line
+            if found and not wrong:
+                self._take(path, number, found)
+        return problem
+
+    def _wrong(self, found: Optional[AuditLine]) -> str:
+        if found is None:
+            return "this is no line of an audit"
+        name = self._key.name
+        if name and found.link.key != name:
+            return "its hash was not made with this AUDIT_KEY"
+        if found.link.key == name and self._key.seal(found.sealed) != found.link.hash:
+            return "its hash does not fit what it says"
+        return self._misplaced(found)
+
+    def _misplaced(self, found: AuditLine) -> str:
+        """What is wrong with its place; each chain begins with line 1, and a file may go on."""
+        seq, prev, last = found.link.seq, found.fields.get("prev"), self.link
+        if seq == 1 and prev == NO_HASH and (last is None or begins_anew(found)):
+            return ""
+        if last is None:
+            return "its seq and its prev do not fit each other" if seq <= 1 else ""
+        if seq > last.seq + 1:
+            return f"lines are missing: seq {seq} follows {last.seq}"
+        if seq <= last.seq:
+            return f"it is not in its place: seq {seq} follows {last.seq}"
+        return "" if prev == last.hash else "its prev is not the hash of the line before"
+
+    def _take(self, path: str, number: int, found: AuditLine) -> None:
+        if self.link is None and found.link.seq > 1:
+            self._note(f"{path}: begins with seq {found.link.seq}; name earlier files before it")
+        elif self.link is not None and found.link.seq == 1:
+            self._note(f"{path}: line {number}: another process begins its own chain")
+        self.link = found.link
+        self.lines += 1
+        self.unchecked += found.link.key != self._key.name
+        event = str(found.fields.get("event") or "request")
+        self.events[event] = self.events.get(event, 0) + 1
+        self.times = [*self.times[:1], str(found.fields.get("time"))]
+
+    def _note(self, text: str) -> None:
+        if len(self.notes) < MOST_AUDIT_NOTES:
+            self.notes.append(text)
+
+
+def vouches_for(found: AuditLine, torn: bytes) -> bool:
+    wanted = torn_line(torn)
+    return all(found.fields.get(name) == value for name, value in wanted.items())
+
+
+def begins_anew(found: AuditLine) -> bool:
+    return found.fields.get("event") == "start" and found.fields.get("to") in CHAIN_A_PROCESS
+
+
+def verify_audit(paths: Iterable[str], key: ChainKey) -> Tuple[str, ChainVerifier]:
+    """(the first thing that is wrong or "", what was read up to there). OSError if a file cannot be
+    read."""
+    verifier = ChainVerifier(key)
+    problem = next(filter(None, map(verifier.read_file, paths)), "")
+    return problem, verifier
+
+
+def audit_summary(verifier: ChainVerifier) -> str:
+    """What sound files have, in a line or two for a person."""
+    if verifier.link is None:
+        return "no lines"
+    events = ", ".join(f"{count} {name}" for name, count in sorted(verifier.events.items()))
+    first, last = verifier.times[0], verifier.times[-1]
+    where = f"last: seq {verifier.link.seq}, hash {verifier.link.hash}"
+    return f"{verifier.lines} lines ({events}) from {first} to {last}\n{where}"
 
 
 # ==================================================================================================
@@ -8546,7 +9079,10 @@ class Exchange:
         self.headers: Dict[str, str] = {}  # of the client's request
         self.endpoint = ""  # the path of the table that answers it
         self.answer_headers: List[Tuple[str, str]] = []  # on whatever is answered, errors too
-        self.first_byte_limit = 0.0  # seconds, where there is another route to try
+        self.move_at = NEVER  # when another route is tried if nothing of an answer has come
+        self.not_repeated: FrozenSet[int] = frozenset()  # statuses that another key may not get
+        self.forward: Dict[str, Any] = {}  # what a log has to know of the request to an upstream
+        self.failures: List[Dict[str, Any]] = []  # of requests to upstreams, a log line each
         self.first_event: Optional[float] = None
         self.open_block: Tuple[int, str] = (-1, "")
         self.usage: Dict[str, Any] = {}
@@ -8564,7 +9100,8 @@ class Exchange:
     def arm(self, seconds: float, waiting_for: str) -> None:
         """Allow `seconds` from now for what comes next; 0 means no limit."""
         self._waiting_for = waiting_for
-        self.deadline = self.clock() + seconds if seconds else NEVER
+        end = self.clock() + seconds if seconds else NEVER
+        self.deadline = min(end, self.move_at) if self.first_event is None else end
 
     def disarm(self) -> None:
         self.deadline = NEVER
@@ -8602,12 +9139,10 @@ class Exchange:
                 callback()
 
     def renew(self) -> bool:
-        """Go on after a wait that was too long, if nothing else has ended the exchange.
-
-        What else there may be (the client gone, TOTAL_TIMEOUT) the sweeper will find again.
-        """
+        """Go on after a wait that was too long, if nothing else has ended the exchange."""
         with self._lock:
-            if self.cancelled is not None and self.cancelled.status != 504:
+            ended = self.cancelled is not None and self.cancelled.status != 504
+            if ended or self.clock() > self._total_deadline:
                 return False
             self.cancelled, self.deadline = None, NEVER
             self._wake.clear()
@@ -9291,12 +9826,15 @@ class LateFailures:
 # ==================================================================================================
 # Connections to upstreams: how they are made, and the pool of idle ones.
 #
-# `http.client` connects and does TLS; what is said over a connection is `transport`'s matter. Sockets
-# block without timeouts of their own: the sweeper ends a wait by `interrupt`. What goes wrong in
-# connecting becomes a ProxyError that says where, why and what to do.
+# A connection goes straight to the upstream or by way of a web proxy: through a tunnel (CONNECT) to
+# an https upstream, with the whole URL in each request to an http one. What is said over it is
+# `transport`'s matter. Sockets block without timeouts of their own: the sweeper ends a wait by
+# `interrupt`. What goes wrong in connecting becomes a ProxyError that says where, why and what to do.
 
 IDLE_CONNECTIONS_KEPT = 64
 IDLE_CONNECTION_SECONDS = 50.0
+TUNNEL_RECEIVE_BYTES = 4096
+TLS_RECEIVE_BYTES = 65536
 
 
 class Target(NamedTuple):
@@ -9309,6 +9847,30 @@ class Target(NamedTuple):
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
 
+    @property
+    def authority(self) -> str:
+        """Host and port as a URL has them."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class WebProxy(NamedTuple):
+    """A proxy on the way to upstreams. `setting` is where it was named."""
+
+    target: Target
+    authorization: str  # the value of Proxy-Authorization, "" for none
+    setting: str
+
+    def __str__(self) -> str:
+        return str(self.target)
+
+    def __repr__(self) -> str:
+        """Without the credentials, which a traceback must not show."""
+        return f"WebProxy({self.target})"
+
+    def fields(self) -> List[Tuple[str, str]]:
+        """What a request to the proxy itself carries."""
+        return [("proxy-authorization", self.authorization)] if self.authorization else []
+
 
 def split_url(url: str) -> Tuple[Target, str]:
     """(target, path with query) of an http or https URL."""
@@ -9318,16 +9880,134 @@ def split_url(url: str) -> Tuple[Target, str]:
     return Target(parts.scheme, parts.hostname or "", port), path
 
 
-def make_ssl_context(verify: bool, ca_file: str = "", ca_dir: str = "") -> ssl.SSLContext:
+# --- TLS ---------------------------------------------------------------------------------------
+
+
+class ClientCertificate(NamedTuple):
+    """What is shown to upstreams that ask who is there: files, and what opens the key."""
+
+    cert_file: str = ""
+    key_file: str = ""
+    passphrase: str = ""
+
+    def __repr__(self) -> str:
+        return f"ClientCertificate({self.cert_file!r})"
+
+
+def make_ssl_context(
+    verify: bool,
+    ca_file: str = "",
+    ca_dir: str = "",
+    client: ClientCertificate = ClientCertificate(),
+) -> ssl.SSLContext:
     """The one TLS context of the process: system roots, and the given ones added to them."""
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if ca_file or ca_dir:
         context.load_verify_locations(ca_file or None, ca_dir or None)
+    if client.cert_file:
+        add_client_certificate(context, client)
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def add_client_certificate(context: ssl.SSLContext, client: ClientCertificate) -> None:
+    """Raises ConfigError. Without a password OpenSSL would ask for one on the terminal."""
+    asked: List[bool] = []
+
+    def tell_passphrase() -> str:
+        asked.append(True)
+        return client.passphrase
+
+    try:
+        context.load_cert_chain(client.cert_file, client.key_file or None, tell_passphrase)
+    except (OSError, ValueError) as error:
+        raise ConfigError([client_certificate_problem(client, error, bool(asked))]) from None
+
+
+def client_certificate_problem(client: ClientCertificate, error: Exception, locked: bool) -> str:
+    reason = getattr(error, "reason", "") or getattr(error, "strerror", "") or "not usable"
+    if reason == "KEY_VALUES_MISMATCH":
+        return "CLIENT_KEY_FILE: this key does not belong to the certificate in CLIENT_CERT_FILE"
+    if locked and client.passphrase:
+        return "CLIENT_KEY_PASSPHRASE: does not open the key"
+    if locked:
+        return "CLIENT_KEY_PASSPHRASE: the key is encrypted; set what opens it"
+    hint = "" if client.key_file else " (if the key is in another file: CLIENT_KEY_FILE)"
+    return f"CLIENT_CERT_FILE: cannot be used as a certificate and its key: {reason}{hint}"
+
+
+class InnerTls:
+    """TLS inside TLS, to an https upstream through an https proxy.
+
+    The ssl module wraps a descriptor only, which here speaks the outer TLS already; so the inner
+    one goes through memory. Has what `transport` needs of a socket.
+    """
+
+    def __init__(self, outer: ssl.SSLSocket, context: ssl.SSLContext, host: str) -> None:
+        self.outer = outer
+        self._came, self._goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._came, self._goes, server_hostname=host)
+        self._run(self._tls.do_handshake)
+
+    def _run(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        """Do a step of the inner TLS, with as much sending and receiving as it takes."""
+        while True:
+            try:
+                result = step(*arguments)
+            except ssl.SSLWantReadError:
+                self._send_pending()
+                self._receive()
+            else:
+                self._send_pending()
+                return result
+
+    def _send_pending(self) -> None:
+        if self._goes.pending:
+            self.outer.sendall(self._goes.read())
+
+    def _receive(self) -> None:
+        piece = self.outer.recv(TLS_RECEIVE_BYTES)
+        if piece:
+            self._came.write(piece)
+        else:
+            self._came.write_eof()
+
+    def sendall(self, data: bytes) -> None:
+        sent = 0
+        while sent < len(data):
+            sent += self._run(self._tls.write, data[sent : sent + TLS_RECEIVE_BYTES])
+
+    def recv(self, size: int) -> bytes:
+        try:
+            return self._run(self._tls.read, size)
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+            return b""
+
+    def settimeout(self, seconds: Optional[float]) -> None:
+        self.outer.settimeout(seconds)
+
+    def fileno(self) -> int:
+        return self.outer.fileno()
+
+    def close(self) -> None:
+        self.outer.close()
+
+
+Link = Union[socket.socket, InnerTls]
+
+
+def wrap_tls(sock: socket.socket, context: Optional[ssl.SSLContext], host: str) -> Link:
+    """The socket with TLS on it, handshake done."""
+    context = context or make_ssl_context(True)
+    if isinstance(sock, ssl.SSLSocket):
+        return InnerTls(sock, context, host)
+    return context.wrap_socket(sock, server_hostname=host)
+
+
+# --- connecting --------------------------------------------------------------------------------
 
 
 class ConnectError(ProxyError):
@@ -9338,32 +10018,50 @@ Watch = Callable[[socket.socket], ContextManager[None]]
 
 
 def connect_socket(
-    target: Target, timeout: float, context: Optional[ssl.SSLContext], watch: Watch = nullcontext
-) -> socket.socket:
+    target: Target,
+    timeout: float,
+    context: Optional[ssl.SSLContext],
+    watch: Watch = nullcontext,
+    proxy: Optional[WebProxy] = None,
+) -> Link:
     """A connected socket without a timeout of its own; ProxyError says what failed, and where.
 
     `watch` is given a handle of each socket while it connects, by which it can be shut down.
+    Through a proxy it ends at the target if that is https, else at the proxy.
     """
-    options = {"timeout": timeout or None}
-    if target.scheme == "https":
-        connection: http.client.HTTPConnection = http.client.HTTPSConnection(
-            target.host, target.port, context=context, **options
-        )
-    else:
-        connection = http.client.HTTPConnection(target.host, target.port, **options)
+    first = proxy.target if proxy else target
+    sock: Any = None
     try:
         with ExitStack() as watching:
-            connection._create_connection = partial(open_socket, watch, watching)
-            connection.connect()
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        connection.close()
-        raise connect_error(target, error) from error
-    connection.sock.settimeout(None)
-    return connection.sock
+            with explained(target, proxy):
+                sock = open_socket(watch, watching, (first.host, first.port), timeout or None)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if first.scheme == "https":
+                    sock = wrap_tls(sock, context, first.host)
+                if proxy and target.scheme == "https":
+                    open_tunnel(sock, target, proxy, timeout)
+            if proxy and target.scheme == "https":
+                with explained(target):
+                    sock = wrap_tls(sock, context, target.host)
+            sock.settimeout(None)
+    except BaseException:
+        if sock is not None:
+            sock.close()
+        raise
+    return sock
+
+
+@contextmanager
+def explained(target: Target, proxy: Optional[WebProxy] = None) -> Iterator[None]:
+    """What fails in here becomes a ConnectError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise connect_error(target, error, proxy) from error
 
 
 def open_socket(
-    watch: Watch, watching: ExitStack, address: Tuple[str, int], timeout: Any, *source: Any
+    watch: Watch, watching: ExitStack, address: Tuple[str, int], timeout: Optional[float]
 ) -> socket.socket:
     """As `socket.create_connection`, but watched. TLS takes the descriptor away from the socket
     that it wraps, so what is watched is a second one of the same connection."""
@@ -9382,41 +10080,150 @@ def open_socket(
     raise problem
 
 
-def shut_down(sock: socket.socket) -> None:
+def open_tunnel(sock: socket.socket, target: Target, proxy: WebProxy, timeout: float) -> None:
+    """Ask the proxy for a connection to the target (RFC 9110, 9.3.6); after it, TLS can begin."""
+    fields = [("host", target.authority), *proxy.fields()]
+    sock.sendall(encode_request_head("CONNECT", target.authority, fields))
+    try:
+        head, rest = read_tunnel_head(sock, timeout)
+    except ProxyError:
+        raise ConnectError(
+            502, f"the proxy {proxy} does not speak HTTP/1.1: check {proxy.setting}"
+        ) from None
+    sock.settimeout(timeout or None)
+    if head.status // 100 != 2:
+        raise tunnel_refused(target, proxy, head.status)
+    if rest:
+        raise ConnectError(502, f"the proxy {proxy} sent data of its own into the connection")
+
+
+def read_tunnel_head(sock: socket.socket, timeout: float) -> Tuple[ResponseHead, bytes]:
+    """(final head, what came behind it); interim ones are passed over."""
+    end = time.monotonic() + timeout
+    ahead, taken = b"", None
+    for _ in range(10):
+        taken = take_response_head(ahead)
+        while taken is None:
+            if timeout:
+                sock.settimeout(max(end - time.monotonic(), 0.001))
+            piece = sock.recv(TUNNEL_RECEIVE_BYTES)
+            if not piece:
+                raise OSError("it closed the connection")
+            ahead += piece
+            taken = take_response_head(ahead)
+        if taken[0].status >= 200:
+            return taken
+        ahead = taken[1]
+    raise OSError("it sent nothing but interim responses")
+
+
+def tunnel_refused(target: Target, proxy: WebProxy, status: int) -> ConnectError:
+    if status == 407:
+        return ConnectError(502, wrong_credentials(proxy))
+    return ConnectError(
+        502,
+        f"the proxy {proxy} refused to connect to {target} (status {status}); if no proxy is "
+        f"needed for it, name it in NO_PROXY, else check {proxy.setting}",
+    )
+
+
+def wrong_credentials(proxy: WebProxy) -> str:
+    kind = "other credentials" if proxy.authorization else "credentials (http://user:password@...)"
+    return f"the proxy {proxy} wants {kind} ({proxy.setting}); only Basic ones can be sent"
+
+
+def shut_down(sock: Any) -> None:
     """Wake a thread that waits on a socket. For other threads; also below TLS."""
     try:
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        socket.socket.shutdown(getattr(sock, "outer", sock), socket.SHUT_RDWR)
     except OSError:
         pass
 
 
-def connect_error(target: Target, error: Exception) -> ConnectError:
-    """What a person needs to know about a failed connect: host, port, cause, remedy."""
-    for kind, remedy in CONNECT_REMEDIES:
-        if isinstance(error, kind):
-            detail = remedy.format(reason=getattr(error, "verify_message", "") or error)
-            return ConnectError(502, f"cannot reach the upstream {target}: {detail}")
-    return ConnectError(502, f"cannot reach the upstream {target}: {error}")
+# --- what failed, for people -------------------------------------------------------------------
 
+
+def connect_error(
+    target: Target, error: Exception, proxy: Optional[WebProxy] = None
+) -> ConnectError:
+    """What a person needs to know about a failed connect: host, port, cause, remedy."""
+    setting = proxy.setting if proxy else "the base URL"
+    detail = connect_remedy(error).format(setting=setting, reason=connect_reason(error))
+    if proxy:
+        return ConnectError(502, f"cannot reach the proxy {proxy} of {setting}: {detail}")
+    return ConnectError(502, f"cannot reach the upstream {target}: {detail}")
+
+
+def connect_reason(error: BaseException) -> str:
+    """OpenSSL's own words, without its code and the place in the ssl module's source."""
+    words = getattr(error, "verify_message", "").rstrip(".") or str(error)
+    return SSL_PLACE.sub("", words)
+
+
+def connect_remedy(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return VERIFY_REMEDIES.get(getattr(error, "verify_code", 0), NOT_TRUSTED)
+    if isinstance(error, ssl.SSLError):
+        return tls_remedy(error) or HANDSHAKE_FAILED
+    fitting = (remedy for kind, remedy in CONNECT_REMEDIES if isinstance(error, kind))
+    return next(fitting, "{reason}")
+
+
+def tls_remedy(error: BaseException) -> str:
+    """What to do about an alert of the other side, "" if it is none that is known."""
+    text = str(error).upper().replace(" ", "_")
+    return next((remedy for mark, remedy in TLS_REMEDIES if mark in text), "")
+
+
+NOT_TRUSTED = "its certificate is not trusted ({reason}); name your organisation's root in CA_FILE"
+OUT_OF_DATE = (
+    "its certificate is not valid at this time ({reason}); has it been renewed, and is this "
+    "machine's clock right?"
+)
+OTHER_NAME = "its certificate is for another name ({reason}); check {setting}"
+SSL_PLACE = re.compile(r"^\[[A-Z]+: \w+\] | \(_ssl\.c:[0-9]+\)$")
+# By the numbers that OpenSSL has for them.
+VERIFY_REMEDIES = {9: OUT_OF_DATE, 10: OUT_OF_DATE, 62: OTHER_NAME, 64: OTHER_NAME}
+
+HANDSHAKE_FAILED = "the TLS handshake failed ({reason}); does it speak https there?"
+TOO_OLD = "it speaks no TLS of version 1.2 or later ({reason}); it has to be brought up to date"
+NOT_SHOWN = "it wants a client certificate ({reason}); set CLIENT_CERT_FILE"
+NOT_LIKED = "it does not accept the client certificate ({reason}); check CLIENT_CERT_FILE"
+# Words of OpenSSL's reasons, first to look for first.
+TLS_REMEDIES = (
+    ("CERTIFICATE_REQUIRED", NOT_SHOWN),
+    ("ALERT_UNKNOWN_CA", NOT_LIKED),
+    ("ALERT_BAD_CERTIFICATE", NOT_LIKED),
+    ("ALERT_CERTIFICATE_", NOT_LIKED),
+    ("ALERT_UNSUPPORTED_CERTIFICATE", NOT_LIKED),
+    ("UNSUPPORTED_PROTOCOL", TOO_OLD),
+    ("ALERT_PROTOCOL_VERSION", TOO_OLD),
+    ("VERSION_TOO_LOW", TOO_OLD),
+    ("ALERT_HANDSHAKE_FAILURE",
+     "it ended the TLS handshake ({reason}); does it want a client certificate "
+     "(CLIENT_CERT_FILE)?"),
+)  # fmt: skip
 
 CONNECT_REMEDIES = (
-    (
-        ssl.SSLCertVerificationError,
-        "its certificate is not trusted ({reason}); name your organisation's root in CA_FILE",
-    ),
-    (ssl.SSLError, "the TLS handshake failed ({reason}); does it speak https there?"),
-    (socket.gaierror, "its name is not known here; check the base URL and the network"),
+    (socket.gaierror, "its name is not known here; check {setting} and the network"),
     (ConnectionRefusedError, "nothing listens there; is it running, and is the port right?"),
     (socket.timeout, "no answer within CONNECT_TIMEOUT; a firewall may drop the packets"),
 )
 
 
-class UpstreamConnection:
-    """A socket to an upstream, and the bytes read ahead from it."""
+# --- the pool ----------------------------------------------------------------------------------
 
-    def __init__(self, target: Target, sock: socket.socket) -> None:
+
+class UpstreamConnection:
+    """A socket to an upstream, and the bytes read ahead from it.
+
+    `proxy` is who gets the requests, if not the upstream itself or a tunnel to it.
+    """
+
+    def __init__(self, target: Target, sock: Link, proxy: Optional[WebProxy] = None) -> None:
         self.target = target
         self.sock = sock
+        self.proxy = proxy
         self.ahead = b""
         self.reused = False
         self.idle_since = 0.0
@@ -9483,6 +10290,128 @@ class Pool:
 
 
 # ==================================================================================================
+# proxies
+# ==================================================================================================
+# Web proxies on the way to upstreams: which one, if any, and who goes without (NO_PROXY). Pure.
+
+Address = Union[IPv4Address, IPv6Address]
+
+
+class ProxySettings(NamedTuple):
+    """The proxies for https and for http upstreams, and the rules of those that need none."""
+
+    https: Optional[WebProxy] = None
+    http: Optional[WebProxy] = None
+    no_proxy: Tuple[str, ...] = ()
+
+
+def read_proxies(https_url: str, http_url: str, no_proxy: Sequence[str]) -> ProxySettings:
+    """From the three settings, as `config` has checked them."""
+    return ProxySettings(
+        read_web_proxy(https_url, "HTTPS_PROXY"),
+        read_web_proxy(http_url, "HTTP_PROXY"),
+        tuple(rule for text in no_proxy for rule in text.split()),
+    )
+
+
+def read_web_proxy(url: str, setting: str) -> Optional[WebProxy]:
+    if not url:
+        return None
+    user, place = split_userinfo(url)
+    target, _ = split_url(place)
+    basic = "Basic " + base64.b64encode(plain_userinfo(user)).decode("ascii")
+    return WebProxy(target, basic if user else "", setting)
+
+
+def split_userinfo(url: str) -> Tuple[str, str]:
+    """(user:password as written, the URL without it)."""
+    scheme, _, rest = url.partition("://")
+    user, _, place = rest.rpartition("@")
+    return user, f"{scheme}://{place}"
+
+
+def plain_userinfo(user: str) -> bytes:
+    """user:password without percent signs; the colon is there without a password too."""
+    return unquote_to_bytes(user if ":" in user else user + ":")
+
+
+def proxy_secrets(url: str) -> List[str]:
+    """Every form in which a proxy URL's credentials could turn up in a text."""
+    user, _ = split_userinfo(url)
+    if not user:
+        return []
+    plain = plain_userinfo(user)
+    password = plain.partition(b":")[2].decode("utf-8", "replace")
+    encoded = base64.b64encode(plain).decode("ascii")
+    return [user, user.partition(":")[2], plain.decode("utf-8", "replace"), password, encoded]
+
+
+# --- who goes without --------------------------------------------------------------------------
+
+
+def proxy_for(target: Target, settings: ProxySettings) -> Optional[WebProxy]:
+    """The proxy by which to reach a target, None if straight. This machine is never asked for
+    elsewhere: `localhost` there would be the proxy itself."""
+    proxy = settings.https if target.scheme == "https" else settings.http
+    if proxy is None or is_this_machine(target.host):
+        return None
+    exempt = any(rule_fits(rule, target.host, target.port) for rule in settings.no_proxy)
+    return None if exempt else proxy
+
+
+def is_this_machine(host: str) -> bool:
+    name, address = plain_host(host), address_of(host)
+    if address is not None:
+        return address.is_loopback or address.is_unspecified
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def rule_fits(rule: str, host: str, port: int) -> bool:
+    """Whether an entry of NO_PROXY names this target; one that makes no sense names none."""
+    if rule == "*":
+        return True
+    if "/" in rule:
+        return in_network(rule, host)
+    name, rule_port = split_rule(rule)
+    if rule_port and rule_port != str(port):
+        return False
+    wanted, address = address_of(name), address_of(host)
+    if wanted is not None or address is not None:
+        return wanted == address
+    suffix = plain_host(re.sub(r"^\*?\.+", "", name))
+    return bool(suffix) and f".{plain_host(host)}".endswith(f".{suffix}")
+
+
+def split_rule(rule: str) -> Tuple[str, str]:
+    """(host, port or "") of an entry. Of an address of IPv6 with a port, brackets are the mark."""
+    match = re.fullmatch(r"(\[[^]]*\]|[^:]*)(?::([0-9]+))?", rule)
+    return (match.group(1), match.group(2) or "") if match else (rule, "")
+
+
+def in_network(rule: str, host: str) -> bool:
+    address = address_of(host)
+    try:
+        network = ip_network(re.sub(r"[][]", "", rule), strict=False)
+    except ValueError:
+        return False
+    return address is not None and address in network
+
+
+def plain_host(host: str) -> str:
+    """A host name or address as they are compared: lower case, no final dot, no brackets."""
+    return host.strip("[]").lower().rstrip(".")
+
+
+def address_of(host: str) -> Optional[Address]:
+    """The address that a host is, None for a name. An IPv4 address within IPv6 counts as such."""
+    try:
+        address = ip_address(plain_host(host).partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+# ==================================================================================================
 # transport
 # ==================================================================================================
 # Requests to upstreams and their answers: framing, deadlines, cancelling, retries.
@@ -9538,7 +10467,12 @@ class ConnectionLost(Exception):
     """The upstream closed the connection before it answered anything."""
 
 
-def lost_connection(target: Target) -> ProxyError:
+def lost_connection(target: Target, cause: Optional[BaseException] = None) -> ProxyError:
+    """In TLS 1.3 a server says only now that it does not like the client's certificate."""
+    remedy = tls_remedy(cause) if isinstance(cause, ssl.SSLError) else ""
+    if remedy:
+        detail = remedy.format(reason=connect_reason(cause))
+        return ProxyError(502, f"cannot reach the upstream {target}: {detail}")
     return ProxyError(502, f"the upstream {target} closed the connection without an answer")
 
 
@@ -9581,11 +10515,13 @@ class Transport:
         max_retries: int = 1,
         context: Optional[ssl.SSLContext] = None,
         chance: Callable[[], float] = random_chance,
+        proxies: ProxySettings = ProxySettings(),
     ) -> None:
         self._timeouts = timeouts
         self._max_retries = max_retries
         self._context = context
         self._chance = chance
+        self._proxies = proxies
         self._pool = Pool()
 
     def close(self) -> None:
@@ -9608,7 +10544,7 @@ class Transport:
                     raise
                 wait = backoff(attempt, None, self._chance())
             else:
-                last = last or call.once
+                last = last or call.once or response.status in exchange.not_repeated
                 wait = self._retry_wait(response, attempt)
                 if last or wait > LONGEST_RETRY_WAIT:
                     return response
@@ -9638,34 +10574,39 @@ class Transport:
         connection = self._connect(exchange, call.target)
         try:
             return self._send(exchange, call, connection)
-        except ConnectionLost:
+        except ConnectionLost as lost:
             exchange.raise_if_cancelled()
-            raise lost_connection(call.target) from None
+            raise lost_connection(call.target, lost.__cause__) from None
 
     def _connect(self, exchange: Exchange, target: Target) -> UpstreamConnection:
         watch = partial(watched, exchange)
+        proxy = proxy_for(target, self._proxies)
         try:
-            sock = connect_socket(target, self._timeouts.connect, self._context, watch)
+            sock = connect_socket(target, self._timeouts.connect, self._context, watch, proxy)
         except ProxyError:
             exchange.raise_if_cancelled()
             raise
-        return UpstreamConnection(target, sock)
+        return UpstreamConnection(target, sock, proxy if target.scheme == "http" else None)
 
     def _send(
         self, exchange: Exchange, call: Call, connection: UpstreamConnection
     ) -> UpstreamResponse:
         exchange.on_cancel(connection.interrupt)
         seconds = call.first_byte or self._timeouts.first_byte
-        if exchange.first_byte_limit:
-            seconds = min(seconds or NEVER, exchange.first_byte_limit)
         exchange.arm(seconds, f"the first byte from {call.target}")
         try:
-            head = encode_request_head(call.method, call.target_path, self._fields(call))
+            path, fields = call.target_path, self._fields(call)
+            if connection.proxy is not None:
+                path = f"http://{host_field(call.target)}{path}"
+                fields += connection.proxy.fields()
+            head = encode_request_head(call.method, path, fields)
             try:
                 connection.sock.sendall(head + call.body)
             except OSError:
                 pass  # it may have answered before it had read all: too large, for instance
             response_head = read_response_head(connection)
+            if response_head.status == 407 and connection.proxy is not None:
+                raise ProxyError(502, wrong_credentials(connection.proxy))
         except BaseException as error:
             exchange.off_cancel(connection.interrupt)
             exchange.disarm()
@@ -9680,10 +10621,8 @@ class Transport:
 
     @staticmethod
     def _fields(call: Call) -> List[Tuple[str, str]]:
-        standard = 443 if call.target.scheme == "https" else 80
-        host = f"[{call.target.host}]" if ":" in call.target.host else call.target.host
         own = [
-            ("host", host if call.target.port == standard else f"{host}:{call.target.port}"),
+            ("host", host_field(call.target)),
             ("accept-encoding", "identity"),
         ]
         if call.body or call.method not in BODILESS_METHODS:
@@ -9693,6 +10632,13 @@ class Transport:
             *((n, v) for n, v in own if n not in named or n == "content-length"),
             *((n, v) for n, v in call.headers if n.lower() != "content-length"),
         ]
+
+
+def host_field(target: Target) -> str:
+    """Host and port of a target, the port only if it is not the scheme's own."""
+    if target.port != (443 if target.scheme == "https" else 80):
+        return target.authority
+    return f"[{target.host}]" if ":" in target.host else target.host
 
 
 def read_response_head(connection: UpstreamConnection) -> ResponseHead:
@@ -10238,7 +11184,8 @@ ROUTING_DECODER = json.JSONDecoder(parse_int=short_int)
 # What is known, most certain first (2.1.197): an agent's file may name any model, which arrives
 # unchanged; the parent's `Agent` call says the type and the prompt, and the agent's first message
 # ends with that prompt; its system prompt begins with the text of its file. Requests of agents carry
-# an id header, so a main conversation is never taken for one.
+# an id header, so a main conversation is never taken for one. The id is the same for all requests of
+# an agent, so one that was recognised once stays so: after compaction its first message is a summary.
 #
 # The calls of parents are remembered as hashes, for each session apart, in memory and with a bound.
 
@@ -10246,6 +11193,7 @@ AGENT_HEADER = "x-claude-code-agent-id"
 SESSION_HEADER = "x-claude-code-session-id"
 AGENT_TOOLS = ("Agent", "Task")
 MOST_CALLS_KEPT = 4096
+LONGEST_NAME = 200
 # An agent's own text shorter than this could begin many prompts.
 SHORTEST_PROMPT = 20
 
@@ -10262,15 +11210,31 @@ class AgentCalls:
 
     def __init__(self) -> None:
         self._names: OrderedDict[bytes, Set[str]] = OrderedDict()
+        self._recognised: OrderedDict[bytes, str] = OrderedDict()
         self._lock = threading.Lock()
 
     def keep(self, session: str, prompt: str, name: str) -> None:
         key = call_hash(session, prompt)
         with self._lock:
-            self._names.setdefault(key, set()).add(name)
+            names = self._names.setdefault(key, set())
+            if len(names) < 2:  # two are ambiguous, and more are no more than that
+                names.add(name[:LONGEST_NAME])
             self._names.move_to_end(key)
             while len(self._names) > MOST_CALLS_KEPT:
                 self._names.popitem(last=False)
+
+    def recognise(self, session: str, agent_id: str, name: str) -> None:
+        """Remember who an agent is, by its id."""
+        key = call_hash(session, agent_id)
+        with self._lock:
+            self._recognised[key] = name[:LONGEST_NAME]
+            self._recognised.move_to_end(key)
+            while len(self._recognised) > MOST_CALLS_KEPT:
+                self._recognised.popitem(last=False)
+
+    def recognised(self, session: str, agent_id: str) -> Optional[str]:
+        with self._lock:
+            return self._recognised.get(call_hash(session, agent_id))
 
     def name_of(self, session: str, prompt: str) -> Optional[str]:
         """The agent that was called with this prompt; None if nobody was, or two were."""
@@ -10294,27 +11258,56 @@ def find_agent(
     names, model = tuple(mapped), str(request.get("model", ""))
     if model in names:
         return AgentFound(model, "model name")
-    if not headers.get(AGENT_HEADER):
+    session, agent_id = headers.get(SESSION_HEADER, ""), headers.get(AGENT_HEADER)
+    if not agent_id:
         return None
-    called = calls.name_of(headers.get(SESSION_HEADER, ""), first_prompt(request))
-    if called in names:
-        return AgentFound(str(called), "agent call")
-    own = agent_system_text(request)
-    fits = [name for name, text in prompts.items() if name in names and own.startswith(text)]
-    longest = max(fits, key=lambda name: len(prompts[name]), default=None)
-    return AgentFound(longest, "system prompt") if longest and called is None else None
+    found = agent_of_texts(request, session, calls, prompts)
+    known = calls.recognised(session, agent_id)
+    if found is None and known is not None:
+        found = AgentFound(known, "agent id")
+    if found is None or found.name not in names:
+        return None
+    calls.recognise(session, agent_id, found.name)
+    return found
+
+
+def agent_of_texts(
+    request: Request, session: str, calls: AgentCalls, prompts: Mapping[str, str]
+) -> Optional[AgentFound]:
+    """The agent by what the request says: the prompt it was called with, or its file's text."""
+    called = calls.name_of(session, first_prompt(request))
+    if called is not None:
+        return AgentFound(called, "agent call")
+    written = agent_of_prompt(agent_system_text(request), prompts)
+    return AgentFound(written, "system prompt") if written else None
+
+
+def agent_of_prompt(system: str, prompts: Mapping[str, str]) -> Optional[str]:
+    """The agent whose file's text a system prompt begins with: of several that fit the longest, for
+    a shorter one may be how another begins. None if two have the same text."""
+    fits = [name for name, text in prompts.items() if begins_with(system, text)]
+    longest = max((len(prompts[name]) for name in fits), default=0)
+    named = [name for name in fits if len(prompts[name]) == longest]
+    return named[0] if len(named) == 1 else None
+
+
+def begins_with(system: str, text: str) -> bool:
+    """Whether a text stands at the beginning, to the end of a line."""
+    system = system.lstrip()
+    return system.startswith(text) and system[len(text) :].lstrip(" \t")[:1] in ("", "\r", "\n")
 
 
 def first_prompt(request: Request) -> str:
     """The last text of the first user message: what the agent was called with."""
     messages = request.get("messages")
-    users = (m for m in messages if isinstance(m, dict) and m.get("role") == "user")
-    content = next(users, {}).get("content") if isinstance(messages, list) else None
+    listed = messages if isinstance(messages, list) else []
+    users = (m for m in listed if isinstance(m, dict) and m.get("role") == "user")
+    content = next(users, {}).get("content")
     if isinstance(content, str):
         return content
     blocks = content if isinstance(content, list) else []
     texts = [b.get("text") for b in blocks if isinstance(b, dict) and b.get("type") == "text"]
-    return str(texts[-1]) if texts else ""
+    return str(texts[-1] or "") if texts else ""
 
 
 def agent_system_text(request: Request) -> str:
@@ -10342,6 +11335,8 @@ class CallListener:
 
     def hear(self, event: Event) -> None:
         kind, index = event.get("type"), event.get("index")
+        if not isinstance(index, int):
+            return
         block, delta = event.get("content_block"), event.get("delta")
         if kind == "content_block_start" and is_agent_call(block):
             self._open[index] = []
@@ -10388,7 +11383,7 @@ def heard_events(events: Iterable[Event], listener: CallListener) -> Iterator[Ev
 # --- agents' files -------------------------------------------------------------------------------
 
 FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?\n(.*)\Z", re.DOTALL)
-FRONT_NAME = re.compile(r"^name:[ \t]*[\"']?([^\"'\r\n]+?)[\"']?[ \t]*$", re.MULTILINE)
+FRONT_NAME = re.compile(r"^name:[ \t]*[\"']?([^\"'\r\n]+?)[\"']?[ \t]*\r?$", re.MULTILINE)
 
 
 def read_agent_file(text: str) -> Optional[Tuple[str, str]]:
@@ -10656,6 +11651,10 @@ class EventError(ProxyError):
 # is from, whether it is a small call in the background, whether it has images, whether it is too long
 # for the model. What is dear to find out is found out only when a setting asks for it.
 
+# The prompt for a session's title has the conversation in an element of this name.
+TITLE_MARK = "<session>"
+
+
 class RouteFacts(NamedTuple):
     """What routing may ask of a request. `window` gives a route's window in tokens, 0: unknown."""
 
@@ -10677,11 +11676,11 @@ def plan_routes(config: Config, facts: RouteFacts) -> List[Route]:
 
 def first_route(config: Config, facts: RouteFacts) -> Route:
     """Where the request goes if all is well; `reason` names every rule that had a say."""
-    requested = str(facts.request.get("model") or "")
+    named = choose_route(config, str(facts.request.get("model") or ""))
+    if named.reason == "named upstream":
+        return named  # the client has chosen
     mapped = agent_route(config, facts.agent) or background_route(config, facts.request)
-    route = mapped or choose_route(config, requested)
-    if mapped is None and route.reason == "named upstream":
-        return route  # the client has chosen
+    route = mapped or named
     for rule in REQUEST_RULES:
         moved = rule(config, facts, route)
         route = moved._replace(reason=f"{route.reason}, {moved.reason}") if moved else route
@@ -10705,12 +11704,22 @@ def background_kind(request: Request) -> str:
     output = request.get("output_config")
     output = output if isinstance(output, dict) else {}
     without_tools = request.get("tools") == []
-    if without_tools and output.get("format"):
+    if without_tools and output.get("format") and TITLE_MARK in last_text(request):
         return "title"
     if without_tools and len(as_list(request.get("system"))) == 2:
         return "page summary"
     counting = request.get("max_tokens") == 1 and request.get("stream") is not True
     return "counting" if counting and not request.get("system") else ""
+
+
+def last_text(request: Request) -> str:
+    """The texts of the last message in one."""
+    messages = as_list(request.get("messages"))
+    content = messages[-1].get("content") if messages and isinstance(messages[-1], dict) else None
+    if isinstance(content, str):
+        return content
+    texts = [block.get("text") for block in as_list(content) if isinstance(block, dict)]
+    return " ".join(text for text in texts if isinstance(text, str))
 
 
 def image_rule(config: Config, facts: RouteFacts, route: Route) -> Optional[Route]:
@@ -10742,13 +11751,20 @@ def size_rule(config: Config, facts: RouteFacts, route: Route) -> Optional[Route
     answer = wanted if type(wanted) is int else 0
     if not window or facts.tokens() + answer <= window:
         return None
-    return target_route(config, config.long_context_model, f"over {window} tokens")
+    larger = target_route(config, config.long_context_model, f"over {window} tokens")
+    known = model_window(config, facts, larger)
+    return None if 0 < known <= window else larger
 
 
 def model_window(config: Config, facts: RouteFacts, route: Route) -> int:
     """The window that settings name for a model, else the one that its upstream tells of."""
-    fits = (int(n) for pattern, n in config.model_windows if fnmatchcase(route.model, pattern))
-    return next(fits, 0) or facts.window(route)
+    names = (route.model, f"{route.upstream}:{route.model}")
+    named = (
+        int(tokens)
+        for pattern, tokens in config.model_windows
+        if any(fnmatchcase(name, pattern) for name in names)
+    )
+    return next(named, 0) or facts.window(route)
 
 
 REQUEST_RULES: Tuple[Callable[[Config, RouteFacts, Route], Optional[Route]], ...] = (
@@ -10777,7 +11793,9 @@ def explained_routes(config: Config, facts: RouteFacts) -> Iterator[str]:
 # ==================================================================================================
 # Several keys for one upstream: each in turn, and none that has just been refused for its rate.
 
-COOLING_STATUSES = (429, 529)
+COOLING_STATUSES = frozenset((429, 529))
+# However long an upstream says: it may have meant milliseconds, or have changed its mind.
+LONGEST_REST = 3600.0
 
 
 class KeyRing:
@@ -10796,15 +11814,16 @@ class KeyRing:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def take(self) -> Optional[str]:
+    def take(self, passed_over: Collection[str] = ()) -> Optional[str]:
         """The next key that may be used; None if there is none, or all of them are cooling."""
         with self._lock:
             now = self._clock()
             for step in range(len(self._keys)):
                 index = (self._next + step) % len(self._keys)
-                if self._cool_until.get(self._keys[index], 0.0) <= now:
+                key = self._keys[index]
+                if self._cool_until.get(key, 0.0) <= now and key not in passed_over:
                     self._next = index + 1
-                    return self._keys[index]
+                    return key
         return None
 
     def cool(self, key: str, seconds: Optional[float] = None) -> None:
@@ -10812,7 +11831,7 @@ class KeyRing:
         if len(self._keys) > 1:
             with self._lock:
                 wait = self._seconds if seconds is None else seconds
-                self._cool_until[key] = self._clock() + wait
+                self._cool_until[key] = self._clock() + min(wait, LONGEST_REST)
 
     def seconds_left(self) -> int:
         """Until the first key may be used again, at least 1."""
@@ -10830,15 +11849,19 @@ def ask_with_keys(
 ) -> UpstreamResponse:
     """Ask with one key after the other while they are refused for their rate; none twice.
 
-    The last refusal comes back as it is. ProxyError(429) if all keys are resting.
+    The last refusal comes back as it is. ProxyError(429) if all keys are resting. Where there is
+    another key, to repeat such a request with the same one would be a waste.
     """
     refused: Optional[UpstreamResponse] = None
-    for _ in range(len(ring)):
-        key = ring.take()
+    asked: List[str] = []
+    exchange.not_repeated = COOLING_STATUSES if len(ring) > 1 else frozenset()
+    while True:
+        key = ring.take(asked)
         if key is None:
             break
         if refused is not None:
             refused.close()
+        asked.append(key)
         exchange.facts["key"] = ring.number(key)
         refused = send(key)
         if refused.status not in COOLING_STATUSES:
@@ -10852,6 +11875,155 @@ def ask_with_keys(
 
 def parse_keys(text: str) -> Tuple[str, ...]:
     return tuple(key.strip() for key in text.split(",") if key.strip())
+
+
+# ==================================================================================================
+# forwards
+# ==================================================================================================
+# Requests to upstreams that failed, as facts for one log line each. No content, no credential.
+#
+#     begin_forward --> the attempt is made --> fail_forward, if it is known at once
+#                                           \-> last_failure, if it shows in the answer itself
+
+LONGEST_BETAS = 500
+LONGEST_QUERY = 200
+# What an attempt leaves in an exchange's facts that is not so of the next one.
+ATTEMPT_FACTS = (
+    "key", "retries", "error", "upstream_status", "failed_forward", "repeat_of_failure",
+)  # fmt: skip
+FORWARD_FACTS = ("upstream", "upstream_model", "route", "key", "retries", "model", "stream")
+
+
+def begin_forward(exchange: Exchange, http: HttpRequest, request: Request) -> None:
+    """Note what is about to be sent."""
+    thinking = request.get("thinking")
+    kind = thinking.get("type") if isinstance(thinking, dict) else None
+    exchange.forward = {
+        "attempt": len(exchange.failures) + 1,
+        "begun": exchange.clock(),
+        "body_bytes": len(http.body),
+        "thinking": kind not in (None, "disabled"),
+        "beta": http.headers.get("anthropic-beta", "")[:LONGEST_BETAS] or None,
+        # With its mark, by which the log knows a credential in it.
+        "query": f"?{http.query}"[:LONGEST_QUERY] if http.query else None,
+    }
+
+
+def fail_forward(exchange: Exchange, error: ProxyError, moving: bool) -> None:
+    """Note that the attempt has failed, and whether another is made."""
+    if not exchange.forward:
+        return
+    own = error.upstream_status is None
+    # An upstream's own words may quote the prompt.
+    words = error.message if own else error.error_type
+    failure = forward_facts(exchange, error.status, error.upstream_status)
+    told = "nothing: another is tried" if moving else None
+    exchange.failures.append({**failure, "error": words, "told": told})
+    exchange.forward = {}
+
+
+def forward_facts(
+    exchange: Exchange, status: int, upstream_status: Optional[int]
+) -> Dict[str, Any]:
+    forward = dict(exchange.forward)
+    begun = forward.pop("begun")
+    return {
+        "id": exchange.id,
+        "attempt": forward.pop("attempt"),
+        **{name: exchange.facts.get(name) for name in FORWARD_FACTS},
+        **forward,
+        "ms": round((exchange.clock() - begun) * 1000),
+        "status": status,
+        "upstream_status": upstream_status,
+        "fault": fault_of(status, upstream_status is None),
+    }
+
+
+def fault_of(status: int, own: bool) -> str:
+    """Whose a failure is; `own` where no upstream has said anything."""
+    if status == CLIENT_GONE_STATUS:
+        return "client"
+    if status in (401, 402, 403):
+        return "credential"
+    if 400 <= status < 500 and status not in (408, 429):
+        return "request"
+    return "proxy" if own and status in (500, 503) else "upstream"
+
+
+def forward_failures(exchange: Exchange, status: int) -> Iterator[Dict[str, Any]]:
+    """A line's fields for each failed attempt of an exchange that was answered with `status`."""
+    facts, failures = exchange.facts, exchange.failures
+    failed = status >= 400 or facts.get("error") or facts.get("failed_forward")
+    if exchange.forward and failed:
+        failures = [*failures, last_failure(exchange, status)]
+    for failure in failures:
+        yield {**failure, "told": failure["told"] or what_was_told(status)}
+
+
+def what_was_told(status: int) -> str:
+    if status == CLIENT_GONE_STATUS:
+        return "nothing: it has gone"
+    return str(status) if status >= 400 else f"{status}, then an error"
+
+
+def last_failure(exchange: Exchange, status: int) -> Dict[str, Any]:
+    """An attempt that failed in its answer: relayed with its status, or broken off within."""
+    said = exchange.facts.get("upstream_status")
+    why = exchange.cancelled.status if exchange.cancelled else 502
+    failed = status if status >= 400 else said if said and said >= 400 else why
+    error = exchange.facts.get("error")
+    return {**forward_facts(exchange, failed, said), "error": error, "told": None}
+
+
+# ==================================================================================================
+# fallback
+# ==================================================================================================
+# Which failures another route may not have, and how they are seen before an answer has begun.
+
+# Failures of one place that another may not have.
+PASSING_STATUSES = frozenset((429, *range(500, 600)))
+# Where a relayed stream's first event is longer, it is no error.
+LONGEST_FIRST_FRAME = 65536
+
+
+def moves_on(error: ProxyError) -> bool:
+    """Whether another place may do better. A used-up quota comes as 429 and is told as 402."""
+    return error.status in PASSING_STATUSES or (error.status, error.upstream_status) == (402, 429)
+
+
+def begun_answer(answer: HttpResponse, exchange: Exchange) -> HttpResponse:
+    """A relayed answer; ProxyError if it is a stream whose first event is a passing failure."""
+    headers = dict(answer.headers)
+    streamed = not isinstance(answer.body, bytes) and answer.status == 200
+    if not streamed or "content-encoding" in headers:
+        return answer
+    pieces, splitter, held = iter(answer.body), FrameSplitter(), b""
+    for piece in pieces:
+        held += piece
+        frames = splitter.feed(piece)
+        if frames or len(held) > LONGEST_FIRST_FRAME:
+            raise_passing(frames[:1], pieces, exchange)
+            break
+    return answer._replace(body=rejoined(held, pieces))
+
+
+def raise_passing(frames: List[bytes], pieces: Any, exchange: Exchange) -> None:
+    """Raise the failure that these frames tell of, if another place may not have it."""
+    try:
+        for frame in frames:
+            frame_events(frame)
+    except ProxyError as error:
+        if moves_on(error):
+            pieces.close()
+            exchange.first_event = None  # it was none
+            raise
+
+
+def rejoined(held: bytes, pieces: Any) -> Iterator[bytes]:
+    with closing(pieces):
+        if held:
+            yield held
+        yield from pieces
 
 
 # ==================================================================================================
@@ -12597,8 +13769,6 @@ LONGEST_NOTES = 1024
 LONGEST_LOGGED_NAME = 200
 NOTES_HEADER = "x-proxy-notes"
 ROUTE_HEADER = "x-proxy-route"
-# Failures of one place that another may not have.
-PASSING_STATUSES = frozenset((429, 500, 502, 503, 504, 529))
 # A relayed answer that is no stream is held until it is whole, but no more of it than this.
 LARGEST_HELD = 8 * 1024 * 1024
 # Of a stream's headers a message that is made of it has no use for these.
@@ -12661,6 +13831,10 @@ def route_facts(answerer: Answerer, request: Request, exchange: Exchange) -> Rou
 
 def upstream_window(answerer: Answerer, route: Route) -> int:
     """The window that an upstream tells of for a model, 0 if it does not."""
+    if route.upstream == "redcap":
+        return redcap_window(route.model)
+    if not answerer.config.model_limits:
+        return 0
     catalog = getattr(answerer.upstreams.get(route.upstream), "catalog", None)
     return catalog.look_up(route.model).window if catalog else 0
 
@@ -12675,25 +13849,38 @@ def answer_request(
     request = read_request(answerer, http, dialect)
     asking = Asking(http, request, exchange, dialect)
     routes = plan_routes(answerer.config, route_facts(answerer, request, exchange))
-    for left in range(len(routes) - 1, 0, -1):
-        route = routes[-1 - left]
-        exchange.first_byte_limit = answerer.config.fallback_timeout
-        try:
-            return answer_by(answerer, asking, route, may_move=True)
-        except ProxyError as error:
-            if not moves_on(error) or not exchange.renew():
-                raise
-            note_tried(exchange, route, error)
-    exchange.first_byte_limit = 0.0
-    return answer_by(answerer, asking, routes[-1], may_move=False)
+    # The last one has an answer or raises.
+    answers = (tried_answer(answerer, asking, r, r is not routes[-1]) for r in routes)
+    return next(answer for answer in answers if answer is not None)
 
 
-def moves_on(error: ProxyError) -> bool:
-    return error.status in PASSING_STATUSES
+def tried_answer(
+    answerer: Answerer, asking: Asking, route: Route, may_move: bool
+) -> Optional[HttpResponse]:
+    """The answer by one route; None if it is another's turn. An error that is the client's tells,
+    as an answer does, what was asked."""
+    exchange, seconds = asking.exchange, answerer.config.fallback_timeout
+    exchange.move_at = exchange.clock() + seconds if may_move and seconds else NEVER
+    exchange.not_repeated = frozenset()
+    try:
+        return answer_by(answerer, asking, route, may_move)
+    except ProxyError as error:
+        early = may_move and exchange.first_event is None
+        moving = early and moves_on(error) and exchange.renew()
+        fail_forward(exchange, error, moving)
+        if not moving:
+            error.headers = (*error.headers, *own_headers(exchange))
+            raise
+        note_tried(exchange, route, error)
+    return None
 
 
 def note_tried(exchange: Exchange, route: Route, error: ProxyError) -> None:
+    """Note the failure of a route, and forget what was so of it alone."""
     tried = f"{route.upstream}:{route.model[:LONGEST_LOGGED_NAME]} {error.status}"
+    for name in ATTEMPT_FACTS:
+        exchange.facts.pop(name, None)
+    exchange.notes = []
     exchange.facts["tried"] = ", ".join(filter(None, [exchange.facts.get("tried"), tried]))
 
 
@@ -12710,8 +13897,11 @@ def answer_by(
     # Once pings have gone out the answer has begun, in events.
     untouched = asking.dialect.name == "anthropic" and not exchange.facts.get("tried")
     if isinstance(upstream, AnthropicUpstream) and untouched and not as_text:
-        return relay_answer(answerer, upstream, asking, route, may_move)
+        begin_forward(exchange, asking.http, asking.request)
+        answer = relay_answer(answerer, upstream, asking, route, may_move)
+        return begun_answer(answer, exchange) if may_move else answer
     request = {**request_of(answerer, asking), "model": route.model}
+    begin_forward(exchange, asking.http, request)
     exchange.form = answer_form(
         exchange, asking.dialect, asking.streaming, answerer.config.ping_interval
     )
@@ -12922,7 +14112,7 @@ def demoted_answer(
     try:
         told = fold_stream(response, exchange)
     except EventError as error:
-        if may_move and moves_on(error):
+        if may_move and exchange.first_event is None and moves_on(error):
             raise
         word = error_word(error.event)
         exchange.facts.update(upstream_status=200, failed_forward=True, error=word)
@@ -13344,6 +14534,295 @@ def json_content(schema: str) -> ApiDict:
 
 
 # ==================================================================================================
+# audit
+# ==================================================================================================
+# The audit: one line a request, refused and cancelled ones too, of who asked what of whom.
+#
+# It has names, figures and keyed hashes: nothing that was said, no credential, no text of an error.
+# What a client could have put anything into (a model's name, a path) stands there only if it looks
+# like a name, else as a hash. The line is written when all has been said, so no answer waits for it.
+
+LONGEST_AUDITED = 200
+AUDITED_NAME = re.compile(r"[A-Za-z0-9._:/\[\]@+-]*")
+AUDITED_TRIED = re.compile(r"(?:(?:^|, )[A-Za-z0-9._:/\[\]@+-]+ [0-9]{3})*")
+AUDITED_ROUTE = re.compile(r"[ -~]*")  # the words are our own and the settings'
+AUDITED_UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+AUDITED_ID = re.compile(r"[A-Za-z0-9_-]{0,64}")
+AUDITED_USAGE = (
+    "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
+)  # fmt: skip
+# Facility auth, severity informational (RFC 5424, 6.2.1).
+SYSLOG_PRIORITY = 4 * 8 + 6
+SYSLOG_SECONDS = 1.0
+AUDIT_END_SECONDS = 2.0
+
+
+class AuditSink(Protocol):
+    """Where lines go: all of them, in the chain, or OSError, ValueError or AuditError."""
+
+    link: Optional[ChainLink]
+
+    def append(self, *lines: Mapping[str, Any]) -> None: ...
+
+
+class AuditStream:
+    """Hands lines to something that cannot be read again: the chain is this process's own."""
+
+    def __init__(self, send: Callable[[str], None], key: ChainKey) -> None:
+        self.link: Optional[ChainLink] = ChainLink()
+        self._send = send
+        self._key = key
+        self._lock = threading.Lock()
+
+    def append(self, *lines: Mapping[str, Any]) -> None:
+        with self._lock:
+            for fields in lines:
+                line, link = chain_line(self.link or ChainLink(), fields, self._key, time.time())
+                self._send(line.decode("ascii").rstrip("\n"))
+                self.link = link
+
+
+class SyslogSocket:
+    """The system's log, one datagram a line."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._socket: Optional[socket.socket] = None
+
+    def send(self, line: str) -> None:
+        data = f"<{SYSLOG_PRIORITY}>claude_proxy[{os.getpid()}]: {line}".encode("ascii")
+        try:
+            self._connected().send(data)
+        except OSError:
+            self._close()  # it may have been started anew
+            self._connected().send(data)
+
+    def _connected(self) -> socket.socket:
+        if self._socket is None:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket = sock
+            sock.settimeout(SYSLOG_SECONDS)
+            sock.connect(self._path)
+        return self._socket
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+
+# --- what a line says --------------------------------------------------------------------------
+
+
+class AuditNames:
+    """Makes values fit for a line: plain names as they are, all else as a keyed hash."""
+
+    def __init__(self, secret: str) -> None:
+        # Without a key of the settings' own, hashes can be compared until the process ends.
+        self._key = ChainKey(secret or secrets.token_hex(32))
+
+    def hashed(self, kind: str, text: str) -> str:
+        """16 digits; the same text gives others as another kind of thing."""
+        return self._key.seal(f"{kind}\0{text}".encode("utf-8", "surrogatepass"))[:16]
+
+    def name(self, value: Any, pattern: Any = AUDITED_NAME) -> Optional[str]:
+        text = "" if value is None else str(value)
+        if not text:
+            return None
+        return (
+            text[:LONGEST_AUDITED] if pattern.fullmatch(text) else f"#{self.hashed('name', text)}"
+        )
+
+    def credentials(self, request: HttpRequest) -> str:
+        """A hash for each credential that was shown, with commas between."""
+        shown = dict.fromkeys(shown_keys(request))
+        return ",".join(self.hashed("credential", key) for key in shown)
+
+
+def audit_outcome(exchange: Exchange, status: int) -> str:
+    """ok; refused, by us before any upstream was asked; failed; or cancelled by the client."""
+    facts = exchange.facts
+    if status == CLIENT_GONE_STATUS:
+        return "cancelled"
+    if 0 < status < 400 and not facts.get("error"):
+        return "ok"
+    return "failed" if facts.get("upstream") or status in (0, 500) else "refused"
+
+
+def audited_error(exchange: Exchange, status: int) -> Optional[str]:
+    """The type of the error, which is all that is said of it."""
+    if exchange.cancelled is not None:
+        return exchange.cancelled.error_type
+    if exchange.facts.get("upstream_status") and exchange.facts.get("error"):
+        return str(exchange.facts["error"])  # of an upstream's errors that is the type
+    if status >= 400:
+        return error_type_of(status)
+    return "api_error" if exchange.facts.get("error") else None
+
+
+def who_asked(names: AuditNames, request: HttpRequest) -> Dict[str, Any]:
+    length = request.headers.get("content-length", "")
+    return {
+        "session": names.name(request.headers.get(SESSION_HEADER), AUDITED_UUID),
+        "agent": names.name(request.headers.get(AGENT_HEADER), AUDITED_ID),
+        "client": request.peer,
+        "credential": names.credentials(request),
+        "method": names.name(request.method),
+        "path": names.name(request.path),
+        "bytes_in": int(length) if re.fullmatch("[0-9]{1,15}", length) else None,
+    }
+
+
+def what_became(names: AuditNames, exchange: Exchange, status: int) -> Dict[str, Any]:
+    facts, usage = exchange.facts, exchange.usage
+    figures = ((name, usage.get(name)) for name in AUDITED_USAGE)
+    return {
+        "model": names.name(facts.get("model")),
+        "upstream": names.name(facts.get("upstream")),
+        "upstream_model": names.name(facts.get("upstream_model")),
+        "route": names.name(facts.get("route"), AUDITED_ROUTE),
+        "tried": names.name(facts.get("tried"), AUDITED_TRIED),
+        "status": status,
+        "outcome": audit_outcome(exchange, status),
+        "stop_reason": names.name(facts.get("stop_reason")),
+        "error_type": names.name(audited_error(exchange, status)),
+        **{name: value if type(value) is int else None for name, value in figures},
+        "ms": round((exchange.clock() - exchange.started) * 1000),
+    }
+
+
+NOBODY = HttpRequest("", "", "", {})  # where the head of a request could not be read
+
+
+# --- the audit ---------------------------------------------------------------------------------
+
+
+class Audit:
+    """Writes what became of each request; does nothing without a sink.
+
+    A failure to write never breaks an answer. It is told in the log and, when lines can be written
+    again, by a line that says how many are missing. Where an audit is required, nothing more is
+    answered until then.
+    """
+
+    def __init__(
+        self,
+        sink: Optional[AuditSink],
+        names: AuditNames,
+        log: Log,
+        start: Mapping[str, Any],
+        required: bool = False,
+    ) -> None:
+        self.failing = False
+        self._sink = sink
+        self._names = names
+        self._log = log
+        self._start = start
+        self._required = required
+        self._begun = False
+        self._lost = 0
+        self._pending: Set[int] = set()  # requests that are being answered
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        """Write the line of a start; OSError or AuditError if that cannot be done."""
+        if self._sink is not None:
+            self._sink.append(self._start)
+            self._begun = True
+            self._tell_place("audit_begins")
+
+    def check(self, request: HttpRequest) -> None:
+        """Take note of a request that begins; refuse it where it must not go unseen, but would."""
+        if self._sink is None or request.path in OPEN_PATHS:
+            return
+        self._pending.add(id(request))
+        if self._required and self.failing:
+            raise ProxyError(503, "the audit cannot be written, so nothing is answered")
+
+    def note(self, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
+        """Write the line of a finished request; probes have none."""
+        if self._sink is None or request is not None and request.path in OPEN_PATHS:
+            return
+        try:
+            asked = who_asked(self._names, request or NOBODY)
+            became = what_became(self._names, exchange, status)
+            self._write(self._sink, {"id": exchange.id, **asked, **became})
+        finally:
+            self._pending.discard(id(request))
+
+    def end(self) -> None:
+        """Wait a little for lines on their way, then write the line of the end."""
+        if self._sink is None or not self._begun:
+            return
+        end = time.monotonic() + AUDIT_END_SECONDS
+        while self._pending and time.monotonic() < end:
+            time.sleep(0.01)
+        self._write(self._sink, {"event": "stop", "pid": os.getpid()})
+        self._tell_place("audit_ends")
+
+    def _write(self, sink: AuditSink, fields: Mapping[str, Any]) -> None:
+        with self._lock:
+            lost, self._lost = self._lost, 0
+            begun, self._begun = self._begun, True
+        lines: List[Mapping[str, Any]] = [] if begun else [self._start]
+        lines += [{"event": "gap", "lost": lost}] if lost else []
+        try:
+            sink.append(*lines, fields)
+        except (OSError, ValueError, AuditError) as error:
+            self._fail(error, lost + 1, begun)
+            return
+        if lost:
+            self.failing = False
+            self._log.warning("audit_goes_on", lost=lost)
+
+    def _fail(self, error: Exception, lost: int, begun: bool) -> None:
+        with self._lock:
+            self._lost += lost
+            self._begun = self._begun and begun
+        self.failing = True
+        reason = getattr(error, "strerror", None) or error
+        self._log.error("audit_failed", reason=reason, lost=self._lost, refusing=self._required)
+
+    def _tell_place(self, event: str) -> None:
+        """What is cut off at a file's end is found by comparing this."""
+        link = self._sink.link if self._sink else None
+        if link is not None:
+            self._log.info(event, to=self._start.get("to"), seq=link.seq, hash=link.hash[:16])
+
+
+def make_audit(config: Config, log: Log) -> Audit:
+    """The audit that the settings want. Nothing is opened before the first line."""
+    key, names = ChainKey(config.audit_key), AuditNames(config.audit_key)
+    secret = names.hashed("settings", repr(tuple(config))) if config.audit_key else None
+    start = {
+        "event": "start", "to": config.audit, "version": VERSION, "pid": os.getpid(),
+        "settings": secret,
+    }  # fmt: skip
+    sink = AUDIT_SINKS[config.audit](config, key, log)
+    return Audit(sink, names, log, start, config.audit_required)
+
+
+def file_sink(config: Config, key: ChainKey, log: Log) -> AuditSink:
+    return AuditFile(config.audit_file, key, config.audit_max_bytes, config.audit_sync)
+
+
+def syslog_sink(config: Config, key: ChainKey, log: Log) -> AuditSink:
+    return AuditStream(SyslogSocket(config.audit_syslog).send, key)
+
+
+def log_sink(config: Config, key: ChainKey, log: Log) -> AuditSink:
+    return AuditStream(log.write_line, key)
+
+
+AUDIT_SINKS: Dict[str, Callable[[Config, ChainKey, Log], Optional[AuditSink]]] = {
+    "off": lambda config, key, log: None,
+    "file": file_sink,
+    "syslog": syslog_sink,
+    "log": log_sink,
+}
+
+
+# ==================================================================================================
 # app
 # ==================================================================================================
 # What is served: the table of endpoints, and the way from a request to its answer.
@@ -13372,17 +14851,20 @@ class App(NamedTuple):
     answerer: Answerer
     metrics: Metrics
     gate: Gate
+    audit: Audit
 
     def inherit(self, old: App) -> App:
-        """This app, going on with what an old one has counted and learned of agents."""
+        """This app, going on with what an old one has counted, and learned of agents, and with its
+        audit."""
         answerer = self.answerer._replace(
             agent_calls=old.answerer.agent_calls, summaries=old.answerer.summaries
         )
-        return self._replace(answerer=answerer, metrics=old.metrics)
+        return self._replace(answerer=answerer, metrics=old.metrics, audit=old.audit)
 
     def check(self, request: HttpRequest, exchange: Exchange) -> None:
         """Refuse a request for what its head says, before its body is read."""
         exchange.answer_headers += cors_headers(self.config, request)
+        self.audit.check(request)
         run_guards(self.config, request)
         self.gate.enter(request, exchange)
         check_content_type(self.config, request)
@@ -13421,21 +14903,30 @@ Endpoint = Callable[[App, HttpRequest, Exchange], HttpResponse]
 
 
 def build_app(config: Config, log: Log, inflight: Inflight) -> App:
-    """Make an App of settings. Reads certificate files; OSError names one that is bad."""
+    """Make an App of settings. Reads certificate files; OSError or ConfigError names a bad one."""
     # Reading all of the system's roots takes time and memory: only where somebody needs them.
     roots = (config.ca_file, config.ca_dir)
-    urls = (config.openai_base_url, config.redcap_api_url, config.anthropic_forward_url, *roots)
+    client = ClientCertificate(
+        config.client_cert_file, config.client_key_file, config.client_key_passphrase
+    )
+    urls = (config.openai_base_url, config.redcap_api_url, config.anthropic_forward_url, *roots,
+            config.https_proxy, config.http_proxy, client.cert_file)  # fmt: skip
     secure = any(url for url in urls if not url.startswith("http:"))
-    context = make_ssl_context(config.ssl_verify, *roots) if secure else None
+    context = make_ssl_context(config.ssl_verify, *roots, client) if secure else None
+    proxies = read_proxies(config.https_proxy, config.http_proxy, config.no_proxy)
     timeouts = Timeouts(config.connect_timeout, config.request_timeout, config.stream_idle_timeout)
-    transport = Transport(timeouts, config.max_retries, context)
+    transport = Transport(timeouts, config.max_retries, context, proxies=proxies)
     made = {name: make(config, transport) for name, make in UPSTREAMS.items()}
     upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
-    prompts = read_agent_prompts(config.subagent_folders)
+    try:
+        prompts = read_agent_prompts(config.subagent_folders)
+    except OSError as error:
+        raise ConfigError([f"SUBAGENT_FOLDERS: {error.filename}: {error.strerror}"]) from None
     answerer = Answerer(config, upstreams, AgentCalls(), prompts, Summaries(time.monotonic))
     metrics = Metrics(time.time())
     gate = Gate(config)
-    return App(config, log, upstreams, transport, inflight, answerer, metrics, gate)
+    audit = make_audit(config, log)
+    return App(config, log, upstreams, transport, inflight, answerer, metrics, gate, audit)
 
 
 def read_agent_prompts(folders: Tuple[str, ...]) -> Dict[str, str]:
@@ -13753,6 +15244,14 @@ def log_exchange(app: App, exchange: Exchange, request: Optional[HttpRequest], s
     )
 
 
+def log_failed_forwards(
+    app: App, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    """One line for each request to an upstream that failed, also where another has answered."""
+    for fields in forward_failures(exchange, status):
+        app.log.write("warning", "forward_failed", fields)
+
+
 QUIET_PATHS = ("/health", "/livez", "/metrics", "/openapi.json", "/")
 
 
@@ -13766,8 +15265,14 @@ def leave_gate(app: App, exchange: Exchange, request: Optional[HttpRequest], sta
     app.gate.leave(exchange)
 
 
+def audit_exchange(
+    app: App, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    app.audit.note(exchange, request, status)
+
+
 # Told of every finished exchange, in this order.
-OBSERVERS = (leave_gate, log_exchange, count_exchange)
+OBSERVERS = (leave_gate, log_failed_forwards, log_exchange, count_exchange, audit_exchange)
 
 
 # ==================================================================================================
@@ -13820,9 +15325,10 @@ class Handler(socketserver.StreamRequestHandler):
         try:
             whole = self.respond(app, request, exchange, reply, error)
         finally:
-            self.wire.exchange, self.wire.reply = None, None
+            self.wire.reply = None
             status = CLIENT_GONE_STATUS if is_client_gone(exchange) else reply.status
             app.finish(exchange, request, status)
+            self.wire.exchange = None  # only now: a drain waits for the observers too
         if not whole:
             self.wire.linger()
         return whole and not reply.close and not self.server.inflight.draining
@@ -13949,6 +15455,47 @@ class Server(ThreadingHTTPServer):
 
 
 # ==================================================================================================
+# explain
+# ==================================================================================================
+# Where a request would go, and why: for a person who asks before it is sent.
+
+# As long as an upstream's list of models may take.
+EXPLAIN_SECONDS = 15.0
+
+
+def explain_request(app: App, data: bytes) -> Iterator[str]:
+    """Lines for a request's JSON. ProxyError if it is none. Nothing of it is sent."""
+    exchange = Exchange()
+    exchange.headers, request = explained_request(data)
+    wait_for_limits(app)
+    facts = route_facts(app.answerer, request, exchange)
+    yield from explained_routes(app.config, facts)
+    for route in plan_routes(app.config, facts):
+        if route.upstream not in app.upstreams:
+            yield f"note: the upstream {route.upstream} is not configured"
+
+
+def explained_request(data: bytes) -> Tuple[Dict[str, str], Dict[str, Any]]:
+    """(headers, body): the body alone, or both as members of these names."""
+    found = parse_json_object(data)
+    body, headers = found.get("body"), found.get("headers", {})
+    if not isinstance(body, dict) or not isinstance(headers, dict):
+        return {}, found
+    return {str(name).lower(): str(value) for name, value in headers.items()}, body
+
+
+def wait_for_limits(app: App) -> None:
+    """Have the windows of models where they decide; else only those of settings are known."""
+    if not (app.config.long_context_model and app.config.model_limits):
+        return
+    for upstream in app.upstreams.values():
+        catalog = getattr(upstream, "catalog", None)
+        if catalog is not None:
+            catalog.look_up("")
+            catalog.wait(EXPLAIN_SECONDS)
+
+
+# ==================================================================================================
 # cli
 # ==================================================================================================
 # The command line: arguments, start, banner, signals, and the checks that need no server.
@@ -13992,8 +15539,18 @@ def argument_parser() -> argparse.ArgumentParser:
         "--check-upstream", action="store_true", help="also ask the upstream for one word"
     )
     parser.add_argument(
+        "--explain-route",
+        metavar="FILE",
+        help="say where the request in a JSON file (- for stdin) would go, and why; the file is its"
+        ' body, or {"headers": {...}, "body": {...}}',
+    )
+    parser.add_argument(
         "--healthcheck", action="store_true", help="ask a running proxy for /health"
     )
+    parser.add_argument(
+        "--verify-audit", metavar="FILE", nargs="+",
+        help="check an audit's files, oldest first, with AUDIT_KEY if one is set",
+    )  # fmt: skip
     parser.add_argument("--print-env-example", action="store_true", help="print .env.example")
     parser.add_argument(
         "--print-settings", action="store_true", help="print the settings as Markdown"
@@ -14024,11 +15581,15 @@ def main(
     except UsageError as error:
         print(error, file=err)
         return EXIT_CONFIG
+    if options.verify_audit:
+        return verify(options.verify_audit, loaded.config.audit_key, out, err)
     if options.healthcheck:
         return healthcheck(loaded.config, err)
     if options.check_config or options.check_upstream:
         shown = environ.get("ANTHROPIC_AUTH_TOKEN", "")
         return check(loaded, options.check_upstream, shown, out, err)
+    if options.explain_route:
+        return explain_route(loaded.config, options.explain_route, out, err)
     return run(loaded, out, err, partial(load_settings, options.env_file, environ))
 
 
@@ -14088,7 +15649,9 @@ def make_log(config: Config, stream: TextIO) -> Log:
 def secret_values(config: Config) -> List[str]:
     """Every secret that this process knows, for the redaction of logs."""
     custom = [value for _, value in config.custom_headers]
-    keys = [*own_keys(config), config.redcap_api_token]
+    keys = [*own_keys(config), config.redcap_api_token, config.client_key_passphrase]
+    keys.append(config.audit_key)
+    keys += [*proxy_secrets(config.https_proxy), *proxy_secrets(config.http_proxy)]
     several = (config.openai_api_key, config.anthropic_upstream_key)
     return [*keys, *(key for text in several for key in parse_keys(text)), *custom]
 
@@ -14156,6 +15719,21 @@ def ask_in_time(app: App, shown: str) -> Dict[str, Any]:
         timer.cancel()
 
 
+def explain_route(config: Config, path: str, out: TextIO, err: TextIO) -> int:
+    """--explain-route: what would happen to the request in a file; nothing of it is sent."""
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        for line in explain_request(make_app(config, err), data):
+            print(line, file=out)
+    except OSError as error:
+        print(f"cannot read {path}: {error.strerror}", file=err)
+    except (ProxyError, UsageError) as error:
+        print(error, file=err)
+    else:
+        return EXIT_OK
+    return EXIT_FAILED
+
+
 def healthcheck(config: Config, err: TextIO) -> int:
     """Ask the proxy that these settings describe for its health, for containers without curl."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen_host, config.listen_host)
@@ -14171,8 +15749,42 @@ def healthcheck(config: Config, err: TextIO) -> int:
     return EXIT_OK if status == 200 else EXIT_FAILED
 
 
+def verify(paths: Sequence[str], secret: str, out: TextIO, err: TextIO) -> int:
+    """--verify-audit: the first line that is not right, or that there is none."""
+    try:
+        problem, verifier = verify_audit(paths, ChainKey(secret))
+    except OSError as error:
+        print(f"cannot read {error.filename}: {error.strerror}", file=err)
+        return EXIT_CONFIG
+    for note in verifier.notes:
+        print(f"note: {note}", file=out)
+    if problem:
+        print(problem, file=err)
+        return EXIT_FAILED
+    print(audit_summary(verifier), file=out)
+    if verifier.unchecked:
+        print(
+            f"NOT VERIFIED: {verifier.unchecked} lines have keyed hashes, and AUDIT_KEY is not set;"
+            " only their order was checked",
+            file=err,
+        )
+    return EXIT_CONFIG if verifier.unchecked else EXIT_OK
+
+
 def trust_roots(config: Config) -> str:
-    """Which certificates an upstream's certificate is checked against."""
+    """Which certificates an upstream's certificate is checked against, and how it is reached."""
+    shown = f"; shows {config.client_cert_file}" if config.client_cert_file else ""
+    return certificate_roots(config) + shown + ways_out(config)
+
+
+def ways_out(config: Config) -> str:
+    """The web proxies, without their credentials."""
+    proxies = read_proxies(config.https_proxy, config.http_proxy, config.no_proxy)
+    used = [proxy for proxy in (proxies.https, proxies.http) if proxy]
+    return "".join(f"; {proxy.setting} is {proxy}" for proxy in used)
+
+
+def certificate_roots(config: Config) -> str:
     if not config.ssl_verify:
         return "NONE: SSL_VERIFY=false, any certificate is accepted"
     paths = ssl.get_default_verify_paths()
@@ -14190,8 +15802,16 @@ def make_app(config: Config, err: TextIO, inflight: Optional[Inflight] = None) -
     log = make_log(config, err)
     try:
         return build_app(config, log, inflight or Inflight(log))
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
     except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"CA_FILE or CA_DIR: cannot be used as certificates: {error}") from None
+        named = (error.filename or "").startswith(config.subagent_folders or ("\0",))
+        what = (
+            "SUBAGENT_FOLDERS: cannot be read"
+            if named
+            else "CA_FILE or CA_DIR: cannot be used as certificates"
+        )
+        raise UsageError(f"{what}: {error}") from None
 
 
 def run(loaded: Loaded, out: TextIO, err: TextIO, reread: Callable[[], Loaded]) -> int:
@@ -14202,6 +15822,7 @@ def run(loaded: Loaded, out: TextIO, err: TextIO, reread: Callable[[], Loaded]) 
     try:
         app = make_app(config, err, inflight)
         server = Server(app, inflight)
+        begin_audit(app, server)
     except UsageError as error:
         print(error, file=err)
         return EXIT_CONFIG
@@ -14210,8 +15831,18 @@ def run(loaded: Loaded, out: TextIO, err: TextIO, reread: Callable[[], Loaded]) 
         return EXIT_LISTEN
     print(banner(app, server.port, loaded), file=out, flush=True)
     if not config.ssl_verify:
-        app.log.warning("ssl_verify_off", meaning="any certificate is accepted from the upstream")
+        fields = {"meaning": "any certificate is accepted from the upstream"}
+        app.log.write("critical", "ssl_verify_off", fields)  # shown at every level
     return serve_until_stopped(server, partial(reload_settings, server, reread, err))
+
+
+def begin_audit(app: App, server: Server) -> None:
+    try:
+        app.audit.begin()
+    except (OSError, AuditError) as error:
+        server.server_close()
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"AUDIT_FILE or AUDIT_SYSLOG: cannot be written: {reason}") from None
 
 
 def listen_problem(config: Config, error: Exception) -> str:
@@ -14313,8 +15944,10 @@ def serve_until_stopped(server: Server, reload: Callable[[], None]) -> int:
 
 # A connection that was waiting to be accepted has its request behind it.
 LAST_REQUEST_SECONDS = 0.1
-# What a listening socket has been made with.
-NEED_RESTART = ("LISTEN_HOST", "LISTEN_PORT")
+# What a listening socket, or an audit that goes on, has been made with.
+NEED_RESTART = (
+    "LISTEN_HOST", "LISTEN_PORT", "LISTEN_REUSE_PORT", "AUDIT", "AUDIT_FILE", "AUDIT_KEY",
+)  # fmt: skip
 
 
 def reload_settings(server: Server, reread: Callable[[], Loaded], err: TextIO) -> None:
@@ -14366,6 +15999,7 @@ def drain(server: Server, app: App, config: Config) -> None:
         server.inflight.drain(2.0)
     server.inflight.stop()
     app.transport.close()
+    app.audit.end()
     app.log.info("stopped")
 
 

@@ -3,7 +3,8 @@
 What is known, most certain first (2.1.197): an agent's file may name any model, which arrives
 unchanged; the parent's `Agent` call says the type and the prompt, and the agent's first message
 ends with that prompt; its system prompt begins with the text of its file. Requests of agents carry
-an id header, so a main conversation is never taken for one.
+an id header, so a main conversation is never taken for one. The id is the same for all requests of
+an agent, so one that was recognised once stays so: after compaction its first message is a summary.
 
 The calls of parents are remembered as hashes, for each session apart, in memory and with a bound.
 """
@@ -41,6 +42,7 @@ class AgentCalls:
 
     def __init__(self) -> None:
         self._names: OrderedDict[bytes, Set[str]] = OrderedDict()
+        self._recognised: OrderedDict[bytes, str] = OrderedDict()
         self._lock = threading.Lock()
 
     def keep(self, session: str, prompt: str, name: str) -> None:
@@ -52,6 +54,19 @@ class AgentCalls:
             self._names.move_to_end(key)
             while len(self._names) > MOST_CALLS_KEPT:
                 self._names.popitem(last=False)
+
+    def recognise(self, session: str, agent_id: str, name: str) -> None:
+        """Remember who an agent is, by its id."""
+        key = call_hash(session, agent_id)
+        with self._lock:
+            self._recognised[key] = name[:LONGEST_NAME]
+            self._recognised.move_to_end(key)
+            while len(self._recognised) > MOST_CALLS_KEPT:
+                self._recognised.popitem(last=False)
+
+    def recognised(self, session: str, agent_id: str) -> Optional[str]:
+        with self._lock:
+            return self._recognised.get(call_hash(session, agent_id))
 
     def name_of(self, session: str, prompt: str) -> Optional[str]:
         """The agent that was called with this prompt; None if nobody was, or two were."""
@@ -75,13 +90,28 @@ def find_agent(
     names, model = tuple(mapped), str(request.get("model", ""))
     if model in names:
         return AgentFound(model, "model name")
-    if not headers.get(AGENT_HEADER):
+    session, agent_id = headers.get(SESSION_HEADER, ""), headers.get(AGENT_HEADER)
+    if not agent_id:
         return None
-    called = calls.name_of(headers.get(SESSION_HEADER, ""), first_prompt(request))
-    if called in names:
-        return AgentFound(str(called), "agent call")
-    written = agent_of_prompt(agent_system_text(request), prompts) if called is None else None
-    return AgentFound(written, "system prompt") if written in names and written else None
+    found = agent_of_texts(request, session, calls, prompts)
+    known = calls.recognised(session, agent_id)
+    if found is None and known is not None:
+        found = AgentFound(known, "agent id")
+    if found is None or found.name not in names:
+        return None
+    calls.recognise(session, agent_id, found.name)
+    return found
+
+
+def agent_of_texts(
+    request: Request, session: str, calls: AgentCalls, prompts: Mapping[str, str]
+) -> Optional[AgentFound]:
+    """The agent by what the request says: the prompt it was called with, or its file's text."""
+    called = calls.name_of(session, first_prompt(request))
+    if called is not None:
+        return AgentFound(called, "agent call")
+    written = agent_of_prompt(agent_system_text(request), prompts)
+    return AgentFound(written, "system prompt") if written else None
 
 
 def agent_of_prompt(system: str, prompts: Mapping[str, str]) -> Optional[str]:

@@ -19,7 +19,6 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.agents import SESSION_HEADER, AgentCalls, CallListener, find_agent, heard_events
 from claude_proxy.compression import Summarize, compress_request
-from claude_proxy.config import Config
 from claude_proxy.dialects.dialect import Dialect, parse_json_object
 from claude_proxy.dialects.text_turns import text_tool_events
 from claude_proxy.errors import ProxyError
@@ -39,6 +38,7 @@ from claude_proxy.relay import (
 )
 from claude_proxy.routes import RouteFacts, plan_routes
 from claude_proxy.routing import Route, choose_route
+from claude_proxy.settings import Config
 from claude_proxy.sse import encode_json
 from claude_proxy.summaries import Summaries, summary_request
 from claude_proxy.tokens import count_input_tokens

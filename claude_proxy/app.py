@@ -38,7 +38,7 @@ from claude_proxy.auth import (
     run_guards,
     shown_keys,
 )
-from claude_proxy.config import VERSION, Config, ConfigError
+from claude_proxy.config import VERSION, ConfigError
 from claude_proxy.dialects.anthropic import MESSAGES_DIALECT
 from claude_proxy.dialects.dialect import parse_json_object
 from claude_proxy.errors import ProxyError
@@ -54,6 +54,7 @@ from claude_proxy.pool import ClientCertificate, make_ssl_context
 from claude_proxy.proxies import read_proxies
 from claude_proxy.rate_limits import Gate, drop_doubled
 from claude_proxy.routing import choose_route, listed_models
+from claude_proxy.settings import Config
 from claude_proxy.summaries import Summaries
 from claude_proxy.tokens import count_input_tokens
 from claude_proxy.transport import Timeouts, Transport

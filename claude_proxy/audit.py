@@ -19,11 +19,12 @@ from typing import Any, Callable, Dict, List, Optional, Protocol, Set
 from claude_proxy.agents import AGENT_HEADER, SESSION_HEADER
 from claude_proxy.audit_files import AuditError, AuditFile, ChainKey, ChainLink, chain_line
 from claude_proxy.auth import OPEN_PATHS, shown_keys
-from claude_proxy.config import VERSION, Config
+from claude_proxy.config import VERSION
 from claude_proxy.errors import CLIENT_GONE_STATUS, ProxyError, error_type_of
 from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest
 from claude_proxy.log import Log
+from claude_proxy.settings import Config
 
 LONGEST_AUDITED = 200
 AUDITED_NAME = re.compile(r"[A-Za-z0-9._:/\[\]@+-]*")

@@ -16,9 +16,10 @@ from functools import lru_cache
 from typing import List, NamedTuple, Tuple
 from urllib.parse import urlsplit
 
-from claude_proxy.config import BOOL_WORDS, REDCAP_TOKEN, Config
+from claude_proxy.config import BOOL_WORDS, REDCAP_TOKEN
 from claude_proxy.errors import ProxyError
 from claude_proxy.http1 import HttpRequest
+from claude_proxy.settings import Config
 
 HeaderPairs = Tuple[Tuple[str, str], ...]
 

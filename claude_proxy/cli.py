@@ -24,7 +24,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, TextIO, Tupl
 from claude_proxy.app import App, ask_upstream, build_app
 from claude_proxy.audit_files import AuditError, ChainKey, audit_summary, verify_audit
 from claude_proxy.auth import accepted_keys, own_keys
-from claude_proxy.config import SETTINGS, VERSION, Config, ConfigError
+from claude_proxy.config import VERSION, ConfigError
 from claude_proxy.config_load import load_config, unknown_names
 from claude_proxy.dotenv import DotenvError, parse_dotenv
 from claude_proxy.errors import ProxyError
@@ -36,6 +36,7 @@ from claude_proxy.log import Log
 from claude_proxy.proxies import proxy_secrets, read_proxies
 from claude_proxy.routing import choose_route
 from claude_proxy.server import Server
+from claude_proxy.settings import SETTINGS, Config
 from claude_proxy.settings_file import read_settings_file
 from claude_proxy.settings_text import (
     format_config,

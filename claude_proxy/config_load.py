@@ -23,12 +23,11 @@ from claude_proxy.config import (
     OPENAI_KEY_PREFIXES,
     OPENAI_OWN_URL,
     OPENROUTER_URL,
-    SETTINGS,
-    Config,
     ConfigError,
     Setting,
     parse_client_keys,
 )
+from claude_proxy.settings import SETTINGS, Config
 
 
 class FoundSetting(NamedTuple):

@@ -25,10 +25,10 @@ from claude_proxy.auth import (
     is_probe,
     shown_keys,
 )
-from claude_proxy.config import Config
 from claude_proxy.errors import ProxyError
 from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest
+from claude_proxy.settings import Config
 
 MOST_CLIENTS = 10_000
 # Clients that repeat requests by themselves do not heed a longer one.

@@ -12,10 +12,10 @@ from fnmatch import fnmatchcase
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.agents import AgentFound
-from claude_proxy.config import Config
 from claude_proxy.dialects.chat_blocks import as_list
 from claude_proxy.events import Request
 from claude_proxy.routing import Route, choose_route, target_route
+from claude_proxy.settings import Config
 
 # The prompt for a session's title has the conversation in an element of this name.
 TITLE_MARK = "<session>"

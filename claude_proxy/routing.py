@@ -18,8 +18,8 @@ from claude_proxy.config import (
     MODEL_FAMILIES,
     REDCAP_KNOWN_ALIASES,
     UPSTREAM_NAMES,
-    Config,
 )
+from claude_proxy.settings import Config
 
 ROUTE_CONTEXT_SUFFIX = re.compile(r"\[\d+[km]\]$", re.IGNORECASE)
 ROUTE_DATE_SUFFIX = re.compile(r"-20\d{6}$")

@@ -12,7 +12,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Callable, Dict, List, Tuple
 
-from claude_proxy.config import CUSTOM_HEADER_PREFIX, SETTINGS, ConfigError
+from claude_proxy.config import CUSTOM_HEADER_PREFIX, ConfigError
+from claude_proxy.settings import SETTINGS
 
 # Path in the file -> setting.
 SECTION_NAMES: Dict[str, str] = {

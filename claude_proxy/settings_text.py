@@ -9,8 +9,9 @@ import re
 import textwrap
 from typing import Any, Dict, List
 
-from claude_proxy.config import CUSTOM_HEADER_PREFIX, SETTINGS, Config, Setting
+from claude_proxy.config import CUSTOM_HEADER_PREFIX, Setting
 from claude_proxy.config_load import custom_header_variable
+from claude_proxy.settings import SETTINGS, Config
 
 ENV_EXAMPLE_HEAD = """\
 # Settings of claude_proxy. Copy this file to .env and take the # away from what you change.

@@ -55,7 +55,17 @@ def found(request, head=None, calls=None, prompts=None, mapped=MAPPED):
 
 # --- the three means ------------------------------------------------------------------------------
 
-CALLED = calls_of(("Look at this.", "reviewer"))
+
+
+class Forgetful(AgentCalls):
+    """Knows the calls, and no agent by its id: so that no row of a table helps the next."""
+
+    def recognise(self, session, agent_id, name):
+        pass
+
+
+CALLED = Forgetful()
+CALLED.keep(SESSION, "Look at this.", "reviewer")
 MEANS = [
     ("model", request_of(model="reviewer"), {}, ("reviewer", "model name")),
     ("model before call", request_of(model="tester"), {"calls": CALLED}, ("tester", "model name")),
@@ -325,3 +335,19 @@ FILES = [
 @pytest.mark.parametrize("name,text,expected", FILES, ids=[row[0] for row in FILES])
 def test_agents_files(name, text, expected):
     assert read_agent_file(text) == expected
+
+
+def test_an_agent_that_was_recognised_stays_so_after_its_conversation_was_compacted():
+    calls = AgentCalls()
+    calls.keep("s", "Three steps.", "reviewer")
+    headers = {AGENT_HEADER: "a1", SESSION_HEADER: "s"}
+
+    def find(prompt, **more):
+        request = {"messages": [{"role": "user", "content": prompt}]}
+        return find_agent(request, {**headers, **more}, ["reviewer"], calls, {})
+
+    assert find("A summary.") is None
+    assert find("Three steps.").means == "agent call"
+    assert find("A summary.") == ("reviewer", "agent id")
+    assert find("A summary.", **{AGENT_HEADER: "a2"}) is None
+    assert find("A summary.", **{SESSION_HEADER: "t"}) is None

@@ -15,7 +15,8 @@ import sys
 import pytest
 
 from claude_proxy.cli import main
-from claude_proxy.config import SETTINGS, VERSION
+from claude_proxy.config import VERSION
+from claude_proxy.settings import SETTINGS
 from tests.support import (
     ROOT,
     SINGLE_FILE,

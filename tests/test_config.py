@@ -14,12 +14,12 @@ from claude_proxy.config import (
     MODEL_FAMILIES,
     OPENAI_OWN_URL,
     OPENROUTER_URL,
-    SETTINGS,
     UPSTREAM_NAMES,
     ConfigError,
 )
 from claude_proxy.config_load import load_config, unknown_names
 from claude_proxy.dotenv import parse_dotenv
+from claude_proxy.settings import SETTINGS
 from claude_proxy.settings_text import (
     format_config,
     format_env_example,

@@ -9,7 +9,8 @@ import pytest
 
 from claude_proxy.app import ENDPOINTS
 from claude_proxy.cli import argument_parser
-from claude_proxy.config import SETTINGS, VERSION
+from claude_proxy.config import VERSION
+from claude_proxy.settings import SETTINGS
 from claude_proxy.settings_text import format_env_example, format_settings_markdown
 from tests.support import ROOT, SINGLE_FILE
 

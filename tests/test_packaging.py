@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from claude_proxy.config import SETTINGS
+from claude_proxy.settings import SETTINGS
 from tests.support import ROOT, SINGLE_FILE
 
 

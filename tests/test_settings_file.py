@@ -8,8 +8,9 @@ import json
 import pytest
 
 from claude_proxy.cli import main
-from claude_proxy.config import SETTINGS, ConfigError
+from claude_proxy.config import ConfigError
 from claude_proxy.config_load import load_config
+from claude_proxy.settings import SETTINGS
 from claude_proxy.settings_file import SECTION_NAMES, read_settings_file
 
 FILES = [

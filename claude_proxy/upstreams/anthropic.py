@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, Dict, List
 
 from claude_proxy.auth import own_keys
-from claude_proxy.config import REDCAP_TOKEN, VERSION, Config
+from claude_proxy.config import REDCAP_TOKEN, VERSION
 from claude_proxy.dialects.carriers import is_carrier
 from claude_proxy.dialects.chat_blocks import as_list
 from claude_proxy.errors import ProxyError, upstream_error
@@ -43,6 +43,7 @@ from claude_proxy.relay import (
     frames_to_events,
     relayed_request_headers,
 )
+from claude_proxy.settings import Config
 from claude_proxy.sse import encode_json
 from claude_proxy.transport import Call, Transport, UpstreamResponse
 

@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 from urllib.parse import quote, urlsplit
 
-from claude_proxy.config import Config
 from claude_proxy.dialects.chat_members import stop_sequences
 from claude_proxy.dialects.chat_options import ChatOptions
 from claude_proxy.dialects.chat_profiles import profile_name, profile_options
@@ -56,6 +55,7 @@ from claude_proxy.limits import (
 from claude_proxy.overflow import overflow_message, overflow_words
 from claude_proxy.pool import split_url
 from claude_proxy.reasoning_memory import ReasoningMemory, with_recalled
+from claude_proxy.settings import Config
 from claude_proxy.sse import encode_json
 from claude_proxy.tokens import count_input_tokens
 from claude_proxy.transport import Call, Transport, UpstreamResponse

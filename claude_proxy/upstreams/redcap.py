@@ -18,7 +18,7 @@ from contextlib import closing
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from claude_proxy.auth import own_keys, own_redcap_token
-from claude_proxy.config import REDCAP_KNOWN_ALIASES, Config
+from claude_proxy.config import REDCAP_KNOWN_ALIASES
 from claude_proxy.dialects.text_tools import RESULT_STOP, text_tool_request
 from claude_proxy.errors import CLIENT_GONE_STATUS, NO_RETRY, ProxyError
 from claude_proxy.events import Event, EventWriter, Request
@@ -26,6 +26,7 @@ from claude_proxy.exchange import Exchange
 from claude_proxy.late import LateFailures
 from claude_proxy.pool import split_url
 from claude_proxy.routing import split_upstream
+from claude_proxy.settings import Config
 from claude_proxy.slots import FairSlots
 from claude_proxy.sse import encode_json
 from claude_proxy.tokens import count_input_tokens

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Dict, Protocol, Tuple
 
-from claude_proxy.config import VERSION, Config
+from claude_proxy.config import VERSION
 from claude_proxy.events import Event, Request
 from claude_proxy.exchange import Exchange
+from claude_proxy.settings import Config
 
 
 def call_headers(config: Config, own: Iterable[Tuple[str, str]]) -> Tuple[Tuple[str, str], ...]:
