@@ -27,6 +27,7 @@ from claude_proxy.events import Event, Request, check_grammar, events_to_message
 from claude_proxy.exchange import AnswerForm, Exchange
 from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.json_edit import read_members
+from claude_proxy.phi import guard_phi
 from claude_proxy.relay import RelayWatch, note_whole_answer, relayed_response_headers
 from claude_proxy.routes import RouteFacts, plan_routes
 from claude_proxy.routing import Route, choose_route
@@ -122,6 +123,7 @@ def answer_request(
 ) -> HttpResponse:
     """Answer in the client's dialect from the first route that can."""
     request = read_request(answerer, http, dialect)
+    guard_phi(answerer.config, request, exchange)
     asking = Asking(http, request, exchange, dialect)
     routes = plan_routes(answerer.config, route_facts(answerer, request, exchange))
     for left in range(len(routes) - 1, 0, -1):

@@ -108,6 +108,11 @@ PROFILE_NAMES = (
     "fireworks", "cerebras", "moonshot", "zai", "dashscope", "vllm", "llamacpp", "ollama",
     "lmstudio", "openwebui", "other",
 )
+# What `phi_rules` can find. The last two are in every repository, so they have to be asked for.
+PHI_CATEGORY_NAMES = (
+    "ssn", "itin", "phone", "email", "dob", "mrn", "mbi", "health_plan", "account", "license",
+    "dea", "npi", "card", "iban", "vin", "device", "name", "address", "zip", "any_email", "ip",
+)
 
 # Keys with these prefixes are OpenAI's own: without a base URL they must not travel to anyone else.
 OPENAI_KEY_PREFIXES = ("sk-proj-", "sk-svcacct-", "sk-admin-")
@@ -174,6 +179,32 @@ def choice_parser(*words: str) -> Callable[[str], str]:
         return text.lower()
 
     return parse_choice
+
+
+def choices_parser(*words: str) -> Callable[[str], Tuple[str, ...]]:
+    def parse_choices(text: str) -> Tuple[str, ...]:
+        chosen = parse_names(text.lower())
+        if not set(chosen) <= set(words):
+            raise ValueError(f"must be some of {', '.join(words)}, with commas between")
+        return chosen
+
+    return parse_choices
+
+
+# Without groups and endless repeats: it runs over every text of every request.
+BOUNDED_PATTERN = re.compile(
+    r"(?:(?:\\[bdw.-]|\[[\w-]{1,40}\]|[\w #:/-])(?:\{[0-9]{1,2}(?:,[0-9]{1,2})?\}|\?)?){0,40}", re.A
+)
+
+
+def parse_bounded_pattern(text: str) -> str:
+    try:
+        usable = bool(BOUNDED_PATTERN.fullmatch(text) and re.compile(text))
+    except re.error:
+        usable = False
+    if not usable or text and re.match(text, ""):
+        raise ValueError(r"must be characters, classes such as [A-Z] or \d, ? and {m,n}, no groups")
+    return text
 
 
 def number_parser(low: int, high: int) -> Callable[[str], int]:
@@ -431,6 +462,16 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("KEY_COOLDOWN", "60", seconds_parser(),
             "seconds that one of several keys rests after a 429 or 529 without retry-after",
             "Routing"),
+    Setting("PHI_GUARD", "off", choice_parser("off", "audit", "block"),
+            "identifiers of patients in requests: audit counts them in the log, block refuses",
+            "PHI guard"),
+    Setting("PHI_CATEGORIES", ",".join(PHI_CATEGORY_NAMES[:-2]),
+            choices_parser(*PHI_CATEGORY_NAMES),
+            "what is looked for; any_email and ip too, if asked for", "PHI guard"),
+    Setting("PHI_ALLOWED_DOMAINS", "", parse_names,
+            "domains, with those below them, whose e-mail addresses do not count", "PHI guard"),
+    Setting("PHI_MRN_PATTERN", "", parse_bounded_pattern,
+            "record numbers of this hospital, counted anywhere: such as SH-\\d{8}", "PHI guard"),
     Setting("LOG_LEVEL", "info", choice_parser("debug", "info", "warning", "error", "critical"),
             "debug, info, warning, error or critical", "Logging"),
     Setting("LOG_FORMAT", "auto", choice_parser("auto", "text", "json"),

@@ -1,0 +1,385 @@
+"""A guard that looks for identifiers of patients in what is asked, and changes nothing.
+
+`audit` counts them for the log, `block` refuses the request. Only categories and counts are ever
+told. Every text of a request is looked at: the system prompt, messages, what tools were given and
+gave back, documents of text, unknown blocks. Not looked at: the definitions of tools, which are
+the client's own; images and PDFs; what the API has signed or encrypted. Pure.
+
+A conversation comes again with every turn, so the counts of a text are kept under its keyed hash.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
+
+from claude_proxy.config import PHI_CATEGORY_NAMES, Config
+from claude_proxy.errors import NO_RETRY, ProxyError
+from claude_proxy.events import Request
+from claude_proxy.exchange import Exchange
+from claude_proxy.phi_rules import (
+    COLUMN_NAMES,
+    COLUMN_VALUES,
+    EMAIL_DOMAIN,
+    EMAIL_LOCAL_REVERSED,
+    FHIR_NAME,
+    FREE_CODE,
+    FREE_CODES,
+    FREE_NUMBER,
+    FREE_NUMBERS,
+    IPV4,
+    NEAR_RULES,
+    NOBODYS_DOMAIN,
+    NUMBER_START,
+    PID_FIELDS,
+    RECORD_WORDS,
+    ROLE_NAMES,
+    STATE_ZIP,
+    STATES,
+    STREET,
+    FreeShapes,
+    NearRule,
+)
+
+# --- the texts of a request --------------------------------------------------------------------
+
+# Members of a request that hold nobody's text, and members of a block that only machines read.
+PHI_SKIPPED_MEMBERS = frozenset(("tools", "model", "metadata", "mcp_servers", "container"))
+PHI_SKIPPED_KEYS = frozenset(("signature", "encrypted_content", "encrypted_index"))
+PHI_UNREADABLE = frozenset(("base64", "redacted_thinking"))
+# A short value is looked at with its name, for {"mrn": "..."} says what the number is.
+PHI_UNNAMED = frozenset(("text", "content", "thinking", "data", "type", "role", "source"))
+PHI_LONGEST_NAMED = 120
+PHI_SMALLEST_NUMBER = 10_000
+
+
+def phi_texts(request: Request) -> Iterator[str]:
+    """Every text to look at. Without recursion: a client decides how deep its JSON is."""
+    top = {key: value for key, value in request.items() if key not in PHI_SKIPPED_MEMBERS}
+    stack: List[Tuple[str, Any]] = [("", top)]
+    while stack:
+        key, value = stack.pop()
+        if isinstance(value, str):
+            yield named_text(key, value)
+        elif isinstance(value, dict):
+            stack += readable_members(value)
+        elif isinstance(value, list):
+            stack += [(key, item) for item in value]
+        elif isinstance(value, int) and value >= PHI_SMALLEST_NUMBER and key:
+            yield f"{key}: {value}"
+
+
+def named_text(key: str, text: str) -> str:
+    """The text, behind its name where that may say what it is."""
+    plain = key in PHI_UNNAMED or not key or len(text) > PHI_LONGEST_NAMED
+    return text if plain else f"{key}: {text}"
+
+
+def readable_members(block: Dict[str, Any]) -> Iterator[Tuple[str, Any]]:
+    kind = block.get("type")
+    sealed = isinstance(kind, str) and kind in PHI_UNREADABLE
+    for key, value in block.items():
+        if key not in PHI_SKIPPED_KEYS and not (sealed and key == "data"):
+            yield key, value
+
+
+# --- looking -----------------------------------------------------------------------------------
+
+PhiFound = Dict[str, Set[int]]  # category -> where values begin, so that none counts twice
+PhiCounts = Dict[str, int]
+
+# Letters of other alphabets stay; blanks and hyphens that word processors make become plain ones.
+# A backslash and a letter, as JSON within a text has it, must not look like a part of a word.
+PHI_PLAIN = (
+    (b"\xc2\xa0", b" "), (b"\xe2\x80\xaf", b" "), (b"\xe2\x80\x90", b"-"), (b"\xe2\x80\x91", b"-"),
+    (b"\xe2\x80\x92", b"-"), (b"\xe2\x80\x93", b"-"), (b"\xe2\x88\x92", b"-"),
+    (b"\xe2\x80\x99", b"'"),
+)  # fmt: skip
+PHI_ESCAPES = ((b"\\n", b" \n"), (b"\\r", b" \r"), (b"\\t", b" \t"), (b'\\"', b' "'))
+
+
+class PhiText(NamedTuple):
+    """A text as the rules see it: as it is, and in lower case, of the same length."""
+
+    data: bytes
+    low: bytes
+
+
+def phi_text(text: str) -> PhiText:
+    data = text.encode("utf-8", "surrogatepass")
+    if not text.isascii():
+        for mark, plain in PHI_PLAIN:
+            data = data.replace(mark, plain)
+    if b"\\" in data:
+        for mark, plain in PHI_ESCAPES:
+            data = data.replace(mark, plain)
+    return PhiText(data, data.lower())
+
+
+def find_numbers(text: PhiText, found: PhiFound) -> None:
+    end = 0
+    for start in NUMBER_START.finditer(text.data):
+        match = FREE_NUMBER.match(text.data, start.start()) if start.start() >= end else None
+        if match and note_shape(match, FREE_NUMBERS, found):
+            end = match.end()
+
+
+def find_codes(text: PhiText, found: PhiFound) -> None:
+    for match in FREE_CODE.finditer(text.data):
+        note_shape(match, FREE_CODES, found)
+
+
+def note_shape(match: Any, shapes: FreeShapes, found: PhiFound) -> bool:
+    """Note the first category that the match can be."""
+    for category, check in shapes[match.lastgroup]:
+        if check(match.group()):
+            found.setdefault(category, set()).add(match.start())
+            return True
+    return False
+
+
+def find_near(text: PhiText, found: PhiFound, rules: Tuple[NearRule, ...]) -> None:
+    data, low = text
+    for rule in rules:
+        at = low.find(rule.stem)
+        while at >= 0:
+            match = rule.pattern.match(data, at)
+            if match and rule.check(match.group("value")):
+                found.setdefault(rule.category, set()).add(match.start("value"))
+            at = low.find(rule.stem, at + len(rule.stem))
+
+
+def find_fhir_names(text: PhiText, found: PhiFound) -> None:
+    if b'"family"' in text.low and b'"given"' in text.low:
+        starts = {match.start() for match in FHIR_NAME.finditer(text.data)}
+        if starts:
+            found.setdefault("name", set()).update(starts)
+
+
+def find_addresses(text: PhiText, found: PhiFound) -> None:
+    """A street, with a state and its ZIP close behind; or a ZIP+4 behind a state."""
+    data = text.data
+    for match in STATE_ZIP.finditer(data):
+        if match.group()[:2] not in STATES:
+            continue
+        street = STREET.search(data, max(0, match.start() - 90), match.start())
+        if street:
+            found.setdefault("address", set()).add(street.start())
+        elif match.group()[-5:-4] == b"-":
+            found.setdefault("zip", set()).add(match.end() - 10)
+
+
+def find_pid_segments(text: PhiText, found: PhiFound) -> None:
+    """The fields of HL7's segment that says who the patient is."""
+    data, at = text.data, text.data.find(b"PID|")
+    while at >= 0:
+        end = re.compile(rb"[\r\n]|\Z").search(data, at).end()  # type: ignore[union-attr]
+        fields = data[at:end].split(b"|", 31)
+        for number, category, pattern in PID_FIELDS:
+            if number < len(fields) and pattern.match(fields[number]):
+                start = at + sum(map(len, fields[:number])) + number
+                found.setdefault(category, set()).add(start)
+        at = data.find(b"PID|", end)
+
+
+def find_emails(text: PhiText, found: PhiFound, allowed: Tuple[bytes, ...], every: bool) -> None:
+    low, at = text.low, text.low.find(b"@")
+    while at >= 0:
+        domain = EMAIL_DOMAIN.match(low, at + 1)
+        local = EMAIL_LOCAL_REVERSED.match(low[max(0, at - 64) : at][::-1])
+        if domain and local and is_persons(local.group()[::-1], domain.group(), allowed):
+            start = at - local.end()
+            if every:
+                found.setdefault("any_email", set()).add(start)
+            if in_record(low, start, domain.end()):
+                found.setdefault("email", set()).add(start)
+        at = low.find(b"@", at + 1)
+
+
+def is_persons(local: bytes, domain: bytes, allowed: Tuple[bytes, ...]) -> bool:
+    known = any(domain == name or domain.endswith(b"." + name) for name in allowed)
+    return not known and local not in ROLE_NAMES and not NOBODYS_DOMAIN.fullmatch(domain)
+
+
+def in_record(low: bytes, start: int, end: int) -> bool:
+    """Whether words of a patient's record stand around."""
+    return bool(RECORD_WORDS.search(low, max(0, start - 160), end + 80))
+
+
+def find_addresses_ip(text: PhiText, found: PhiFound) -> None:
+    for match in IPV4.finditer(text.data):
+        if all(int(part) < 256 for part in match.group().split(b".")):
+            found.setdefault("ip", set()).add(match.start())
+
+
+# --- tables with a head ------------------------------------------------------------------------
+
+TABLE_HEAD = re.compile(rb"\b(?:mrn|dob|ssn|birth|patient)")
+TABLE_END = re.compile(rb"\n[ \t\r]*\n|\Z")
+LINE_NUMBER = re.compile(rb" *[0-9]{1,7}(?:\t|\xe2\x86\x92)")
+LONGEST_TABLE_LINE = 4000
+
+
+class TableHead(NamedTuple):
+    delimiter: str
+    columns: Tuple[Tuple[int, str], ...]
+
+
+def find_columns(text: PhiText, found: PhiFound) -> None:
+    """Values below a head that names them. Each line is read once, as a head or as a row."""
+    low, done = text.low, 0
+    for match in TABLE_HEAD.finditer(low):
+        if match.start() < done:
+            continue
+        start = low.rfind(b"\n", 0, match.start()) + 1
+        done = line_end(low, match.end())
+        head = table_head(low[start:done]) if done - start <= LONGEST_TABLE_LINE else None
+        while head and done < len(low):
+            start, done = done + 1, line_end(low, done + 1)
+            if not note_row(text.data[start:done], start, head, found):
+                break
+
+
+def line_end(data: bytes, start: int) -> int:
+    end = data.find(b"\n", start)
+    return end if end >= 0 else len(data)
+
+
+def table_head(line: bytes) -> Optional[TableHead]:
+    """The columns that hold identifiers, if at least two of them do."""
+    for delimiter in (",", "\t", "|", ";"):
+        if line.count(delimiter.encode()) < 1:
+            continue
+        names = [re.sub(rb"[^a-z]", b"", cell) for cell in table_cells(line, delimiter)]
+        columns = tuple((at, COLUMN_NAMES[n]) for at, n in enumerate(names) if n in COLUMN_NAMES)
+        if len(columns) > 1:
+            return TableHead(delimiter, columns)
+    return None
+
+
+def table_cells(line: bytes, delimiter: str) -> List[bytes]:
+    number = LINE_NUMBER.match(line)
+    text = line[number.end() if number else 0 :].decode("latin-1")
+    try:
+        row = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True), [])
+    except csv.Error:
+        row = []
+    return [cell.strip().encode("latin-1") for cell in row]
+
+
+def note_row(line: bytes, start: int, head: TableHead, found: PhiFound) -> bool:
+    """Whether the line is a row of the table; its identifiers are noted."""
+    if len(line) > LONGEST_TABLE_LINE or line.count(head.delimiter.encode()) < head.columns[-1][0]:
+        return False
+    cells, at = table_cells(line, head.delimiter), 0
+    for number, category in head.columns:
+        cell = cells[number] if number < len(cells) else b""
+        pattern, check = COLUMN_VALUES[category]
+        if pattern.fullmatch(cell) and check(cell):
+            at = max(line.find(cell, at), 0)
+            found.setdefault(category, set()).add(start + at)
+    return True
+
+
+# --- the guard ---------------------------------------------------------------------------------
+
+KEPT_LEAVES = 8192
+SHORTEST_KEPT_LEAF = 64
+
+
+class PhiScanner:
+    """Counts what one choice of settings looks for; safe to call from any thread."""
+
+    def __init__(
+        self, categories: Tuple[str, ...], domains: Tuple[str, ...] = (), mrn_pattern: str = ""
+    ) -> None:
+        self._wanted = frozenset(categories)
+        self._domains = tuple(name.lower().lstrip("@.").encode() for name in domains)
+        self._mrn = re.compile(mrn_pattern.encode()) if mrn_pattern else None
+        self._rules = tuple(rule for rule in NEAR_RULES if rule.category in self._wanted)
+        self._key = secrets.token_bytes(16)
+        self._kept: OrderedDict[bytes, PhiCounts] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def request_counts(self, request: Request) -> PhiCounts:
+        total: PhiCounts = {}
+        for text in phi_texts(request):
+            for category, count in self.text_counts(text).items():
+                total[category] = total.get(category, 0) + count
+        return {name: total[name] for name in PHI_CATEGORY_NAMES if name in total}
+
+    def text_counts(self, text: str) -> PhiCounts:
+        if len(text) < SHORTEST_KEPT_LEAF:
+            return self.scan(text)
+        data = text.encode("utf-8", "surrogatepass")
+        name = hashlib.sha256(self._key + data).digest()
+        with self._lock:
+            kept = self._kept.get(name)
+            if kept is not None:
+                self._kept.move_to_end(name)
+                return kept
+        counts = self.scan(text)
+        with self._lock:
+            self._kept[name] = counts
+            while len(self._kept) > KEPT_LEAVES:
+                self._kept.popitem(last=False)
+        return counts
+
+    def scan(self, text: str) -> PhiCounts:
+        """What one text holds, looked at anew."""
+        seen, found = phi_text(text), {}
+        for find in PHI_FINDERS:
+            find(seen, found)
+        find_near(seen, found, self._rules)
+        if self._wanted & {"email", "any_email"}:
+            find_emails(seen, found, self._domains, "any_email" in self._wanted)
+        if "ip" in self._wanted:
+            find_addresses_ip(seen, found)
+        if self._mrn:
+            starts = {match.start() for match in self._mrn.finditer(seen.data)}
+            found.setdefault("mrn", set()).update(starts)
+        return {name: len(at) for name, at in found.items() if at and name in self._wanted}
+
+
+PHI_FINDERS: Tuple[Callable[[PhiText, PhiFound], None], ...] = (
+    find_numbers, find_codes, find_fhir_names, find_addresses, find_pid_segments, find_columns,
+)  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def phi_scanner(
+    categories: Tuple[str, ...], domains: Tuple[str, ...], mrn_pattern: str
+) -> PhiScanner:
+    """One scanner for each choice, so that what it has counted stays."""
+    return PhiScanner(categories, domains, mrn_pattern)
+
+
+def guard_phi(config: Config, request: Request, exchange: Exchange) -> None:
+    """Note identifiers of patients for the log; with PHI_GUARD=block, ProxyError(400) for any."""
+    if config.phi_guard == "off":
+        return
+    if not request and config.phi_guard == "block":
+        raise phi_refusal("the body is no JSON object, so it cannot be looked through")
+    scanner = phi_scanner(config.phi_categories, config.phi_allowed_domains, config.phi_mrn_pattern)
+    counts = scanner.request_counts(request)
+    if not counts:
+        return
+    exchange.facts["phi"] = ",".join(f"{name}={count}" for name, count in counts.items())
+    if config.phi_guard == "block":
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise phi_refusal(
+            f"the request seems to hold identifiers of patients ({told}). Nothing was sent. Take "
+            "them out, also from earlier turns (rewind, or begin anew), or have PHI_CATEGORIES "
+            "changed"
+        )
+
+
+def phi_refusal(reason: str) -> ProxyError:
+    return ProxyError(400, f"refused by PHI_GUARD=block: {reason}", headers=[NO_RETRY])
