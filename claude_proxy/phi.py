@@ -27,6 +27,7 @@ from claude_proxy.exchange import Exchange
 from claude_proxy.phi_rules import (
     COLUMN_NAMES,
     COLUMN_VALUES,
+    EMAIL_AT,
     EMAIL_DOMAIN,
     EMAIL_LOCAL_REVERSED,
     FHIR_NAME,
@@ -41,6 +42,7 @@ from claude_proxy.phi_rules import (
     PID_FIELDS,
     RECORD_WORDS,
     ROLE_NAMES,
+    SEGMENT_END,
     STATE_ZIP,
     STATES,
     STREET,
@@ -92,7 +94,7 @@ def readable_members(block: Dict[str, Any]) -> Iterator[Tuple[str, Any]]:
 
 # --- looking -----------------------------------------------------------------------------------
 
-PhiFound = Dict[str, Set[int]]  # category -> where values begin, so that none counts twice
+PhiFound = Dict[str, Set[int]]  # category -> where values end, so that none counts twice
 PhiCounts = Dict[str, int]
 
 # Letters of other alphabets stay; blanks and hyphens that word processors make become plain ones.
@@ -140,7 +142,7 @@ def note_shape(match: Any, shapes: FreeShapes, found: PhiFound) -> bool:
     """Note the first category that the match can be."""
     for category, check in shapes[match.lastgroup]:
         if check(match.group()):
-            found.setdefault(category, set()).add(match.start())
+            found.setdefault(category, set()).add(match.end())
             return True
     return False
 
@@ -152,7 +154,7 @@ def find_near(text: PhiText, found: PhiFound, rules: Tuple[NearRule, ...]) -> No
         while at >= 0:
             match = rule.pattern.match(data, at)
             if match and rule.check(match.group("value")):
-                found.setdefault(rule.category, set()).add(match.start("value"))
+                found.setdefault(rule.category, set()).add(match.end("value"))
             at = low.find(rule.stem, at + len(rule.stem))
 
 
@@ -165,42 +167,47 @@ def find_fhir_names(text: PhiText, found: PhiFound) -> None:
 
 def find_addresses(text: PhiText, found: PhiFound) -> None:
     """A street, with a state and its ZIP close behind; or a ZIP+4 behind a state."""
-    data = text.data
+    data, done = text.data, 0
     for match in STATE_ZIP.finditer(data):
         if match.group()[:2] not in STATES:
             continue
-        street = STREET.search(data, max(0, match.start() - 90), match.start())
-        if street:
-            found.setdefault("address", set()).add(street.start())
-        elif match.group()[-5:-4] == b"-":
-            found.setdefault("zip", set()).add(match.end() - 10)
+        street = STREET.search(data, max(done, match.start() - 90), match.start())
+        done = match.end()
+        category = "address" if street else "zip"
+        if street or match.group()[-5:-4] == b"-":
+            found.setdefault(category, set()).add(done)
 
 
 def find_pid_segments(text: PhiText, found: PhiFound) -> None:
     """The fields of HL7's segment that says who the patient is."""
     data, at = text.data, text.data.find(b"PID|")
     while at >= 0:
-        end = re.compile(rb"[\r\n]|\Z").search(data, at).end()  # type: ignore[union-attr]
+        end = segment_end(data, at)
         fields = data[at:end].split(b"|", 31)
         for number, category, pattern in PID_FIELDS:
             if number < len(fields) and pattern.match(fields[number]):
-                start = at + sum(map(len, fields[:number])) + number
-                found.setdefault(category, set()).add(start)
+                stop = at + sum(map(len, fields[: number + 1])) + number
+                found.setdefault(category, set()).add(stop)
         at = data.find(b"PID|", end)
 
 
+def segment_end(data: bytes, start: int) -> int:
+    """Segments end with a carriage return; where they are printed, with any line end."""
+    match = SEGMENT_END.search(data, start)
+    return match.end() if match else len(data)
+
+
 def find_emails(text: PhiText, found: PhiFound, allowed: Tuple[bytes, ...], every: bool) -> None:
-    low, at = text.low, text.low.find(b"@")
-    while at >= 0:
+    low = text.low
+    for mark in EMAIL_AT.finditer(low) if b"@" in low else ():
+        at = mark.end() - 1
         domain = EMAIL_DOMAIN.match(low, at + 1)
         local = EMAIL_LOCAL_REVERSED.match(low[max(0, at - 64) : at][::-1])
         if domain and local and is_persons(local.group()[::-1], domain.group(), allowed):
-            start = at - local.end()
             if every:
-                found.setdefault("any_email", set()).add(start)
-            if in_record(low, start, domain.end()):
-                found.setdefault("email", set()).add(start)
-        at = low.find(b"@", at + 1)
+                found.setdefault("any_email", set()).add(domain.end())
+            if in_record(low, at - local.end(), domain.end()):
+                found.setdefault("email", set()).add(domain.end())
 
 
 def is_persons(local: bytes, domain: bytes, allowed: Tuple[bytes, ...]) -> bool:
@@ -213,16 +220,19 @@ def in_record(low: bytes, start: int, end: int) -> bool:
     return bool(RECORD_WORDS.search(low, max(0, start - 160), end + 80))
 
 
-def find_addresses_ip(text: PhiText, found: PhiFound) -> None:
+def find_hosts(text: PhiText, found: PhiFound) -> None:
     for match in IPV4.finditer(text.data):
         if all(int(part) < 256 for part in match.group().split(b".")):
-            found.setdefault("ip", set()).add(match.start())
+            found.setdefault("ip", set()).add(match.end())
 
 
 # --- tables with a head ------------------------------------------------------------------------
 
-TABLE_HEAD = re.compile(rb"\b(?:mrn|dob|ssn|birth|patient)")
-TABLE_END = re.compile(rb"\n[ \t\r]*\n|\Z")
+TABLE_WORDS = (b"mrn", b"dob", b"ssn", b"birth", b"patient")
+TABLE_WORD = rb"(?:mrn|dob|ssn|birth|patient)"
+TABLE_HEAD = re.compile(
+    rb"[,\t|;][\" ]{0,3}" + TABLE_WORD + rb"|" + TABLE_WORD + rb"[a-z_# ]{0,16}\"? {0,9}[,\t|;]"
+)
 LINE_NUMBER = re.compile(rb" *[0-9]{1,7}(?:\t|\xe2\x86\x92)")
 LONGEST_TABLE_LINE = 4000
 
@@ -235,6 +245,8 @@ class TableHead(NamedTuple):
 def find_columns(text: PhiText, found: PhiFound) -> None:
     """Values below a head that names them. Each line is read once, as a head or as a row."""
     low, done = text.low, 0
+    if not any(word in low for word in TABLE_WORDS):
+        return
     for match in TABLE_HEAD.finditer(low):
         if match.start() < done:
             continue
@@ -266,7 +278,10 @@ def table_head(line: bytes) -> Optional[TableHead]:
 
 def table_cells(line: bytes, delimiter: str) -> List[bytes]:
     number = LINE_NUMBER.match(line)
-    text = line[number.end() if number else 0 :].decode("latin-1")
+    line = line[number.end() if number else 0 :]
+    if b'"' not in line:
+        return [cell.strip() for cell in line.split(delimiter.encode())]
+    text = line.decode("latin-1")
     try:
         row = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True), [])
     except csv.Error:
@@ -283,7 +298,7 @@ def note_row(line: bytes, start: int, head: TableHead, found: PhiFound) -> bool:
         cell = cells[number] if number < len(cells) else b""
         pattern, check = COLUMN_VALUES[category]
         if pattern.fullmatch(cell) and check(cell):
-            at = max(line.find(cell, at), 0)
+            at = max(line.find(cell, at), 0) + len(cell)
             found.setdefault(category, set()).add(start + at)
     return True
 
@@ -341,10 +356,10 @@ class PhiScanner:
         if self._wanted & {"email", "any_email"}:
             find_emails(seen, found, self._domains, "any_email" in self._wanted)
         if "ip" in self._wanted:
-            find_addresses_ip(seen, found)
+            find_hosts(seen, found)
         if self._mrn:
-            starts = {match.start() for match in self._mrn.finditer(seen.data)}
-            found.setdefault("mrn", set()).update(starts)
+            ends = {match.end() for match in self._mrn.finditer(seen.data)}
+            found.setdefault("mrn", set()).update(ends)
         return {name: len(at) for name, at in found.items() if at and name in self._wanted}
 
 

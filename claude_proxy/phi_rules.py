@@ -39,7 +39,8 @@ CARD_RANGES = (
 )  # fmt: skip
 NOT_NAMES = frozenset(
     b"name first last middle patient test unknown none null undefined string str text example"
-    b" sample the this that here true false your new last_name first_name lastname firstname id".split()
+    b" sample the this that here true false your new last_name first_name lastname firstname"
+    b" id".split()
 )
 
 
@@ -180,6 +181,7 @@ STREET = re.compile(
     rb"(?i:st|street|ave|avenue|rd|road|dr|drive|ln|lane|blvd|boulevard|ct|court|pl|place|way|ter|terrace|cir|circle|pkwy"
     rb"|parkway|hwy|highway)\b|(?i:p\.? ?o\.? box) [0-9])"
 )
+EMAIL_AT = re.compile(rb"[a-z0-9]@(?=[a-z0-9])")
 EMAIL_DOMAIN = re.compile(rb"(?:[a-z0-9-]{1,63}\.){1,6}[a-z]{2,24}(?![\w@-])")
 EMAIL_LOCAL_REVERSED = re.compile(rb"[a-z0-9](?:[a-z0-9._%+-]{0,63})")
 # Addresses of programs, and domains that belong to nobody.
@@ -257,7 +259,8 @@ NEAR_RULES: Tuple[NearRule, ...] = (
                 ("d.o.b", r"d\.o\.b\.?"), ("born", "born")),
     *near_rules("mrn", ANY_ID, is_numbered,
                 ("mrn", "mrn"), ("medical rec", "medical record"),
-                ("medical_rec", "medical_record"), ("medicalrec", "medicalrecord"), ("chart", "chart[ _]?(?:number|num|no|#|id)"),
+                ("medical_rec", "medical_record"), ("medicalrec", "medicalrecord"),
+                ("chart", "chart[ _]?(?:number|num|no|#|id)"),
                 ("patient", "patient[ _-]?(?:id|number|no|nr|identifier|#)"),
                 ("hospital n", "hospital (?:number|no)"),
                 ('"mr"', r'"mr"[^\x00]{0,160}?"value"')),
@@ -293,6 +296,7 @@ FHIR_NAME = re.compile(
 
 # --- records: HL7 segments and tables with a head ----------------------------------------------
 
+SEGMENT_END = re.compile(rb"[\r\n]")
 # Field of a PID segment -> category, and what it has to look like.
 PID_FIELDS: Tuple[Tuple[int, str, Pattern[bytes]], ...] = (
     (3, "mrn", re.compile(rb"[A-Za-z]{0,4}-?[0-9]{4,}")),
