@@ -184,7 +184,7 @@ def find_pid_segments(text: PhiText, found: PhiFound) -> None:
     while at >= 0:
         end = segment_end(data, at)
         fields = data[at:end].split(b"|", 31)
-        for number, category, pattern in PID_FIELDS:
+        for number, category, pattern in PID_FIELDS if len(fields) > 3 else ():
             if number < len(fields) and pattern.match(fields[number]):
                 stop = at + sum(map(len, fields[: number + 1])) + number
                 found.setdefault(category, set()).add(stop)
@@ -238,7 +238,8 @@ LONGEST_TABLE_LINE = 4000
 
 
 class TableHead(NamedTuple):
-    delimiter: str
+    delimiter: bytes
+    numbered: bool  # each line begins with its number, as a tool shows a file
     columns: Tuple[Tuple[int, str], ...]
 
 
@@ -266,41 +267,43 @@ def line_end(data: bytes, start: int) -> int:
 
 def table_head(line: bytes) -> Optional[TableHead]:
     """The columns that hold identifiers, if at least two of them do."""
-    for delimiter in (",", "\t", "|", ";"):
-        if line.count(delimiter.encode()) < 1:
+    number = LINE_NUMBER.match(line)
+    line = line[number.end() :] if number else line
+    for delimiter in (b",", b"\t", b"|", b";"):
+        if delimiter not in line:
             continue
-        names = [re.sub(rb"[^a-z]", b"", cell) for cell in table_cells(line, delimiter)]
+        names = [re.sub(rb"[^a-z]", b"", cell) for cell in line.split(delimiter)]
         columns = tuple((at, COLUMN_NAMES[n]) for at, n in enumerate(names) if n in COLUMN_NAMES)
         if len(columns) > 1:
-            return TableHead(delimiter, columns)
+            return TableHead(delimiter, number is not None, columns)
     return None
-
-
-def table_cells(line: bytes, delimiter: str) -> List[bytes]:
-    number = LINE_NUMBER.match(line)
-    line = line[number.end() if number else 0 :]
-    if b'"' not in line:
-        return [cell.strip() for cell in line.split(delimiter.encode())]
-    text = line.decode("latin-1")
-    try:
-        row = next(csv.reader([text], delimiter=delimiter, skipinitialspace=True), [])
-    except csv.Error:
-        row = []
-    return [cell.strip().encode("latin-1") for cell in row]
 
 
 def note_row(line: bytes, start: int, head: TableHead, found: PhiFound) -> bool:
     """Whether the line is a row of the table; its identifiers are noted."""
-    if len(line) > LONGEST_TABLE_LINE or line.count(head.delimiter.encode()) < head.columns[-1][0]:
+    number = LINE_NUMBER.match(line) if head.numbered else None
+    at = number.end() if number else 0
+    cells = table_cells(line[at:], head.delimiter)
+    if len(line) > LONGEST_TABLE_LINE or len(cells) <= head.columns[-1][0]:
         return False
-    cells, at = table_cells(line, head.delimiter), 0
-    for number, category in head.columns:
-        cell = cells[number] if number < len(cells) else b""
+    for column, category in head.columns:
+        cell = cells[column].strip()
         pattern, check = COLUMN_VALUES[category]
         if pattern.fullmatch(cell) and check(cell):
             at = max(line.find(cell, at), 0) + len(cell)
             found.setdefault(category, set()).add(start + at)
     return True
+
+
+def table_cells(line: bytes, delimiter: bytes) -> List[bytes]:
+    if b'"' not in line:
+        return line.split(delimiter)
+    try:
+        text = [line.decode("latin-1")]
+        row = next(csv.reader(text, delimiter=delimiter.decode(), skipinitialspace=True), [])
+    except csv.Error:
+        row = []
+    return [cell.encode("latin-1") for cell in row]
 
 
 # --- the guard ---------------------------------------------------------------------------------

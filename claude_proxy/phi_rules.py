@@ -44,14 +44,20 @@ NOT_NAMES = frozenset(
 )
 
 
+NOT_DIGITS = bytes(set(range(256)) - set(b"0123456789"))
+# What a digit adds: as it is, and doubled with its digits summed.
+LUHN_PLAIN = bytes((byte - 48) % 10 for byte in range(256))
+LUHN_DOUBLED = bytes(sum(divmod(2 * ((byte - 48) % 10), 10)) for byte in range(256))
+
+
 def digits_of(value: bytes) -> bytes:
-    return re.sub(rb"[^0-9]", b"", value)
+    return value.translate(None, NOT_DIGITS)
 
 
 def luhn(digits: bytes) -> bool:
     """The check digit of cards and of NPIs."""
-    total = sum(digit - 48 for digit in digits[-1::-2])
-    return (total + sum(sum(divmod(2 * (digit - 48), 10)) for digit in digits[-2::-2])) % 10 == 0
+    plain = sum(digits[-1::-2].translate(LUHN_PLAIN))
+    return (plain + sum(digits[-2::-2].translate(LUHN_DOUBLED))) % 10 == 0
 
 
 def is_ssn(value: bytes) -> bool:
@@ -84,8 +90,9 @@ def is_lone_phone(value: bytes) -> bool:
 def is_card(value: bytes) -> bool:
     digits = digits_of(value)
     head, size = int(digits[:4]), len(digits)
-    known = any(low <= head <= high and size in sizes for low, high, sizes in CARD_RANGES)
-    return known and luhn(digits)
+    return luhn(digits) and any(
+        low <= head <= high and size in sizes for low, high, sizes in CARD_RANGES
+    )
 
 
 def is_npi(value: bytes) -> bool:
@@ -216,6 +223,8 @@ GAP = (
     rb"|patient|value|string|str|int|varchar|text|home|work|cell|at|mr|usa?|ca|or)\b){0,4}"
     rb"[^0-9A-Za-z]{0,9}"
 )
+# Most words have no number behind them, which is quickly seen.
+DIGIT_SOON = rb"(?=[^0-9]{0,60}[0-9])"
 END = rb"(?![0-9A-Za-z]|[-.][0-9])"
 MONTH = rb"(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}"
 M, D, Y = rb"(?:0?[1-9]|1[0-2])", rb"(?:0?[1-9]|[12][0-9]|3[01])", rb"(?:1[89]|20)[0-9]{2}"
@@ -241,8 +250,9 @@ def near_rules(
     """A rule for each (stem, pattern of the word from the stem on)."""
     rules = []
     for stem, word in words:
-        start = WORD_START if len(stem) < 5 else b""
-        pattern = start + b"(?i:" + word.encode() + b")" + GAP + b"(?P<value>" + value + b")" + END
+        start = (WORD_START if len(stem) < 5 else b"") + b"(?i:" + word.encode() + b")"
+        soon = b"" if category == "name" else DIGIT_SOON
+        pattern = start + soon + GAP + b"(?P<value>" + value + b")" + END
         rules.append(NearRule(stem.encode(), category, re.compile(pattern), check))
     return rules
 
@@ -263,7 +273,7 @@ NEAR_RULES: Tuple[NearRule, ...] = (
                 ("chart", "chart[ _]?(?:number|num|no|#|id)"),
                 ("patient", "patient[ _-]?(?:id|number|no|nr|identifier|#)"),
                 ("hospital n", "hospital (?:number|no)"),
-                ('"mr"', r'"mr"[^\x00]{0,160}?"value"')),
+                ('"mr"', r'"mr"\s{0,9}[},][^\x00]{0,160}?"value"')),
     *near_rules("health_plan", ANY_ID, is_numbered,
                 ("member", "member[ _]?(?:id|number|no|#)"),
                 ("subscriber", "subscriber[ _]?(?:id|number|no|#)"),
