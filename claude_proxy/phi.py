@@ -25,12 +25,15 @@ from claude_proxy.errors import NO_RETRY, ProxyError
 from claude_proxy.events import Request
 from claude_proxy.exchange import Exchange
 from claude_proxy.phi_rules import (
+    BEFORE_DELIMITER,
     COLUMN_NAMES,
     COLUMN_VALUES,
     EMAIL_AT,
     EMAIL_DOMAIN,
     EMAIL_LOCAL_REVERSED,
+    FARTHEST_WORD,
     FHIR_NAME,
+    FIVE_DIGITS,
     FREE_CODE,
     FREE_CODES,
     FREE_NUMBER,
@@ -46,6 +49,7 @@ from claude_proxy.phi_rules import (
     STATE_ZIP,
     STATES,
     STREET,
+    TABLE_WORDS,
     FreeShapes,
     NearRule,
 )
@@ -148,14 +152,33 @@ def note_shape(match: Any, shapes: FreeShapes, found: PhiFound) -> bool:
 
 
 def find_near(text: PhiText, found: PhiFound, rules: Tuple[NearRule, ...]) -> None:
-    data, low = text
+    """Numbers behind their words; all but dates are looked for only around digits."""
+    spans, whole = digit_spans(text.data), [(0, len(text.data))]
     for rule in rules:
-        at = low.find(rule.stem)
-        while at >= 0:
-            match = rule.pattern.match(data, at)
-            if match and rule.check(match.group("value")):
-                found.setdefault(rule.category, set()).add(match.end("value"))
-            at = low.find(rule.stem, at + len(rule.stem))
+        for start, end in whole if rule.category in ("name", "dob") else spans:
+            note_near(text, found, rule, start, end)
+
+
+def digit_spans(data: bytes) -> List[Tuple[int, int]]:
+    """Where words with a number behind them can be, apart from each other."""
+    spans: List[Tuple[int, int]] = []
+    for match in FIVE_DIGITS.finditer(data):
+        start, end = max(0, match.start() - FARTHEST_WORD), match.end()
+        if spans and start <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def note_near(text: PhiText, found: PhiFound, rule: NearRule, start: int, end: int) -> None:
+    find, stem = text.low.find, rule.stem
+    at = find(stem, start, end)
+    while at >= 0:
+        match = rule.pattern.match(text.data, at)
+        if match and rule.check(match.group("value")):
+            found.setdefault(rule.category, set()).add(match.end("value"))
+        at = find(stem, at + len(stem), end)
 
 
 def find_fhir_names(text: PhiText, found: PhiFound) -> None:
@@ -200,9 +223,9 @@ def segment_end(data: bytes, start: int) -> int:
 def find_emails(text: PhiText, found: PhiFound, allowed: Tuple[bytes, ...], every: bool) -> None:
     low = text.low
     for mark in EMAIL_AT.finditer(low) if b"@" in low else ():
-        at = mark.end() - 1
-        domain = EMAIL_DOMAIN.match(low, at + 1)
-        local = EMAIL_LOCAL_REVERSED.match(low[max(0, at - 64) : at][::-1])
+        domain = EMAIL_DOMAIN.match(low, mark.end())
+        at = mark.start()
+        local = EMAIL_LOCAL_REVERSED.match(low[max(0, at - 64) : at][::-1]) if domain else None
         if domain and local and is_persons(local.group()[::-1], domain.group(), allowed):
             if every:
                 found.setdefault("any_email", set()).add(domain.end())
@@ -228,13 +251,9 @@ def find_hosts(text: PhiText, found: PhiFound) -> None:
 
 # --- tables with a head ------------------------------------------------------------------------
 
-TABLE_WORDS = (b"mrn", b"dob", b"ssn", b"birth", b"patient")
-TABLE_WORD = rb"(?:mrn|dob|ssn|birth|patient)"
-TABLE_HEAD = re.compile(
-    rb"[,\t|;][\" ]{0,3}" + TABLE_WORD + rb"|" + TABLE_WORD + rb"[a-z_# ]{0,16}\"? {0,9}[,\t|;]"
-)
 LINE_NUMBER = re.compile(rb" *[0-9]{1,7}(?:\t|\xe2\x86\x92)")
 LONGEST_TABLE_LINE = 4000
+DELIMITERS_BEFORE = (b",", b"\t", b"|", b";", b'"', b" ")
 
 
 class TableHead(NamedTuple):
@@ -246,18 +265,24 @@ class TableHead(NamedTuple):
 def find_columns(text: PhiText, found: PhiFound) -> None:
     """Values below a head that names them. Each line is read once, as a head or as a row."""
     low, done = text.low, 0
-    if not any(word in low for word in TABLE_WORDS):
-        return
-    for match in TABLE_HEAD.finditer(low):
-        if match.start() < done:
+    for at in sorted(at for word in TABLE_WORDS for at in head_places(low, word)):
+        if at < done:
             continue
-        start = low.rfind(b"\n", 0, match.start()) + 1
-        done = line_end(low, match.end())
+        start, done = low.rfind(b"\n", 0, at) + 1, line_end(low, at)
         head = table_head(low[start:done]) if done - start <= LONGEST_TABLE_LINE else None
         while head and done < len(low):
             start, done = done + 1, line_end(low, done + 1)
             if not note_row(text.data[start:done], start, head, found):
                 break
+
+
+def head_places(low: bytes, word: bytes) -> Iterator[int]:
+    """Where the word stands beside a delimiter."""
+    at = low.find(word)
+    while at >= 0:
+        if low[at - 1 : at] in DELIMITERS_BEFORE or BEFORE_DELIMITER.match(low, at):
+            yield at
+        at = low.find(word, at + len(word))
 
 
 def line_end(data: bytes, start: int) -> int:

@@ -188,7 +188,7 @@ STREET = re.compile(
     rb"(?i:st|street|ave|avenue|rd|road|dr|drive|ln|lane|blvd|boulevard|ct|court|pl|place|way|ter|terrace|cir|circle|pkwy"
     rb"|parkway|hwy|highway)\b|(?i:p\.? ?o\.? box) [0-9])"
 )
-EMAIL_AT = re.compile(rb"[a-z0-9]@(?=[a-z0-9])")
+EMAIL_AT = re.compile(rb"@(?=[a-z0-9])")
 EMAIL_DOMAIN = re.compile(rb"(?:[a-z0-9-]{1,63}\.){1,6}[a-z]{2,24}(?![\w@-])")
 EMAIL_LOCAL_REVERSED = re.compile(rb"[a-z0-9](?:[a-z0-9._%+-]{0,63})")
 # Addresses of programs, and domains that belong to nobody.
@@ -214,6 +214,9 @@ class NearRule(NamedTuple):
     check: Check
 
 
+# What every value has but a name or a date, and how far before it its word can begin.
+FIVE_DIGITS = re.compile(rb"[0-9](?:[-. ()]{0,2}[0-9]){4}")
+FARTHEST_WORD = 240
 # The word begins here: Mrn, the_mrn, patientMrn, but not xmrn.
 WORD_START = rb"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))"
 # Between the word and the value: marks, and at most four words that say nothing.
@@ -306,6 +309,8 @@ FHIR_NAME = re.compile(
 
 # --- records: HL7 segments and tables with a head ----------------------------------------------
 
+TABLE_WORDS = (b"mrn", b"dob", b"ssn", b"birth", b"patient")
+BEFORE_DELIMITER = re.compile(rb"[a-z_# ]{0,24}[\"' ]{0,3}[,\t|;]")
 SEGMENT_END = re.compile(rb"[\r\n]")
 # Field of a PID segment -> category, and what it has to look like.
 PID_FIELDS: Tuple[Tuple[int, str, Pattern[bytes]], ...] = (
