@@ -50,6 +50,7 @@ from claude_proxy.phi_rules import (
     STATES,
     STREET,
     TABLE_WORDS,
+    TELLING_COLUMNS,
     FreeShapes,
     NearRule,
 )
@@ -291,7 +292,7 @@ def line_end(data: bytes, start: int) -> int:
 
 
 def table_head(line: bytes) -> Optional[TableHead]:
-    """The columns that hold identifiers, if at least two of them do."""
+    """The columns that hold identifiers, if there are two, or one that needs no other."""
     number = LINE_NUMBER.match(line)
     line = line[number.end() :] if number else line
     for delimiter in (b",", b"\t", b"|", b";"):
@@ -299,7 +300,7 @@ def table_head(line: bytes) -> Optional[TableHead]:
             continue
         names = [re.sub(rb"[^a-z]", b"", cell) for cell in line.split(delimiter)]
         columns = tuple((at, COLUMN_NAMES[n]) for at, n in enumerate(names) if n in COLUMN_NAMES)
-        if len(columns) > 1:
+        if len(columns) > 1 or any(category in TELLING_COLUMNS for _, category in columns):
             return TableHead(delimiter, number is not None, columns)
     return None
 

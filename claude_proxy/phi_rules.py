@@ -151,7 +151,7 @@ FreeShapes = Dict[str, Tuple[Tuple[str, Check], ...]]
 AFTER = rb"(?![\w/-]|\.[0-9])"
 # Where a number can begin: cheap, since every digit of every text comes by here.
 NUMBER_START = re.compile(
-    rb"[0-9(+](?<![\w./+-].)(?:[0-9]{2}[-.]|[0-9]{3}[ -]|[0-9]{3}\)|1[-. (]|[-.(][(2-9])"
+    rb"[0-9(+](?<![\w./+-].)(?:[0-9]{2}[-.]|[0-9]{3}[ -]|[0-9]{3}\)|01\)|1[-. (]|[-.(][(2-9])"
 )
 FREE_NUMBER = re.compile(
     rb"(?:(?P<dashed>[0-9]{3}-[0-9]{2}-[0-9]{4})"
@@ -172,7 +172,7 @@ MBI_TAIL = rb"L E [0-9] -?L E [0-9] -?L L [0-9]{2}".replace(b" ", b"").replace(
     b"L", MBI_LETTER
 ).replace(b"E", MBI_EITHER)  # fmt: skip
 FREE_CODE = re.compile(
-    rb"[0-9A-Z](?<![\w+/=.-].)(?:(?P<mbi>(?<=[1-9])" + MBI_TAIL + rb")"
+    rb"[0-9A-Z](?<![\w+/.-].)(?:(?P<mbi>(?<=[1-9])" + MBI_TAIL + rb")"
     rb"|(?P<vin>(?<![IOQ])[A-HJ-NPR-Z0-9]{12}[0-9]{4})"
     rb"|(?P<iban>[A-Z][0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?))(?![\w+/=-])"
 )
@@ -224,7 +224,7 @@ GAP = (
     rb"(?:[ _-]?(?i:number|num|nbr|no|nr|id|ids|value|code|text)\b)?"
     rb"(?:[^0-9A-Za-z]{1,8}(?i:number|num|no|nr|is|was|on|of|for|id|the|his|her|their|as|listed"
     rb"|patient|value|string|str|int|varchar|text|home|work|cell|at|mr|usa?|ca|or)\b){0,4}"
-    rb"[^0-9A-Za-z]{0,9}"
+    rb"[^0-9A-Za-z]{0,20}"
 )
 # Most words have no number behind them, which is quickly seen.
 DIGIT_SOON = rb"(?=[^0-9]{0,60}[0-9])"
@@ -309,6 +309,8 @@ FHIR_NAME = re.compile(
 
 # --- records: HL7 segments and tables with a head ----------------------------------------------
 
+# A column that is telling alone; of the others a head has to have two.
+TELLING_COLUMNS = frozenset(("mrn", "dob", "ssn"))
 TABLE_WORDS = (b"mrn", b"dob", b"ssn", b"birth", b"patient")
 BEFORE_DELIMITER = re.compile(rb"[a-z_# ]{0,24}[\"' ]{0,3}[,\t|;]")
 SEGMENT_END = re.compile(rb"[\r\n]")
