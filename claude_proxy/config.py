@@ -113,6 +113,7 @@ PHI_CATEGORY_NAMES = (
     "ssn", "itin", "phone", "email", "dob", "mrn", "mbi", "health_plan", "account", "license",
     "dea", "npi", "card", "iban", "vin", "device", "name", "address", "zip", "any_email", "ip",
 )
+PHI_USUAL = PHI_CATEGORY_NAMES[:-2]
 
 # Keys with these prefixes are OpenAI's own: without a base URL they must not travel to anyone else.
 OPENAI_KEY_PREFIXES = ("sk-proj-", "sk-svcacct-", "sk-admin-")
@@ -172,6 +173,14 @@ parse_redcap_token = pattern_parser(
 )
 
 
+# Fixed in length but for "?", and without groups: it runs over every text of every request.
+PATTERN_ATOM = r"(?:\\[dw.-]|\[(?:A-Z|a-z|0-9|[A-Za-z0-9_])+\]|[A-Za-z0-9_ #:/-])"
+parse_plain_pattern = pattern_parser(
+    rf"(?:\\b|{PATTERN_ATOM}(?:\{{[1-9]\}}|\?)?){{0,60}}",
+    r"must be characters and classes such as [A-Z] or \d, of which {n} are wanted",
+)
+
+
 def choice_parser(*words: str) -> Callable[[str], str]:
     def parse_choice(text: str) -> str:
         if text and text.lower() not in words:
@@ -189,22 +198,6 @@ def choices_parser(*words: str) -> Callable[[str], Tuple[str, ...]]:
         return chosen
 
     return parse_choices
-
-
-# Without groups and endless repeats: it runs over every text of every request.
-BOUNDED_PATTERN = re.compile(
-    r"(?:(?:\\[bdw.-]|\[[\w-]{1,40}\]|[\w #:/-])(?:\{[0-9]{1,2}(?:,[0-9]{1,2})?\}|\?)?){0,40}", re.A
-)
-
-
-def parse_bounded_pattern(text: str) -> str:
-    try:
-        usable = bool(BOUNDED_PATTERN.fullmatch(text) and re.compile(text))
-    except re.error:
-        usable = False
-    if not usable or text and re.match(text, ""):
-        raise ValueError(r"must be characters, classes such as [A-Z] or \d, ? and {m,n}, no groups")
-    return text
 
 
 def number_parser(low: int, high: int) -> Callable[[str], int]:
@@ -465,12 +458,12 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("PHI_GUARD", "off", choice_parser("off", "audit", "block"),
             "identifiers of patients in requests: audit counts them in the log, block refuses",
             "PHI guard"),
-    Setting("PHI_CATEGORIES", ",".join(PHI_CATEGORY_NAMES[:-2]),
-            choices_parser(*PHI_CATEGORY_NAMES),
-            "what is looked for; any_email and ip too, if asked for", "PHI guard"),
+    Setting("PHI_CATEGORIES", "", choices_parser(*PHI_CATEGORY_NAMES),
+            "what is looked for (a wrong name lists all); unset, all but any_email and ip",
+            "PHI guard"),
     Setting("PHI_ALLOWED_DOMAINS", "", parse_names,
             "domains, with those below them, whose e-mail addresses do not count", "PHI guard"),
-    Setting("PHI_MRN_PATTERN", "", parse_bounded_pattern,
+    Setting("PHI_MRN_PATTERN", "", parse_plain_pattern,
             "record numbers of this hospital, counted anywhere: such as SH-\\d{8}", "PHI guard"),
     Setting("LOG_LEVEL", "info", choice_parser("debug", "info", "warning", "error", "critical"),
             "debug, info, warning, error or critical", "Logging"),

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Set, Tuple
 
-from claude_proxy.config import PHI_CATEGORY_NAMES, Config
+from claude_proxy.config import PHI_CATEGORY_NAMES, PHI_USUAL, Config
 from claude_proxy.errors import NO_RETRY, ProxyError
 from claude_proxy.events import Request
 from claude_proxy.exchange import Exchange
@@ -269,10 +269,10 @@ def find_columns(text: PhiText, found: PhiFound) -> None:
     for at in sorted(at for word in TABLE_WORDS for at in head_places(low, word)):
         if at < done:
             continue
-        start, done = low.rfind(b"\n", 0, at) + 1, line_end(low, at)
+        start, done = low.rfind(b"\n", 0, at) + 1, row_end(low, at)
         head = table_head(low[start:done]) if done - start <= LONGEST_TABLE_LINE else None
         while head and done < len(low):
-            start, done = done + 1, line_end(low, done + 1)
+            start, done = done + 1, row_end(low, done + 1)
             if not note_row(text.data[start:done], start, head, found):
                 break
 
@@ -286,7 +286,7 @@ def head_places(low: bytes, word: bytes) -> Iterator[int]:
         at = low.find(word, at + len(word))
 
 
-def line_end(data: bytes, start: int) -> int:
+def row_end(data: bytes, start: int) -> int:
     end = data.find(b"\n", start)
     return end if end >= 0 else len(data)
 
@@ -387,7 +387,7 @@ class PhiScanner:
         if "ip" in self._wanted:
             find_hosts(seen, found)
         if self._mrn:
-            ends = {match.end() for match in self._mrn.finditer(seen.data)}
+            ends = {match.end() for match in self._mrn.finditer(seen.data) if match.group()}
             found.setdefault("mrn", set()).update(ends)
         return {name: len(at) for name, at in found.items() if at and name in self._wanted}
 
@@ -411,7 +411,8 @@ def guard_phi(config: Config, request: Request, exchange: Exchange) -> None:
         return
     if not request and config.phi_guard == "block":
         raise phi_refusal("the body is no JSON object, so it cannot be looked through")
-    scanner = phi_scanner(config.phi_categories, config.phi_allowed_domains, config.phi_mrn_pattern)
+    categories = config.phi_categories or PHI_USUAL
+    scanner = phi_scanner(categories, config.phi_allowed_domains, config.phi_mrn_pattern)
     counts = scanner.request_counts(request)
     if not counts:
         return

@@ -280,7 +280,7 @@ class Filler(dict):
         super().__init__()
         self.r = r
 
-    def __missing__(self, name: str) -> "Made":
+    def __missing__(self, name: str) -> Made:
         return Made((VALUES.get(name) or FILLS[name])(self.r))
 
 
