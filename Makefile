@@ -19,7 +19,11 @@ run: ## start the proxy from the package
 	$(PYTHON) -m claude_proxy
 
 test: $(VENV)/pytest ## run the whole suite, in an environment of its own; ARGS="-k name" for less
+ifeq ($(ARGS),)
+	@$(VENV_PYTHON) tests/halves.py
+else
 	$(VENV_PYTHON) -m pytest $(ARGS)
+endif
 
 test-clients: $(VENV)/pytest ## drive the real Claude Code, SDKs, LiteLLM and llama.cpp through the proxy
 	$(VENV_PYTHON) tests/clients/run.py

@@ -15,10 +15,11 @@ it in place; the model maps are at the top of its first section. Sections, each 
   dialects/chat_profiles, dialects/chat_repairs, dialects/chat_calls, dialects/chat_usage,
   dialects/thought_writer, dialects/chat_frames, dialects/chat_stream, dialects/text_tools,
   dialects/text_calls, dialects/text_turns, routing, auth, exchange, rate_limits, inflight, slots,
-  late, pool, proxies, transport, limits, reasoning_memory, json_edit, agents, relay, routes, keys,
-  forwards, fallback, upstreams/upstream, upstreams/openai, upstreams/redcap_form,
-  upstreams/redcap_reply, upstreams/redcap, upstreams/demo, upstreams/anthropic, wire, answering,
-  metrics, openapi, audit, app, server, explain, cli, __main__
+  late, pool, proxies, transport, limits, reasoning_memory, json_edit, phi_rules, phi, agents,
+  relay, routes, keys, forwards, fallback, upstreams/upstream, upstreams/openai,
+  upstreams/redcap_form, upstreams/redcap_reply, upstreams/redcap, upstreams/demo,
+  upstreams/anthropic, wire, answering, metrics, openapi, audit, observers, app, server, explain,
+  checks, cli, __main__
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import csv
 import errno
 import fnmatch
 import functools
@@ -179,6 +181,12 @@ PROFILE_NAMES = (
     "fireworks", "cerebras", "moonshot", "zai", "dashscope", "vllm", "llamacpp", "ollama",
     "lmstudio", "openwebui", "other",
 )
+# What `phi_rules` can find. The last two are in every repository, so they have to be asked for.
+PHI_CATEGORY_NAMES = (
+    "ssn", "itin", "phone", "email", "dob", "mrn", "mbi", "health_plan", "account", "license",
+    "dea", "npi", "card", "iban", "vin", "device", "name", "address", "zip", "any_email", "ip",
+)
+PHI_USUAL = PHI_CATEGORY_NAMES[:-2]
 
 # Keys with these prefixes are OpenAI's own: without a base URL they must not travel to anyone else.
 OPENAI_KEY_PREFIXES = ("sk-proj-", "sk-svcacct-", "sk-admin-")
@@ -247,6 +255,14 @@ parse_redcap_token = pattern_parser(
 )
 
 
+# Fixed in length but for "?", and without groups: it runs over every text of every request.
+PATTERN_ATOM = r"(?:\\[dw.-]|\[(?:A-Z|a-z|0-9|[A-Za-z0-9_])+\]|[A-Za-z0-9_ #:/-])"
+parse_plain_pattern = pattern_parser(
+    rf"(?:\\b|{PATTERN_ATOM}(?:\{{[1-9]\}}|\?)?){{0,60}}",
+    r"must be characters and classes such as [A-Z] or \d, of which {n} are wanted",
+)
+
+
 def choice_parser(*words: str) -> Callable[[str], str]:
     def parse_choice(text: str) -> str:
         if text and text.lower() not in words:
@@ -254,6 +270,16 @@ def choice_parser(*words: str) -> Callable[[str], str]:
         return text.lower()
 
     return parse_choice
+
+
+def choices_parser(*words: str) -> Callable[[str], Tuple[str, ...]]:
+    def parse_choices(text: str) -> Tuple[str, ...]:
+        chosen = parse_names(text.lower())
+        if not set(chosen) <= set(words):
+            raise ValueError(f"must be some of {', '.join(words)}, with commas between")
+        return chosen
+
+    return parse_choices
 
 
 def number_parser(low: int, high: int) -> Callable[[str], int]:
@@ -585,6 +611,16 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("KEY_COOLDOWN", "60", seconds_parser(),
             "seconds that one of several keys rests after a 429 or 529 without retry-after",
             "Routing"),
+    Setting("PHI_GUARD", "off", choice_parser("off", "audit", "block"),
+            "identifiers of patients in requests: audit counts them in the log, block refuses",
+            "PHI guard"),
+    Setting("PHI_CATEGORIES", "", choices_parser(*PHI_CATEGORY_NAMES),
+            "what is looked for (a wrong name lists all); unset, all but any_email and ip",
+            "PHI guard"),
+    Setting("PHI_ALLOWED_DOMAINS", "", parse_names,
+            "domains, with those below them, whose e-mail addresses do not count", "PHI guard"),
+    Setting("PHI_MRN_PATTERN", "", parse_plain_pattern,
+            "record numbers of this hospital, counted anywhere: such as SH-\\d{8}", "PHI guard"),
     Setting("AUDIT", "", choice_parser("off", "file", "syslog", "log"),
             "a line a request, chained by hashes: off, file, syslog or log; unset, off or file",
             "Audit"),
@@ -11177,6 +11213,744 @@ ROUTING_DECODER = json.JSONDecoder(parse_int=short_int)
 
 
 # ==================================================================================================
+# phi_rules
+# ==================================================================================================
+# What identifiers of patients look like: words and shapes, with the arithmetic that proves them.
+#
+# Two kinds of rules. A shape that is telling by itself is looked for everywhere (`FREE_NUMBERS`,
+# `FREE_CODES`); a plain number counts only close behind a word that says what it is (`NEAR_RULES`).
+# In doubt nothing is found: source code and logs are full of numbers. Every repeat has a bound, so
+# the time is that of the text's length. Text is bytes here: lower() keeps its length then. Pure.
+
+# --- checks: is this, of the right shape, a number that can be? --------------------------------
+
+# Printed in so many documents that alone they tell of nobody.
+SHOWN_SSNS = frozenset((b"123456789", b"078051120", b"219099999", b"111111111", b"222222222"))
+TOLL_FREE = frozenset((b"800", b"833", b"844", b"855", b"866", b"877", b"888", b"900"))
+ITIN_GROUPS = frozenset((*range(50, 66), *range(70, 89), *range(90, 93), *range(94, 100)))
+STATES = frozenset(
+    b"AL AK AZ AR CA CO CT DE DC FL GA HI ID IL IN IA KS KY LA ME MD MA MI MN MS MO MT NE NV NH NJ"
+    b" NM NY NC ND OH OK OR PA PR RI SC SD TN TX UT VT VA WA WV WI WY".split()
+)
+IBAN_LENGTHS = dict(
+    (pair[:2], int(pair[2:]))
+    for pair in (
+        b"AD24 AE23 AT20 BE16 BG22 CH21 CY28 CZ24 DE22 DK18 EE20 ES24 FI18 FR27 GB22 GR27 HR21 HU28"
+        b" IE22 IL23 IS26 IT27 LI21 LT20 LU20 LV21 MC27 MT31 NL18 NO15 PL28 PT25 RO24 SA24 SE24"
+        b" SI19 SK24 TR26"
+    ).split()
+)
+VIN_WEIGHTS = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
+VIN_VALUES = dict(zip(b"0123456789ABCDEFGHJKLMNPRSTUVWXYZ",
+                      (*range(10), *range(1, 9), *range(1, 6), 7, 9, *range(2, 10))))  # fmt: skip
+# (first digits from, to, lengths) of the cards that people carry.
+CARD_RANGES = (
+    (4000, 4999, (13, 16, 19)), (5100, 5599, (16,)), (2221, 2720, (16,)), (3400, 3499, (15,)),
+    (3700, 3799, (15,)), (6011, 6011, (16, 19)), (6440, 6599, (16, 19)),
+)  # fmt: skip
+NOT_NAMES = frozenset(
+    b"name first last middle patient test unknown none null undefined string str text example"
+    b" sample the this that here true false your new last_name first_name lastname firstname"
+    b" id".split()
+)
+
+
+NOT_DIGITS = bytes(set(range(256)) - set(b"0123456789"))
+# What a digit adds: as it is, and doubled with its digits summed.
+LUHN_PLAIN = bytes((byte - 48) % 10 for byte in range(256))
+LUHN_DOUBLED = bytes(sum(divmod(2 * ((byte - 48) % 10), 10)) for byte in range(256))
+
+
+def digits_of(value: bytes) -> bytes:
+    return value.translate(None, NOT_DIGITS)
+
+
+def luhn(digits: bytes) -> bool:
+    """The check digit of cards and of NPIs."""
+    plain = sum(digits[-1::-2].translate(LUHN_PLAIN))
+    return (plain + sum(digits[-2::-2].translate(LUHN_DOUBLED))) % 10 == 0
+
+
+def is_ssn(value: bytes) -> bool:
+    digits = digits_of(value)
+    area = digits[:3]
+    return not (area in (b"000", b"666") or area[:1] == b"9" or digits[3:5] == b"00"
+                or digits[5:] == b"0000")  # fmt: skip
+
+
+def is_lone_ssn(value: bytes) -> bool:
+    return is_ssn(value) and digits_of(value) not in SHOWN_SSNS
+
+
+def is_itin(value: bytes) -> bool:
+    digits = digits_of(value)
+    return digits[:1] == b"9" and int(digits[3:5]) in ITIN_GROUPS
+
+
+def is_phone(value: bytes) -> bool:
+    """A number of North America: neither code is N11, and it is not a service's free number."""
+    digits = digits_of(value)[-10:]
+    area, exchange = digits[:3], digits[3:6]
+    return b"11" not in (area[1:], exchange[1:]) and area not in TOLL_FREE and area[1:2] != b"9"
+
+
+def is_lone_phone(value: bytes) -> bool:
+    return is_phone(value) and digits_of(value)[-7:-2] != b"55501"  # kept for fiction
+
+
+def is_card(value: bytes) -> bool:
+    digits = digits_of(value)
+    head, size = int(digits[:4]), len(digits)
+    return luhn(digits) and any(
+        low <= head <= high and size in sizes for low, high, sizes in CARD_RANGES
+    )
+
+
+def is_npi(value: bytes) -> bool:
+    return luhn(b"80840" + value)
+
+
+def is_dea(value: bytes) -> bool:
+    d = [digit - 48 for digit in value[-7:]]
+    return (d[0] + d[2] + d[4] + 2 * (d[1] + d[3] + d[5])) % 10 == d[6]
+
+
+def is_vin(value: bytes) -> bool:
+    if value.isdigit():
+        return False
+    rest = sum(VIN_VALUES[char] * weight for char, weight in zip(value, VIN_WEIGHTS)) % 11
+    return value[8:9] == (b"X" if rest == 10 else b"%d" % rest)
+
+
+def is_iban(value: bytes) -> bool:
+    packed = value.replace(b" ", b"")
+    if IBAN_LENGTHS.get(packed[:2]) != len(packed):
+        return False
+    turned = packed[4:] + packed[:4]
+    return int("".join(str(int(chr(char), 36)) for char in turned)) % 97 == 1
+
+
+def is_udi(value: bytes) -> bool:
+    """The check digit of the 14 digits behind (01)."""
+    digits = value[4:18]
+    return sum((digit - 48) * (3, 1)[at % 2] for at, digit in enumerate(digits)) % 10 == 0
+
+
+def is_birth_date(value: bytes) -> bool:
+    """Not the dates that stand for none."""
+    return digits_of(value)[:8] not in (b"19700101", b"19000101", b"01011970", b"01011900")
+
+
+def is_numbered(value: bytes) -> bool:
+    return bool(digits_of(value).strip(b"0"))
+
+
+def is_name(value: bytes) -> bool:
+    return not NOT_NAMES.intersection(re.split(rb"[^a-z_]+", value.lower()))
+
+
+def anything(value: bytes) -> bool:
+    return True
+
+
+# --- shapes that tell by themselves ------------------------------------------------------------
+
+Check = Callable[[bytes], bool]
+# Group of a pattern -> the categories that it may be, each with its check; the first that holds.
+FreeShapes = Dict[str, Tuple[Tuple[str, Check], ...]]
+
+AFTER = rb"(?![\w/-]|\.[0-9])"
+# Where a number can begin: cheap, since every digit of every text comes by here.
+NUMBER_START = re.compile(
+    rb"[0-9(+](?<![\w./+-].)(?:[0-9]{2}[-.]|[0-9]{3}[ -]|[0-9]{3}\)|01\)|1[-. (]|[-.(][(2-9])"
+)
+FREE_NUMBER = re.compile(
+    rb"(?:(?P<dashed>[0-9]{3}-[0-9]{2}-[0-9]{4})"
+    rb"|(?P<card>[2-6][0-9]{3}(?:(?:[ -][0-9]{4}){3}|[ -][0-9]{6}[ -][0-9]{5}))"
+    rb"|(?P<udi>\(01\)[0-9]{14}(?=\([0-9]{2}\)))"
+    rb"|(?P<phone>(?:\+?1[-. ]?)?\([2-9][0-9]{2}\)[ -]?[2-9][0-9]{2}[-. ][0-9]{4}"
+    rb"|(?:\+?1[-.])?[2-9][0-9]{2}(?:-[2-9][0-9]{2}-|\.[2-9][0-9]{2}\.)[0-9]{4}"
+    rb"|\+1 ?[2-9][0-9]{2}[ -]?[2-9][0-9]{2}[ -]?[0-9]{4}))" + AFTER
+)
+FREE_NUMBERS: FreeShapes = {
+    "dashed": (("ssn", is_lone_ssn), ("itin", is_itin)),
+    "card": (("card", is_card),),
+    "phone": (("phone", is_lone_phone),),
+    "udi": (("device", is_udi),),
+}
+MBI_LETTER, MBI_EITHER = rb"[AC-HJKMNP-RT-Y]", rb"[0-9AC-HJKMNP-RT-Y]"
+MBI_TAIL = rb"L E [0-9] -?L E [0-9] -?L L [0-9]{2}".replace(b" ", b"").replace(
+    b"L", MBI_LETTER
+).replace(b"E", MBI_EITHER)  # fmt: skip
+FREE_CODE = re.compile(
+    rb"[0-9A-Z](?<![\w+/.-].)(?:(?P<mbi>(?<=[1-9])" + MBI_TAIL + rb")"
+    rb"|(?P<vin>(?<![IOQ])[A-HJ-NPR-Z0-9]{12}[0-9]{4})"
+    rb"|(?P<iban>[A-Z][0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?))(?![\w+/=-])"
+)
+FREE_CODES: FreeShapes = {
+    "mbi": (("mbi", anything),),
+    "vin": (("vin", is_vin),),
+    "iban": (("iban", is_iban),),
+}
+# A state and its ZIP; what stands before them decides.
+STATE_ZIP = re.compile(rb"[A-Z](?<![\w].)[A-Z][, ]{1,3}[0-9]{5}(?:-[0-9]{4})?(?![\w-])")
+STREET = re.compile(
+    rb"(?:[0-9]{1,6}[A-Z]? (?:[NSEW]{1,2}\.? )?(?:[A-Z0-9][\w'.-]{0,20} ){1,4}"
+    rb"(?i:st|street|ave|avenue|rd|road|dr|drive|ln|lane|blvd|boulevard|ct|court|pl|place|way|ter|terrace|cir|circle|pkwy"
+    rb"|parkway|hwy|highway)\b|(?i:p\.? ?o\.? box) [0-9])"
+)
+EMAIL_AT = re.compile(rb"@(?=[a-z0-9])")
+EMAIL_DOMAIN = re.compile(rb"(?:[a-z0-9-]{1,63}\.){1,6}[a-z]{2,24}(?![\w@-])")
+EMAIL_LOCAL_REVERSED = re.compile(rb"[a-z0-9](?:[a-z0-9._%+-]{0,63})")
+# Addresses of programs, and domains that belong to nobody.
+ROLE_NAMES = frozenset(
+    b"git hg svn noreply no-reply donotreply do-not-reply root admin postmaster webmaster support"
+    b" info security help hello contact bugs user username you me name test foo".split()
+)
+NOBODYS_DOMAIN = re.compile(
+    rb"(?:.*\.)?(?:example|test|invalid|localhost|local|localdomain|example\.(?:com|org|net|edu))"
+    rb"|users\.noreply\.github\.com|.*\.(?:png|jpe?g|gif|svg|js|ts|py|css|internal)"
+)
+IPV4 = re.compile(rb"[0-9](?<![\w.-].)[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?![\w-]|\.[0-9])")
+
+# --- words, and what follows them --------------------------------------------------------------
+
+
+class NearRule(NamedTuple):
+    """Behind a word that contains `stem` (in lower case), a value of this category."""
+
+    stem: bytes
+    category: str
+    pattern: Pattern[bytes]  # from the stem on, with a group "value"
+    check: Check
+
+
+# What every value has but a name or a date, and how far before it its word can begin.
+FIVE_DIGITS = re.compile(rb"[0-9](?:[-. ()]{0,2}[0-9]){4}")
+FARTHEST_WORD = 240
+# The word begins here: Mrn, the_mrn, patientMrn, but not xmrn.
+WORD_START = rb"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))"
+# Between the word and the value: marks, and at most four words that say nothing.
+GAP = (
+    rb"(?:[ _-]?(?i:number|num|nbr|no|nr|id|ids|value|code|text)\b)?"
+    rb"(?:[^0-9A-Za-z]{1,8}(?i:number|num|no|nr|is|was|on|of|for|id|the|his|her|their|as|listed"
+    rb"|patient|value|string|str|int|varchar|text|home|work|cell|at|mr|usa?|ca|or)\b){0,4}"
+    rb"[^0-9A-Za-z]{0,20}"
+)
+# Most words have no number behind them, which is quickly seen.
+DIGIT_SOON = rb"(?=[^0-9]{0,60}[0-9])"
+END = rb"(?![0-9A-Za-z]|[-.][0-9])"
+MONTH = rb"(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}"
+M, D, Y = rb"(?:0?[1-9]|1[0-2])", rb"(?:0?[1-9]|[12][0-9]|3[01])", rb"(?:1[89]|20)[0-9]{2}"
+DATE = (
+    rb"(?:" + Y + rb"(?:[-/.]" + M + rb"[-/.]" + D + rb"|(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]"
+    rb"|3[01]))(?:T[0-9:.]{5,12}Z?)?"
+    rb"|(?:" + M + rb"[-/.]" + D + rb"|" + D + rb"[-/.]" + M + rb")[-/.](?:" + Y + rb"|[0-9]{2})"
+    rb"|" + MONTH + rb"[. ]{1,2}" + D + rb"(?:st|nd|rd|th)?,? " + Y
+    + rb"|" + D + rb"(?:st|nd|rd|th)?[ -](?:of )?" + MONTH + rb"[., -]{1,2}" + Y + rb")"
+)  # fmt: skip
+ANY_ID = rb"(?:[A-Z]{1,4}[- ]?)?[0-9]{6,12}[A-Z]{0,2}"
+SHORT_ID = rb"(?:[A-Z]{1,4}[- ]?)?(?:[0-9]{5,12}|[0-9]{2,4}(?:-[0-9]{2,4}){1,3})"
+NINE_DIGITS = rb"[0-9]{3}[- ]?[0-9]{2}[- ]?[0-9]{4}"
+TEN_DIGITS = rb"(?:\+?1[-. ]?)?\(?[2-9][0-9]{2}\)?[-. ]{0,2}[2-9][0-9]{2}[-. ]?[0-9]{4}"
+NAME_PART = rb"(?:[A-Z]|[\xc3][\x80-\x9e])[A-Za-z'\x80-\xff-]{1,24}"
+LAST_FIRST = NAME_PART + rb"(?: " + NAME_PART + rb")?, ?" + NAME_PART
+FIRST_LAST = NAME_PART + rb"(?: (?:[A-Z]\.?|" + NAME_PART + rb")){0,2} " + NAME_PART
+
+
+def near_rules(
+    category: str, value: bytes, check: Check, *words: Tuple[str, str]
+) -> List[NearRule]:
+    """A rule for each (stem, pattern of the word from the stem on)."""
+    rules = []
+    for stem, word in words:
+        start = (WORD_START if len(stem) < 5 else b"") + b"(?i:" + word.encode() + b")"
+        soon = b"" if category == "name" else DIGIT_SOON
+        pattern = start + soon + GAP + b"(?P<value>" + value + b")" + END
+        rules.append(NearRule(stem.encode(), category, re.compile(pattern), check))
+    return rules
+
+
+NEAR_RULES: Tuple[NearRule, ...] = (
+    *near_rules("ssn", NINE_DIGITS, is_ssn, ("ssn", "ssn"), ("social sec", "social security"),
+                ("socialsec", "socialsecurity"), ("social_sec", "social_security")),
+    *near_rules("itin", NINE_DIGITS, is_itin, ("itin", "itin")),
+    *near_rules("phone", TEN_DIGITS, is_phone,
+                ("phone", "phones?"), ("tel", "tel(?:ecom)?"), ("mobile", "mobile"),
+                ("cell", "cell"), ("fax", "fax"), ("call", "call(?:back)?")),
+    *near_rules("dob", DATE, is_birth_date,
+                ("birth", r"birth(?:[ _-]?(?:date|day|time|dt))?"), ("dob", "dob"),
+                ("d.o.b", r"d\.o\.b\.?"), ("born", "born")),
+    *near_rules("mrn", ANY_ID, is_numbered,
+                ("mrn", "mrn"), ("medical rec", "medical record"),
+                ("medical_rec", "medical_record"), ("medicalrec", "medicalrecord"),
+                ("chart", "chart[ _]?(?:number|num|no|#|id)"),
+                ("patient", "patient[ _-]?(?:id|number|no|nr|identifier|#)"),
+                ("hospital n", "hospital (?:number|no)"),
+                ('"mr"', r'"mr"\s{0,9}[},][^\x00]{0,160}?"value"')),
+    *near_rules("health_plan", ANY_ID, is_numbered,
+                ("member", "member[ _]?(?:id|number|no|#)"),
+                ("subscriber", "subscriber[ _]?(?:id|number|no|#)"),
+                ("policy", "policy[ _]?(?:number|no|#)"), ("beneficiary", "beneficiary"),
+                ("medicaid", "medicaid"), ("health plan", "health plan"),
+                ("insurance", "insurance[ _]?(?:id|number|no|#)")),
+    *near_rules("account", ANY_ID, is_numbered,
+                ("account", "account[ _]?(?:number|num|no|nr|#)"), ("acct", "acct")),
+    *near_rules("license", SHORT_ID, is_numbered,
+                ("licen", "licen[sc]e[ _]?(?:number|num|no|nr|#)"),
+                ("driver", "driver(?:'?s|s')?[ _]?licen[sc]e"),
+                ("certificate", "certificate[ _]?(?:number|num|no|nr|#)")),
+    *near_rules("dea", rb"[A-Za-z][A-Za-z9][0-9]{7}", is_dea, ("dea", "dea")),
+    *near_rules("npi", rb"[12][0-9]{9}", is_npi, ("npi", "npi")),
+    *near_rules("card", rb"[2-6][0-9]{3}[ -]?(?:[0-9]{4}[ -]?){2}[0-9]{1,7}", is_card,
+                ("card", "card"), ("visa", "visa"), ("amex", "amex")),
+    *near_rules("device", rb"(?:[A-Z]{1,4}-?)?[0-9]{5,14}[A-Z]?", is_numbered,
+                ("udi", "udi"), ("device", "device[ _]?serial"), ("implant", "implant[ _]?serial"),
+                ("pacemaker", "pacemaker[ _]?serial")),
+    *near_rules("name", rb"(?:" + LAST_FIRST + rb"|" + FIRST_LAST + rb")", is_name,
+                ("patient", "(?:patient(?:'?s)?|pt)[ _]?name"), ("pt name", "pt name"),
+                ("name of pat", "name of patient")),
+    *near_rules("name", LAST_FIRST, is_name, ("patient", "patient:")),
+    *near_rules("zip", rb"[0-9]{5}-[0-9]{4}", is_numbered, ("zip", "zip"), ("postal", "postal")),
+)  # fmt: skip
+FHIR_NAME = re.compile(
+    rb'"family"\s{0,4}:\s{0,4}"[^"\n]{1,60}",\s{0,60}"given"'
+    rb'|"given"\s{0,4}:\s{0,4}\[[^\]]{1,80}\],\s{0,60}"family"'
+)
+
+# --- records: HL7 segments and tables with a head ----------------------------------------------
+
+# A column that is telling alone; of the others a head has to have two.
+TELLING_COLUMNS = frozenset(("mrn", "dob", "ssn"))
+TABLE_WORDS = (b"mrn", b"dob", b"ssn", b"birth", b"patient")
+BEFORE_DELIMITER = re.compile(rb"[a-z_# ]{0,24}[\"' ]{0,3}[,\t|;]")
+SEGMENT_END = re.compile(rb"[\r\n]")
+# Field of a PID segment -> category, and what it has to look like.
+PID_FIELDS: Tuple[Tuple[int, str, Pattern[bytes]], ...] = (
+    (3, "mrn", re.compile(rb"[A-Za-z]{0,4}-?[0-9]{4,}")),
+    (5, "name", re.compile(rb"[A-Za-z'-]{2,}\^[A-Za-z]")),
+    (7, "dob", re.compile(Y + rb"(?:0[1-9]|1[0-2])[0-3][0-9]")),
+    (11, "address", re.compile(rb"[0-9]{1,6} [A-Za-z]")),
+    (13, "phone", re.compile(TEN_DIGITS)),
+    (14, "phone", re.compile(TEN_DIGITS)),
+    (18, "account", re.compile(rb"[A-Za-z]{0,4}-?[0-9]{4,}")),
+    (19, "ssn", re.compile(rb"[0-8][0-9]{2}-?[0-9]{2}-?[0-9]{4}")),
+)
+COLUMN_VALUES: Dict[str, Tuple[Pattern[bytes], Check]] = {
+    "mrn": (re.compile(rb"[A-Za-z]{0,4}-?[0-9]{5,12}"), is_numbered),
+    "name": (re.compile(LAST_FIRST + rb"|" + FIRST_LAST + rb"|" + NAME_PART), is_name),
+    "dob": (re.compile(DATE), is_birth_date),
+    "ssn": (re.compile(rb"[0-9]{3}-?[0-9]{2}-?[0-9]{4}"), is_ssn),
+    "phone": (re.compile(TEN_DIGITS), is_phone),
+    "email": (re.compile(rb"[^@\s]{1,64}@[A-Za-z0-9.-]{4,80}"), anything),
+    "zip": (re.compile(rb"[0-9]{5}-[0-9]{4}"), is_numbered),
+}
+# Head of a column, letters alone -> category.
+COLUMN_NAMES: Dict[bytes, str] = {
+    name: category
+    for category, names in (
+        ("mrn", b"mrn patientid medicalrecordnumber patid chartnumber chartno"),
+        ("name", b"patientname patient lastname fullname name surname"),
+        ("dob", b"dob dateofbirth birthdate birthday"),
+        ("ssn", b"ssn socialsecuritynumber"),
+        ("phone", b"phone phonenumber telephone mobile cell homephone"),
+        ("email", b"email emailaddress"),
+        ("zip", b"zip zipcode postalcode"),
+    )
+    for name in names.split()
+}
+# Words of a patient's record, in lower case, without which an e-mail address is a programmer's.
+RECORD_WORDS = re.compile(rb"\b(?:patients?|mrn|dob|date of birth|birthdate|telecom|ssn)(?![a-z])")
+
+
+# ==================================================================================================
+# phi
+# ==================================================================================================
+# A guard that looks for identifiers of patients in what is asked, and changes nothing.
+#
+# `audit` counts them for the log, `block` refuses the request. Only categories and counts are ever
+# told. Every text of a request is looked at: the system prompt, messages, what tools were given and
+# gave back, documents of text, unknown blocks. Not looked at: the definitions of tools, which are
+# the client's own; images and PDFs; what the API has signed or encrypted. Pure.
+#
+# A conversation comes again with every turn, so the counts of a text are kept under its keyed hash.
+
+# --- the texts of a request --------------------------------------------------------------------
+
+# Members of a request that hold nobody's text, and members of a block that only machines read.
+PHI_SKIPPED_MEMBERS = frozenset(("tools", "model", "metadata", "mcp_servers", "container"))
+PHI_SKIPPED_KEYS = frozenset(("signature", "encrypted_content", "encrypted_index"))
+PHI_UNREADABLE = frozenset(("base64", "redacted_thinking"))
+# A short value is looked at with its name, for {"mrn": "..."} says what the number is.
+PHI_UNNAMED = frozenset(("text", "content", "thinking", "data", "type", "role", "source"))
+PHI_LONGEST_NAMED = 120
+PHI_SMALLEST_NUMBER = 10_000
+
+
+def phi_texts(request: Request) -> Iterator[str]:
+    """Every text to look at. Without recursion: a client decides how deep its JSON is."""
+    top = {key: value for key, value in request.items() if key not in PHI_SKIPPED_MEMBERS}
+    stack: List[Tuple[str, Any]] = [("", top)]
+    while stack:
+        key, value = stack.pop()
+        if isinstance(value, str):
+            yield named_text(key, value)
+        elif isinstance(value, dict):
+            stack += readable_members(value)
+        elif isinstance(value, list):
+            stack += [(key, item) for item in value]
+        elif isinstance(value, int) and value >= PHI_SMALLEST_NUMBER and key:
+            yield f"{key}: {value}"
+
+
+def named_text(key: str, text: str) -> str:
+    """The text, behind its name where that may say what it is."""
+    plain = key in PHI_UNNAMED or not key or len(text) > PHI_LONGEST_NAMED
+    return text if plain else f"{key}: {text}"
+
+
+def readable_members(block: Dict[str, Any]) -> Iterator[Tuple[str, Any]]:
+    kind = block.get("type")
+    sealed = isinstance(kind, str) and kind in PHI_UNREADABLE
+    for key, value in block.items():
+        if key not in PHI_SKIPPED_KEYS and not (sealed and key == "data"):
+            yield key, value
+
+
+# --- looking -----------------------------------------------------------------------------------
+
+PhiFound = Dict[str, Set[int]]  # category -> where values end, so that none counts twice
+PhiCounts = Dict[str, int]
+
+# Letters of other alphabets stay; blanks and hyphens that word processors make become plain ones.
+# A backslash and a letter, as JSON within a text has it, must not look like a part of a word.
+PHI_PLAIN = (
+    (b"\xc2\xa0", b" "), (b"\xe2\x80\xaf", b" "), (b"\xe2\x80\x90", b"-"), (b"\xe2\x80\x91", b"-"),
+    (b"\xe2\x80\x92", b"-"), (b"\xe2\x80\x93", b"-"), (b"\xe2\x88\x92", b"-"),
+    (b"\xe2\x80\x99", b"'"),
+)  # fmt: skip
+PHI_ESCAPES = ((b"\\n", b" \n"), (b"\\r", b" \r"), (b"\\t", b" \t"), (b'\\"', b' "'))
+
+
+class PhiText(NamedTuple):
+    """A text as the rules see it: as it is, and in lower case, of the same length."""
+
+    data: bytes
+    low: bytes
+
+
+def phi_text(text: str) -> PhiText:
+    data = text.encode("utf-8", "surrogatepass")
+    if not text.isascii():
+        for mark, plain in PHI_PLAIN:
+            data = data.replace(mark, plain)
+    if b"\\" in data:
+        for mark, plain in PHI_ESCAPES:
+            data = data.replace(mark, plain)
+    return PhiText(data, data.lower())
+
+
+def find_numbers(text: PhiText, found: PhiFound) -> None:
+    end = 0
+    for start in NUMBER_START.finditer(text.data):
+        match = FREE_NUMBER.match(text.data, start.start()) if start.start() >= end else None
+        if match and note_shape(match, FREE_NUMBERS, found):
+            end = match.end()
+
+
+def find_codes(text: PhiText, found: PhiFound) -> None:
+    for match in FREE_CODE.finditer(text.data):
+        note_shape(match, FREE_CODES, found)
+
+
+def note_shape(match: Any, shapes: FreeShapes, found: PhiFound) -> bool:
+    """Note the first category that the match can be."""
+    for category, check in shapes[match.lastgroup]:
+        if check(match.group()):
+            found.setdefault(category, set()).add(match.end())
+            return True
+    return False
+
+
+def find_near(text: PhiText, found: PhiFound, rules: Tuple[NearRule, ...]) -> None:
+    """Numbers behind their words; all but dates are looked for only around digits."""
+    spans, whole = digit_spans(text.data), [(0, len(text.data))]
+    for rule in rules:
+        for start, end in whole if rule.category in ("name", "dob") else spans:
+            note_near(text, found, rule, start, end)
+
+
+def digit_spans(data: bytes) -> List[Tuple[int, int]]:
+    """Where words with a number behind them can be, apart from each other."""
+    spans: List[Tuple[int, int]] = []
+    for match in FIVE_DIGITS.finditer(data):
+        start, end = max(0, match.start() - FARTHEST_WORD), match.end()
+        if spans and start <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return spans
+
+
+def note_near(text: PhiText, found: PhiFound, rule: NearRule, start: int, end: int) -> None:
+    find, stem = text.low.find, rule.stem
+    at = find(stem, start, end)
+    while at >= 0:
+        match = rule.pattern.match(text.data, at)
+        if match and rule.check(match.group("value")):
+            found.setdefault(rule.category, set()).add(match.end("value"))
+        at = find(stem, at + len(stem), end)
+
+
+def find_fhir_names(text: PhiText, found: PhiFound) -> None:
+    if b'"family"' in text.low and b'"given"' in text.low:
+        starts = {match.start() for match in FHIR_NAME.finditer(text.data)}
+        if starts:
+            found.setdefault("name", set()).update(starts)
+
+
+def find_addresses(text: PhiText, found: PhiFound) -> None:
+    """A street, with a state and its ZIP close behind; or a ZIP+4 behind a state."""
+    data, done = text.data, 0
+    for match in STATE_ZIP.finditer(data):
+        if match.group()[:2] not in STATES:
+            continue
+        street = STREET.search(data, max(done, match.start() - 90), match.start())
+        done = match.end()
+        category = "address" if street else "zip"
+        if street or match.group()[-5:-4] == b"-":
+            found.setdefault(category, set()).add(done)
+
+
+def find_pid_segments(text: PhiText, found: PhiFound) -> None:
+    """The fields of HL7's segment that says who the patient is."""
+    data, at = text.data, text.data.find(b"PID|")
+    while at >= 0:
+        end = segment_end(data, at)
+        fields = data[at:end].split(b"|", 31)
+        for number, category, pattern in PID_FIELDS if len(fields) > 3 else ():
+            if number < len(fields) and pattern.match(fields[number]):
+                stop = at + sum(map(len, fields[: number + 1])) + number
+                found.setdefault(category, set()).add(stop)
+        at = data.find(b"PID|", end)
+
+
+def segment_end(data: bytes, start: int) -> int:
+    """Segments end with a carriage return; where they are printed, with any line end."""
+    match = SEGMENT_END.search(data, start)
+    return match.end() if match else len(data)
+
+
+def find_emails(text: PhiText, found: PhiFound, allowed: Tuple[bytes, ...], every: bool) -> None:
+    low = text.low
+    for mark in EMAIL_AT.finditer(low) if b"@" in low else ():
+        domain = EMAIL_DOMAIN.match(low, mark.end())
+        at = mark.start()
+        local = EMAIL_LOCAL_REVERSED.match(low[max(0, at - 64) : at][::-1]) if domain else None
+        if domain and local and is_persons(local.group()[::-1], domain.group(), allowed):
+            if every:
+                found.setdefault("any_email", set()).add(domain.end())
+            if in_record(low, at - local.end(), domain.end()):
+                found.setdefault("email", set()).add(domain.end())
+
+
+def is_persons(local: bytes, domain: bytes, allowed: Tuple[bytes, ...]) -> bool:
+    known = any(domain == name or domain.endswith(b"." + name) for name in allowed)
+    return not known and local not in ROLE_NAMES and not NOBODYS_DOMAIN.fullmatch(domain)
+
+
+def in_record(low: bytes, start: int, end: int) -> bool:
+    """Whether words of a patient's record stand around."""
+    return bool(RECORD_WORDS.search(low, max(0, start - 160), end + 80))
+
+
+def find_hosts(text: PhiText, found: PhiFound) -> None:
+    for match in IPV4.finditer(text.data):
+        if all(int(part) < 256 for part in match.group().split(b".")):
+            found.setdefault("ip", set()).add(match.end())
+
+
+# --- tables with a head ------------------------------------------------------------------------
+
+LINE_NUMBER = re.compile(rb" *[0-9]{1,7}(?:\t|\xe2\x86\x92)")
+LONGEST_TABLE_LINE = 4000
+DELIMITERS_BEFORE = (b",", b"\t", b"|", b";", b'"', b" ")
+
+
+class TableHead(NamedTuple):
+    delimiter: bytes
+    numbered: bool  # each line begins with its number, as a tool shows a file
+    columns: Tuple[Tuple[int, str], ...]
+
+
+def find_columns(text: PhiText, found: PhiFound) -> None:
+    """Values below a head that names them. Each line is read once, as a head or as a row."""
+    low, done = text.low, 0
+    for at in sorted(at for word in TABLE_WORDS for at in head_places(low, word)):
+        if at < done:
+            continue
+        start, done = low.rfind(b"\n", 0, at) + 1, row_end(low, at)
+        head = table_head(low[start:done]) if done - start <= LONGEST_TABLE_LINE else None
+        while head and done < len(low):
+            start, done = done + 1, row_end(low, done + 1)
+            if not note_row(text.data[start:done], start, head, found):
+                break
+
+
+def head_places(low: bytes, word: bytes) -> Iterator[int]:
+    """Where the word stands beside a delimiter."""
+    at = low.find(word)
+    while at >= 0:
+        if low[at - 1 : at] in DELIMITERS_BEFORE or BEFORE_DELIMITER.match(low, at):
+            yield at
+        at = low.find(word, at + len(word))
+
+
+def row_end(data: bytes, start: int) -> int:
+    end = data.find(b"\n", start)
+    return end if end >= 0 else len(data)
+
+
+def table_head(line: bytes) -> Optional[TableHead]:
+    """The columns that hold identifiers, if there are two, or one that needs no other."""
+    number = LINE_NUMBER.match(line)
+    line = line[number.end() :] if number else line
+    for delimiter in (b",", b"\t", b"|", b";"):
+        if delimiter not in line:
+            continue
+        names = [re.sub(rb"[^a-z]", b"", cell) for cell in line.split(delimiter)]
+        columns = tuple((at, COLUMN_NAMES[n]) for at, n in enumerate(names) if n in COLUMN_NAMES)
+        if len(columns) > 1 or any(category in TELLING_COLUMNS for _, category in columns):
+            return TableHead(delimiter, number is not None, columns)
+    return None
+
+
+def note_row(line: bytes, start: int, head: TableHead, found: PhiFound) -> bool:
+    """Whether the line is a row of the table; its identifiers are noted."""
+    number = LINE_NUMBER.match(line) if head.numbered else None
+    at = number.end() if number else 0
+    cells = table_cells(line[at:], head.delimiter)
+    if len(line) > LONGEST_TABLE_LINE or len(cells) <= head.columns[-1][0]:
+        return False
+    for column, category in head.columns:
+        cell = cells[column].strip()
+        pattern, check = COLUMN_VALUES[category]
+        if pattern.fullmatch(cell) and check(cell):
+            at = max(line.find(cell, at), 0) + len(cell)
+            found.setdefault(category, set()).add(start + at)
+    return True
+
+
+def table_cells(line: bytes, delimiter: bytes) -> List[bytes]:
+    if b'"' not in line:
+        return line.split(delimiter)
+    try:
+        text = [line.decode("latin-1")]
+        row = next(csv.reader(text, delimiter=delimiter.decode(), skipinitialspace=True), [])
+    except csv.Error:
+        row = []
+    return [cell.encode("latin-1") for cell in row]
+
+
+# --- the guard ---------------------------------------------------------------------------------
+
+KEPT_LEAVES = 8192
+SHORTEST_KEPT_LEAF = 64
+
+
+class PhiScanner:
+    """Counts what one choice of settings looks for; safe to call from any thread."""
+
+    def __init__(
+        self, categories: Tuple[str, ...], domains: Tuple[str, ...] = (), mrn_pattern: str = ""
+    ) -> None:
+        self._wanted = frozenset(categories)
+        self._domains = tuple(name.lower().lstrip("@.").encode() for name in domains)
+        self._mrn = re.compile(mrn_pattern.encode()) if mrn_pattern else None
+        self._rules = tuple(rule for rule in NEAR_RULES if rule.category in self._wanted)
+        self._key = secrets.token_bytes(16)
+        self._kept: OrderedDict[bytes, PhiCounts] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def request_counts(self, request: Request) -> PhiCounts:
+        total: PhiCounts = {}
+        for text in phi_texts(request):
+            for category, count in self.text_counts(text).items():
+                total[category] = total.get(category, 0) + count
+        return {name: total[name] for name in PHI_CATEGORY_NAMES if name in total}
+
+    def text_counts(self, text: str) -> PhiCounts:
+        if len(text) < SHORTEST_KEPT_LEAF:
+            return self.scan(text)
+        data = text.encode("utf-8", "surrogatepass")
+        name = hashlib.sha256(self._key + data).digest()
+        with self._lock:
+            kept = self._kept.get(name)
+            if kept is not None:
+                self._kept.move_to_end(name)
+                return kept
+        counts = self.scan(text)
+        with self._lock:
+            self._kept[name] = counts
+            while len(self._kept) > KEPT_LEAVES:
+                self._kept.popitem(last=False)
+        return counts
+
+    def scan(self, text: str) -> PhiCounts:
+        """What one text holds, looked at anew."""
+        seen, found = phi_text(text), {}
+        for find in PHI_FINDERS:
+            find(seen, found)
+        find_near(seen, found, self._rules)
+        if self._wanted & {"email", "any_email"}:
+            find_emails(seen, found, self._domains, "any_email" in self._wanted)
+        if "ip" in self._wanted:
+            find_hosts(seen, found)
+        if self._mrn:
+            ends = {match.end() for match in self._mrn.finditer(seen.data) if match.group()}
+            found.setdefault("mrn", set()).update(ends)
+        return {name: len(at) for name, at in found.items() if at and name in self._wanted}
+
+
+PHI_FINDERS: Tuple[Callable[[PhiText, PhiFound], None], ...] = (
+    find_numbers, find_codes, find_fhir_names, find_addresses, find_pid_segments, find_columns,
+)  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def phi_scanner(
+    categories: Tuple[str, ...], domains: Tuple[str, ...], mrn_pattern: str
+) -> PhiScanner:
+    """One scanner for each choice, so that what it has counted stays."""
+    return PhiScanner(categories, domains, mrn_pattern)
+
+
+def guard_phi(config: Config, request: Request, exchange: Exchange) -> None:
+    """Note identifiers of patients for the log; with PHI_GUARD=block, ProxyError(400) for any."""
+    if config.phi_guard == "off":
+        return
+    if not request and config.phi_guard == "block":
+        raise phi_refusal("the body is no JSON object, so it cannot be looked through")
+    categories = config.phi_categories or PHI_USUAL
+    scanner = phi_scanner(categories, config.phi_allowed_domains, config.phi_mrn_pattern)
+    counts = scanner.request_counts(request)
+    if not counts:
+        return
+    exchange.facts["phi"] = ",".join(f"{name}={count}" for name, count in counts.items())
+    if config.phi_guard == "block":
+        told = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise phi_refusal(
+            f"the request seems to hold identifiers of patients ({told}). Nothing was sent. Take "
+            "them out, also from earlier turns (rewind, or begin anew), or have PHI_CATEGORIES "
+            "changed"
+        )
+
+
+def phi_refusal(reason: str) -> ProxyError:
+    return ProxyError(400, f"refused by PHI_GUARD=block: {reason}", headers=[NO_RETRY])
+
+
+# ==================================================================================================
 # agents
 # ==================================================================================================
 # Which named agent of Claude Code a request is from. The wire has no field for it.
@@ -13847,6 +14621,7 @@ def answer_request(
 ) -> HttpResponse:
     """Answer in the client's dialect from the first route that can."""
     request = read_request(answerer, http, dialect)
+    guard_phi(answerer.config, request, exchange)
     asking = Asking(http, request, exchange, dialect)
     routes = plan_routes(answerer.config, route_facts(answerer, request, exchange))
     # The last one has an answer or raises.
@@ -14823,6 +15598,94 @@ AUDIT_SINKS: Dict[str, Callable[[Config, ChainKey, Log], Optional[AuditSink]]] =
 
 
 # ==================================================================================================
+# observers
+# ==================================================================================================
+# Who is told of a finished exchange: log, metrics, limits, audit. None can break an answer.
+
+LOGGED_USAGE = (
+    "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
+)  # fmt: skip
+QUIET_PATHS = ("/health", "/livez", "/metrics", "/openapi.json", "/")
+
+
+class Watchers(Protocol):
+    """What an app has for its observers."""
+
+    @property
+    def log(self) -> Log: ...
+
+    @property
+    def metrics(self) -> Metrics: ...
+
+    @property
+    def gate(self) -> Gate: ...
+
+    @property
+    def audit(self) -> Audit: ...
+
+
+Observer = Callable[[Watchers, Exchange, Optional[HttpRequest], int], None]
+
+
+def log_exchange(
+    app: Watchers, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    """One line a request: facts and figures, nothing of what was said."""
+    error = exchange.facts.get("error")
+    since = exchange.clock() - exchange.started
+    first = exchange.first_event
+    fields = {
+        "id": exchange.id,
+        "client": request.peer if request else None,
+        "method": request.method if request else None,
+        "path": request.path[:LONGEST_LOGGED_NAME] if request else None,
+        "status": status,
+        **{key: value for key, value in exchange.facts.items() if key != "error"},
+        **{key: exchange.usage.get(key) for key in LOGGED_USAGE},
+        "first_ms": round((first - exchange.started) * 1000) if first else None,
+        "ms": round(since * 1000),
+        "notes": joined_notes(exchange) or None,
+        "error": error,
+    }
+    quiet = request is not None and request.path in QUIET_PATHS and status < 400
+    app.log.write(
+        "debug" if quiet else "warning" if status >= 400 or error else "info", "request", fields
+    )
+
+
+def log_failed_forwards(
+    app: Watchers, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    """One line for each request to an upstream that failed, also where another has answered."""
+    for fields in forward_failures(exchange, status):
+        app.log.write("warning", "forward_failed", fields)
+
+
+def count_exchange(
+    app: Watchers, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    app.metrics.observe(exchange, request, status)
+
+
+def leave_gate(
+    app: Watchers, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    app.gate.leave(exchange)
+
+
+def audit_exchange(
+    app: Watchers, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    app.audit.note(exchange, request, status)
+
+
+# Told of every finished exchange, in this order.
+OBSERVERS: Tuple[Observer, ...] = (
+    leave_gate, log_failed_forwards, log_exchange, count_exchange, audit_exchange,
+)  # fmt: skip
+
+
+# ==================================================================================================
 # app
 # ==================================================================================================
 # What is served: the table of endpoints, and the way from a request to its answer.
@@ -14987,6 +15850,7 @@ def count_tokens(app: App, http: HttpRequest, exchange: Exchange) -> HttpRespons
     if isinstance(upstream, AnthropicUpstream):
         asking = Asking(http, request, exchange, MESSAGES_DIALECT)
         note_route(asking, route)
+        guard_phi(app.config, request, exchange)
         return relay_answer(app.answerer, upstream, asking, route, may_move=False)
     request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
     return json_response(200, {"input_tokens": count_input_tokens(request)})
@@ -15004,6 +15868,8 @@ def relay_other(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse
     meet_client(http, exchange)
     exchange.facts.update(upstream="anthropic", upstream_model="", route="path")
     upstream = app.upstreams["anthropic"]
+    if http.body:
+        guard_phi(app.config, read_members(http.body) or {}, exchange)
     response = upstream.ask(http, http.body, exchange)
     return relayed_answer(response, exchange, head_only=http.method == "HEAD")
 
@@ -15211,68 +16077,6 @@ def find_endpoint(method: str, path: str) -> Endpoint:
     allowed += ["HEAD"] if "GET" in allowed else []
     message = f"{path[:200]} takes {' or '.join(allowed)}, not {method[:20]}"
     raise ProxyError(405, message, "invalid_request_error", [("allow", ", ".join(allowed))])
-
-
-# --- the log line ------------------------------------------------------------------------------
-
-LOGGED_USAGE = (
-    "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
-)  # fmt: skip
-
-
-def log_exchange(app: App, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
-    """One line a request: facts and figures, nothing of what was said."""
-    error = exchange.facts.get("error")
-    since = exchange.clock() - exchange.started
-    first = exchange.first_event
-    fields = {
-        "id": exchange.id,
-        "client": request.peer if request else None,
-        "method": request.method if request else None,
-        "path": request.path[:LONGEST_LOGGED_NAME] if request else None,
-        "status": status,
-        **{key: value for key, value in exchange.facts.items() if key != "error"},
-        **{key: exchange.usage.get(key) for key in LOGGED_USAGE},
-        "first_ms": round((first - exchange.started) * 1000) if first else None,
-        "ms": round(since * 1000),
-        "notes": joined_notes(exchange) or None,
-        "error": error,
-    }
-    quiet = request is not None and request.path in QUIET_PATHS and status < 400
-    app.log.write(
-        "debug" if quiet else "warning" if status >= 400 or error else "info", "request", fields
-    )
-
-
-def log_failed_forwards(
-    app: App, exchange: Exchange, request: Optional[HttpRequest], status: int
-) -> None:
-    """One line for each request to an upstream that failed, also where another has answered."""
-    for fields in forward_failures(exchange, status):
-        app.log.write("warning", "forward_failed", fields)
-
-
-QUIET_PATHS = ("/health", "/livez", "/metrics", "/openapi.json", "/")
-
-
-def count_exchange(
-    app: App, exchange: Exchange, request: Optional[HttpRequest], status: int
-) -> None:
-    app.metrics.observe(exchange, request, status)
-
-
-def leave_gate(app: App, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
-    app.gate.leave(exchange)
-
-
-def audit_exchange(
-    app: App, exchange: Exchange, request: Optional[HttpRequest], status: int
-) -> None:
-    app.audit.note(exchange, request, status)
-
-
-# Told of every finished exchange, in this order.
-OBSERVERS = (leave_gate, log_failed_forwards, log_exchange, count_exchange, audit_exchange)
 
 
 # ==================================================================================================
@@ -15496,6 +16300,92 @@ def wait_for_limits(app: App) -> None:
 
 
 # ==================================================================================================
+# checks
+# ==================================================================================================
+# What the command line can find out: the upstream, a running proxy, an audit, the trust roots.
+
+EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_LISTEN = 0, 1, 2, 3
+HEALTHCHECK_SECONDS = 5.0
+CHECK_SECONDS = 60.0
+
+
+def ask_in_time(app: App, shown: str) -> Dict[str, Any]:
+    """Ask as a client would; here no sweeper looks after deadlines, so a timer does."""
+    exchange = Exchange()
+    exchange.keys = (shown,) if shown else ()
+    seconds = min(app.config.request_timeout, CHECK_SECONDS)
+    late = ProxyError(504, f"no answer within {seconds:g} s")
+    timer = threading.Timer(seconds, exchange.cancel, [late])
+    timer.daemon = True
+    timer.start()
+    try:
+        return ask_upstream(app, exchange)
+    finally:
+        timer.cancel()
+
+
+def healthcheck(config: Config, err: TextIO) -> int:
+    """Ask the proxy that these settings describe for its health, for containers without curl."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen_host, config.listen_host)
+    connection = http.client.HTTPConnection(host, config.listen_port, timeout=HEALTHCHECK_SECONDS)
+    try:
+        connection.request("GET", "/health", headers={"Host": "localhost"})
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        print(f"no answer from {host}:{config.listen_port}: {error}", file=err)
+        return EXIT_FAILED
+    finally:
+        connection.close()
+    return EXIT_OK if status == 200 else EXIT_FAILED
+
+
+def verify(paths: Sequence[str], secret: str, out: TextIO, err: TextIO) -> int:
+    """--verify-audit: the first line that is not right, or that there is none."""
+    try:
+        problem, verifier = verify_audit(paths, ChainKey(secret))
+    except OSError as error:
+        print(f"cannot read {error.filename}: {error.strerror}", file=err)
+        return EXIT_CONFIG
+    for note in verifier.notes:
+        print(f"note: {note}", file=out)
+    if problem:
+        print(problem, file=err)
+        return EXIT_FAILED
+    print(audit_summary(verifier), file=out)
+    if verifier.unchecked:
+        print(
+            f"NOT VERIFIED: {verifier.unchecked} lines have keyed hashes, and AUDIT_KEY is not set;"
+            " only their order was checked",
+            file=err,
+        )
+    return EXIT_CONFIG if verifier.unchecked else EXIT_OK
+
+
+def trust_roots(config: Config) -> str:
+    """Which certificates an upstream's certificate is checked against, and how it is reached."""
+    shown = f"; shows {config.client_cert_file}" if config.client_cert_file else ""
+    return certificate_roots(config) + shown + ways_out(config)
+
+
+def ways_out(config: Config) -> str:
+    """The web proxies, without their credentials."""
+    proxies = read_proxies(config.https_proxy, config.http_proxy, config.no_proxy)
+    used = [proxy for proxy in (proxies.https, proxies.http) if proxy]
+    return "".join(f"; {proxy.setting} is {proxy}" for proxy in used)
+
+
+def certificate_roots(config: Config) -> str:
+    if not config.ssl_verify:
+        return "NONE: SSL_VERIFY=false, any certificate is accepted"
+    paths = ssl.get_default_verify_paths()
+    system = paths.cafile or paths.capath or "none found"
+    # SSL_CERT_FILE and SSL_CERT_DIR are the system's own names for the system's roots.
+    own = (paths.cafile, paths.capath)
+    added = [path for path in (config.ca_file, config.ca_dir) if path and path not in own]
+    return f"system ({system})" + "".join(f" and {path}" for path in added)
+
+
+# ==================================================================================================
 # cli
 # ==================================================================================================
 # The command line: arguments, start, banner, signals, and the checks that need no server.
@@ -15503,9 +16393,6 @@ def wait_for_limits(app: App) -> None:
 # Exit statuses: 0 done, 1 failed while running or checking, 2 wrong arguments or settings, 3 the
 # address cannot be listened on, 128 + N ended at once by a second signal N.
 
-EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_LISTEN = 0, 1, 2, 3
-HEALTHCHECK_SECONDS = 5.0
-CHECK_SECONDS = 60.0
 WANTED_FILES = 65536
 
 
@@ -15704,21 +16591,6 @@ def check(loaded: Loaded, live: bool, shown: str, out: TextIO, err: TextIO) -> i
     return EXIT_OK
 
 
-def ask_in_time(app: App, shown: str) -> Dict[str, Any]:
-    """Ask as a client would; here no sweeper looks after deadlines, so a timer does."""
-    exchange = Exchange()
-    exchange.keys = (shown,) if shown else ()
-    seconds = min(app.config.request_timeout, CHECK_SECONDS)
-    late = ProxyError(504, f"no answer within {seconds:g} s")
-    timer = threading.Timer(seconds, exchange.cancel, [late])
-    timer.daemon = True
-    timer.start()
-    try:
-        return ask_upstream(app, exchange)
-    finally:
-        timer.cancel()
-
-
 def explain_route(config: Config, path: str, out: TextIO, err: TextIO) -> int:
     """--explain-route: what would happen to the request in a file; nothing of it is sent."""
     try:
@@ -15732,67 +16604,6 @@ def explain_route(config: Config, path: str, out: TextIO, err: TextIO) -> int:
     else:
         return EXIT_OK
     return EXIT_FAILED
-
-
-def healthcheck(config: Config, err: TextIO) -> int:
-    """Ask the proxy that these settings describe for its health, for containers without curl."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen_host, config.listen_host)
-    connection = http.client.HTTPConnection(host, config.listen_port, timeout=HEALTHCHECK_SECONDS)
-    try:
-        connection.request("GET", "/health", headers={"Host": "localhost"})
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
-        print(f"no answer from {host}:{config.listen_port}: {error}", file=err)
-        return EXIT_FAILED
-    finally:
-        connection.close()
-    return EXIT_OK if status == 200 else EXIT_FAILED
-
-
-def verify(paths: Sequence[str], secret: str, out: TextIO, err: TextIO) -> int:
-    """--verify-audit: the first line that is not right, or that there is none."""
-    try:
-        problem, verifier = verify_audit(paths, ChainKey(secret))
-    except OSError as error:
-        print(f"cannot read {error.filename}: {error.strerror}", file=err)
-        return EXIT_CONFIG
-    for note in verifier.notes:
-        print(f"note: {note}", file=out)
-    if problem:
-        print(problem, file=err)
-        return EXIT_FAILED
-    print(audit_summary(verifier), file=out)
-    if verifier.unchecked:
-        print(
-            f"NOT VERIFIED: {verifier.unchecked} lines have keyed hashes, and AUDIT_KEY is not set;"
-            " only their order was checked",
-            file=err,
-        )
-    return EXIT_CONFIG if verifier.unchecked else EXIT_OK
-
-
-def trust_roots(config: Config) -> str:
-    """Which certificates an upstream's certificate is checked against, and how it is reached."""
-    shown = f"; shows {config.client_cert_file}" if config.client_cert_file else ""
-    return certificate_roots(config) + shown + ways_out(config)
-
-
-def ways_out(config: Config) -> str:
-    """The web proxies, without their credentials."""
-    proxies = read_proxies(config.https_proxy, config.http_proxy, config.no_proxy)
-    used = [proxy for proxy in (proxies.https, proxies.http) if proxy]
-    return "".join(f"; {proxy.setting} is {proxy}" for proxy in used)
-
-
-def certificate_roots(config: Config) -> str:
-    if not config.ssl_verify:
-        return "NONE: SSL_VERIFY=false, any certificate is accepted"
-    paths = ssl.get_default_verify_paths()
-    system = paths.cafile or paths.capath or "none found"
-    # SSL_CERT_FILE and SSL_CERT_DIR are the system's own names for the system's roots.
-    own = (paths.cafile, paths.capath)
-    added = [path for path in (config.ca_file, config.ca_dir) if path and path not in own]
-    return f"system ({system})" + "".join(f" and {path}" for path in added)
 
 
 # --- running -----------------------------------------------------------------------------------

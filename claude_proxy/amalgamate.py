@@ -33,11 +33,13 @@ MODULES = (
     "dialects/text_tools", "dialects/text_calls", "dialects/text_turns",
     "routing", "auth", "exchange", "rate_limits", "inflight", "slots", "late", "pool", "proxies",
     "transport",
-    "limits", "reasoning_memory", "json_edit", "agents", "relay", "routes", "keys",
+    "limits", "reasoning_memory", "json_edit", "phi_rules", "phi", "agents", "relay", "routes",
+    "keys",
     "forwards", "fallback",
     "upstreams/upstream", "upstreams/openai", "upstreams/redcap_form", "upstreams/redcap_reply",
     "upstreams/redcap", "upstreams/demo", "upstreams/anthropic",
-    "wire", "answering", "metrics", "openapi", "audit", "app", "server", "explain", "cli",
+    "wire", "answering", "metrics", "openapi", "audit", "observers", "app", "server",
+    "explain", "checks", "cli",
     "__main__",
 )
 NOT_JOINED = ("amalgamate.py", "__init__.py")

@@ -28,6 +28,7 @@ from claude_proxy.fallback import PASSING_STATUSES, begun_answer, moves_on
 from claude_proxy.forwards import ATTEMPT_FACTS, begin_forward, fail_forward
 from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.json_edit import read_members
+from claude_proxy.phi import guard_phi
 from claude_proxy.relay import (
     EventError,
     RelayWatch,
@@ -143,6 +144,7 @@ def answer_request(
 ) -> HttpResponse:
     """Answer in the client's dialect from the first route that can."""
     request = read_request(answerer, http, dialect)
+    guard_phi(answerer.config, request, exchange)
     asking = Asking(http, request, exchange, dialect)
     routes = plan_routes(answerer.config, route_facts(answerer, request, exchange))
     # The last one has an answer or raises.

@@ -21,7 +21,6 @@ from claude_proxy.answering import (
     Asking,
     answer_request,
     asked_events,
-    joined_notes,
     note_route,
     read_request,
     relay_answer,
@@ -44,12 +43,14 @@ from claude_proxy.dialects.dialect import parse_json_object
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import events_to_message
 from claude_proxy.exchange import Exchange
-from claude_proxy.forwards import forward_failures
 from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.inflight import Inflight
+from claude_proxy.json_edit import read_members
 from claude_proxy.log import Log
 from claude_proxy.metrics import Metrics, render_metrics
+from claude_proxy.observers import OBSERVERS
 from claude_proxy.openapi import openapi_document
+from claude_proxy.phi import guard_phi
 from claude_proxy.pool import ClientCertificate, make_ssl_context
 from claude_proxy.proxies import read_proxies
 from claude_proxy.rate_limits import Gate, drop_doubled
@@ -220,6 +221,7 @@ def count_tokens(app: App, http: HttpRequest, exchange: Exchange) -> HttpRespons
     if isinstance(upstream, AnthropicUpstream):
         asking = Asking(http, request, exchange, MESSAGES_DIALECT)
         note_route(asking, route)
+        guard_phi(app.config, request, exchange)
         return relay_answer(app.answerer, upstream, asking, route, may_move=False)
     request = MESSAGES_DIALECT.decode_request(parse_json_object(http.body))
     return json_response(200, {"input_tokens": count_input_tokens(request)})
@@ -237,6 +239,8 @@ def relay_other(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse
     meet_client(http, exchange)
     exchange.facts.update(upstream="anthropic", upstream_model="", route="path")
     upstream = app.upstreams["anthropic"]
+    if http.body:
+        guard_phi(app.config, read_members(http.body) or {}, exchange)
     response = upstream.ask(http, http.body, exchange)
     return relayed_answer(response, exchange, head_only=http.method == "HEAD")
 
@@ -444,65 +448,3 @@ def find_endpoint(method: str, path: str) -> Endpoint:
     allowed += ["HEAD"] if "GET" in allowed else []
     message = f"{path[:200]} takes {' or '.join(allowed)}, not {method[:20]}"
     raise ProxyError(405, message, "invalid_request_error", [("allow", ", ".join(allowed))])
-
-
-# --- the log line ------------------------------------------------------------------------------
-
-LOGGED_USAGE = (
-    "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
-)  # fmt: skip
-
-
-def log_exchange(app: App, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
-    """One line a request: facts and figures, nothing of what was said."""
-    error = exchange.facts.get("error")
-    since = exchange.clock() - exchange.started
-    first = exchange.first_event
-    fields = {
-        "id": exchange.id,
-        "client": request.peer if request else None,
-        "method": request.method if request else None,
-        "path": request.path[:LONGEST_LOGGED_NAME] if request else None,
-        "status": status,
-        **{key: value for key, value in exchange.facts.items() if key != "error"},
-        **{key: exchange.usage.get(key) for key in LOGGED_USAGE},
-        "first_ms": round((first - exchange.started) * 1000) if first else None,
-        "ms": round(since * 1000),
-        "notes": joined_notes(exchange) or None,
-        "error": error,
-    }
-    quiet = request is not None and request.path in QUIET_PATHS and status < 400
-    app.log.write(
-        "debug" if quiet else "warning" if status >= 400 or error else "info", "request", fields
-    )
-
-
-def log_failed_forwards(
-    app: App, exchange: Exchange, request: Optional[HttpRequest], status: int
-) -> None:
-    """One line for each request to an upstream that failed, also where another has answered."""
-    for fields in forward_failures(exchange, status):
-        app.log.write("warning", "forward_failed", fields)
-
-
-QUIET_PATHS = ("/health", "/livez", "/metrics", "/openapi.json", "/")
-
-
-def count_exchange(
-    app: App, exchange: Exchange, request: Optional[HttpRequest], status: int
-) -> None:
-    app.metrics.observe(exchange, request, status)
-
-
-def leave_gate(app: App, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
-    app.gate.leave(exchange)
-
-
-def audit_exchange(
-    app: App, exchange: Exchange, request: Optional[HttpRequest], status: int
-) -> None:
-    app.audit.note(exchange, request, status)
-
-
-# Told of every finished exchange, in this order.
-OBSERVERS = (leave_gate, log_failed_forwards, log_exchange, count_exchange, audit_exchange)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import http.client
 import os
 import platform
 import signal
@@ -21,19 +20,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, TextIO, Tuple
 
-from claude_proxy.app import App, ask_upstream, build_app
-from claude_proxy.audit_files import AuditError, ChainKey, audit_summary, verify_audit
+from claude_proxy.app import App, build_app
+from claude_proxy.audit_files import AuditError
 from claude_proxy.auth import accepted_keys, own_keys
+from claude_proxy.checks import (
+    EXIT_CONFIG,
+    EXIT_FAILED,
+    EXIT_LISTEN,
+    EXIT_OK,
+    ask_in_time,
+    healthcheck,
+    trust_roots,
+    verify,
+)
 from claude_proxy.config import VERSION, ConfigError
 from claude_proxy.config_load import load_config, unknown_names
 from claude_proxy.dotenv import DotenvError, parse_dotenv
 from claude_proxy.errors import ProxyError
-from claude_proxy.exchange import Exchange
 from claude_proxy.explain import explain_request
 from claude_proxy.inflight import Inflight
 from claude_proxy.keys import parse_keys
 from claude_proxy.log import Log
-from claude_proxy.proxies import proxy_secrets, read_proxies
+from claude_proxy.proxies import proxy_secrets
 from claude_proxy.routing import choose_route
 from claude_proxy.server import Server
 from claude_proxy.settings import SETTINGS, Config
@@ -45,9 +53,6 @@ from claude_proxy.settings_text import (
     format_settings_markdown,
 )
 
-EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_LISTEN = 0, 1, 2, 3
-HEALTHCHECK_SECONDS = 5.0
-CHECK_SECONDS = 60.0
 WANTED_FILES = 65536
 
 
@@ -246,21 +251,6 @@ def check(loaded: Loaded, live: bool, shown: str, out: TextIO, err: TextIO) -> i
     return EXIT_OK
 
 
-def ask_in_time(app: App, shown: str) -> Dict[str, Any]:
-    """Ask as a client would; here no sweeper looks after deadlines, so a timer does."""
-    exchange = Exchange()
-    exchange.keys = (shown,) if shown else ()
-    seconds = min(app.config.request_timeout, CHECK_SECONDS)
-    late = ProxyError(504, f"no answer within {seconds:g} s")
-    timer = threading.Timer(seconds, exchange.cancel, [late])
-    timer.daemon = True
-    timer.start()
-    try:
-        return ask_upstream(app, exchange)
-    finally:
-        timer.cancel()
-
-
 def explain_route(config: Config, path: str, out: TextIO, err: TextIO) -> int:
     """--explain-route: what would happen to the request in a file; nothing of it is sent."""
     try:
@@ -274,67 +264,6 @@ def explain_route(config: Config, path: str, out: TextIO, err: TextIO) -> int:
     else:
         return EXIT_OK
     return EXIT_FAILED
-
-
-def healthcheck(config: Config, err: TextIO) -> int:
-    """Ask the proxy that these settings describe for its health, for containers without curl."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen_host, config.listen_host)
-    connection = http.client.HTTPConnection(host, config.listen_port, timeout=HEALTHCHECK_SECONDS)
-    try:
-        connection.request("GET", "/health", headers={"Host": "localhost"})
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
-        print(f"no answer from {host}:{config.listen_port}: {error}", file=err)
-        return EXIT_FAILED
-    finally:
-        connection.close()
-    return EXIT_OK if status == 200 else EXIT_FAILED
-
-
-def verify(paths: Sequence[str], secret: str, out: TextIO, err: TextIO) -> int:
-    """--verify-audit: the first line that is not right, or that there is none."""
-    try:
-        problem, verifier = verify_audit(paths, ChainKey(secret))
-    except OSError as error:
-        print(f"cannot read {error.filename}: {error.strerror}", file=err)
-        return EXIT_CONFIG
-    for note in verifier.notes:
-        print(f"note: {note}", file=out)
-    if problem:
-        print(problem, file=err)
-        return EXIT_FAILED
-    print(audit_summary(verifier), file=out)
-    if verifier.unchecked:
-        print(
-            f"NOT VERIFIED: {verifier.unchecked} lines have keyed hashes, and AUDIT_KEY is not set;"
-            " only their order was checked",
-            file=err,
-        )
-    return EXIT_CONFIG if verifier.unchecked else EXIT_OK
-
-
-def trust_roots(config: Config) -> str:
-    """Which certificates an upstream's certificate is checked against, and how it is reached."""
-    shown = f"; shows {config.client_cert_file}" if config.client_cert_file else ""
-    return certificate_roots(config) + shown + ways_out(config)
-
-
-def ways_out(config: Config) -> str:
-    """The web proxies, without their credentials."""
-    proxies = read_proxies(config.https_proxy, config.http_proxy, config.no_proxy)
-    used = [proxy for proxy in (proxies.https, proxies.http) if proxy]
-    return "".join(f"; {proxy.setting} is {proxy}" for proxy in used)
-
-
-def certificate_roots(config: Config) -> str:
-    if not config.ssl_verify:
-        return "NONE: SSL_VERIFY=false, any certificate is accepted"
-    paths = ssl.get_default_verify_paths()
-    system = paths.cafile or paths.capath or "none found"
-    # SSL_CERT_FILE and SSL_CERT_DIR are the system's own names for the system's roots.
-    own = (paths.cafile, paths.capath)
-    added = [path for path in (config.ca_file, config.ca_dir) if path and path not in own]
-    return f"system ({system})" + "".join(f" and {path}" for path in added)
 
 
 # --- running -----------------------------------------------------------------------------------

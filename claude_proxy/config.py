@@ -106,6 +106,12 @@ PROFILE_NAMES = (
     "fireworks", "cerebras", "moonshot", "zai", "dashscope", "vllm", "llamacpp", "ollama",
     "lmstudio", "openwebui", "other",
 )
+# What `phi_rules` can find. The last two are in every repository, so they have to be asked for.
+PHI_CATEGORY_NAMES = (
+    "ssn", "itin", "phone", "email", "dob", "mrn", "mbi", "health_plan", "account", "license",
+    "dea", "npi", "card", "iban", "vin", "device", "name", "address", "zip", "any_email", "ip",
+)
+PHI_USUAL = PHI_CATEGORY_NAMES[:-2]
 
 # Keys with these prefixes are OpenAI's own: without a base URL they must not travel to anyone else.
 OPENAI_KEY_PREFIXES = ("sk-proj-", "sk-svcacct-", "sk-admin-")
@@ -174,6 +180,14 @@ parse_redcap_token = pattern_parser(
 )
 
 
+# Fixed in length but for "?", and without groups: it runs over every text of every request.
+PATTERN_ATOM = r"(?:\\[dw.-]|\[(?:A-Z|a-z|0-9|[A-Za-z0-9_])+\]|[A-Za-z0-9_ #:/-])"
+parse_plain_pattern = pattern_parser(
+    rf"(?:\\b|{PATTERN_ATOM}(?:\{{[1-9]\}}|\?)?){{0,60}}",
+    r"must be characters and classes such as [A-Z] or \d, of which {n} are wanted",
+)
+
+
 def choice_parser(*words: str) -> Callable[[str], str]:
     def parse_choice(text: str) -> str:
         if text and text.lower() not in words:
@@ -181,6 +195,16 @@ def choice_parser(*words: str) -> Callable[[str], str]:
         return text.lower()
 
     return parse_choice
+
+
+def choices_parser(*words: str) -> Callable[[str], Tuple[str, ...]]:
+    def parse_choices(text: str) -> Tuple[str, ...]:
+        chosen = parse_names(text.lower())
+        if not set(chosen) <= set(words):
+            raise ValueError(f"must be some of {', '.join(words)}, with commas between")
+        return chosen
+
+    return parse_choices
 
 
 def number_parser(low: int, high: int) -> Callable[[str], int]:

@@ -393,7 +393,7 @@ def test_what_was_put_in_to_be_kept_comes_back(seed):
         assert in_order([piece.strip("\n") for piece in kept], compact(text)), text
 
 
-MILLION, FEWER = 1_000_000, 100_000
+MILLION, FEWER = 400_000, 50_000
 
 
 @pytest.mark.parametrize("unit,size", [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 
 import pytest
@@ -59,6 +60,7 @@ def test_the_single_file_opens_with_what_it_is():
     assert "MODEL_ALIASES" in head, "the model maps belong on the first screens"
 
 
+@functools.lru_cache(maxsize=1)
 def source_texts():
     """Every string in the program, with those that stand next to each other joined as Python does."""
     tree = ast.parse(SINGLE_FILE.read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ MAX_FUNCTION, MAX_MODULE = 45, 500
 PACKAGE = ROOT / "claude_proxy"
 SOURCES = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8")
            for path in sorted(PACKAGE.rglob("*.py"))}
-PRINTING = ("cli.py", "amalgamate.py", "__main__.py")
+PRINTING = ("cli.py", "checks.py", "amalgamate.py", "__main__.py")
 ENVIRONMENT = ("cli.py", "config.py")
 FORBIDDEN_MODULES = {"random", "pickle", "marshal", "shelve", "ctypes", "importlib", "imp", "runpy"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}

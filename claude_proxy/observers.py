@@ -1,0 +1,96 @@
+"""Who is told of a finished exchange: log, metrics, limits, audit. None can break an answer."""
+
+from __future__ import annotations
+
+from typing import Callable, Optional, Protocol, Tuple
+
+from claude_proxy.answering import LONGEST_LOGGED_NAME, joined_notes
+from claude_proxy.audit import Audit
+from claude_proxy.exchange import Exchange
+from claude_proxy.forwards import forward_failures
+from claude_proxy.http1 import HttpRequest
+from claude_proxy.log import Log
+from claude_proxy.metrics import Metrics
+from claude_proxy.rate_limits import Gate
+
+LOGGED_USAGE = (
+    "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
+)  # fmt: skip
+QUIET_PATHS = ("/health", "/livez", "/metrics", "/openapi.json", "/")
+
+
+class Watchers(Protocol):
+    """What an app has for its observers."""
+
+    @property
+    def log(self) -> Log: ...
+
+    @property
+    def metrics(self) -> Metrics: ...
+
+    @property
+    def gate(self) -> Gate: ...
+
+    @property
+    def audit(self) -> Audit: ...
+
+
+Observer = Callable[[Watchers, Exchange, Optional[HttpRequest], int], None]
+
+
+def log_exchange(
+    app: Watchers, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    """One line a request: facts and figures, nothing of what was said."""
+    error = exchange.facts.get("error")
+    since = exchange.clock() - exchange.started
+    first = exchange.first_event
+    fields = {
+        "id": exchange.id,
+        "client": request.peer if request else None,
+        "method": request.method if request else None,
+        "path": request.path[:LONGEST_LOGGED_NAME] if request else None,
+        "status": status,
+        **{key: value for key, value in exchange.facts.items() if key != "error"},
+        **{key: exchange.usage.get(key) for key in LOGGED_USAGE},
+        "first_ms": round((first - exchange.started) * 1000) if first else None,
+        "ms": round(since * 1000),
+        "notes": joined_notes(exchange) or None,
+        "error": error,
+    }
+    quiet = request is not None and request.path in QUIET_PATHS and status < 400
+    app.log.write(
+        "debug" if quiet else "warning" if status >= 400 or error else "info", "request", fields
+    )
+
+
+def log_failed_forwards(
+    app: Watchers, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    """One line for each request to an upstream that failed, also where another has answered."""
+    for fields in forward_failures(exchange, status):
+        app.log.write("warning", "forward_failed", fields)
+
+
+def count_exchange(
+    app: Watchers, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    app.metrics.observe(exchange, request, status)
+
+
+def leave_gate(
+    app: Watchers, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    app.gate.leave(exchange)
+
+
+def audit_exchange(
+    app: Watchers, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    app.audit.note(exchange, request, status)
+
+
+# Told of every finished exchange, in this order.
+OBSERVERS: Tuple[Observer, ...] = (
+    leave_gate, log_failed_forwards, log_exchange, count_exchange, audit_exchange,
+)  # fmt: skip
