@@ -226,7 +226,9 @@ def stream(frames: Iterable[bytes], *ending: Step) -> List[Step]:
 
 def api_json(status: int, data: Any, *fields: str) -> List[Step]:
     body = api_text(data).encode()
-    return http_answer(status, body, "content-type: application/json", *ANSWER_FIELDS, *fields)
+    named = {field.partition(":")[0] for field in fields}
+    usual = [field for field in ANSWER_FIELDS if field.partition(":")[0] not in named]
+    return http_answer(status, body, "content-type: application/json", *usual, *fields)
 
 
 ERROR_TYPES = {
