@@ -11,8 +11,8 @@ import pytest
 from tests.support import load_form
 
 
-# The slowest file makes up for the first half's larger number of tests.
-IN_SECOND_HALF = ("test_cli.py",)
+# A slow file makes up for the larger number of tests in the first half.
+IN_SECOND_HALF = ("test_fallback.py",)
 
 
 def half_of(place, name):
