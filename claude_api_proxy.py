@@ -1165,7 +1165,7 @@ def format_config(config: Config) -> str:
     """The settings in force, NAME=value and where from; secrets only as their length."""
     sources = dict(config.sources)
     rows = [
-        (setting.name, setting_text(getattr(config, setting.name.lower()), setting.secret))
+        (setting.name, setting_text(getattr(config, setting.name.lower()), setting.secret, setting.name))
         for setting in SETTINGS
     ]
     rows += [
@@ -1175,7 +1175,7 @@ def format_config(config: Config) -> str:
     return "".join(f"{f'{name}={text}':47} ({sources[name]})\n" for name, text in rows)
 
 
-def setting_text(value: Any, secret: bool) -> str:
+def setting_text(value: Any, secret: bool, name: str = "") -> str:
     """A parsed value as one would write it; a secret as its length."""
     if secret:
         return f"set ({len(value)} characters)" if value else ""
@@ -1184,7 +1184,8 @@ def setting_text(value: Any, secret: bool) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, tuple):
-        return ",".join(item if isinstance(item, str) else "=".join(item) for item in value)
+        mark = MAP_MARKS.get(name, "=")
+        return ",".join(item if isinstance(item, str) else mark.join(item) for item in value)
     return str(value)
 
 
@@ -13999,6 +14000,7 @@ DEMO_STEPS: Dict[str, DemoStep] = {
 # this proxy does not.
 
 MESSAGES_PATH = "/v1/messages"
+ANTHROPIC_KEY_PREFIX = "sk-ant-"
 NO_CREDENTIAL = (
     "the Anthropic API wants a credential: show your own beside this proxy's key, or set"
     " ANTHROPIC_UPSTREAM_KEY"
@@ -14092,9 +14094,13 @@ class AnthropicUpstream:
 
 
 def opens_proxy(config: Config, key: str) -> bool:
-    """Whether a key is for this proxy, or for REDCap behind it: then it is nobody else's."""
+    """Whether a key is for this proxy, or for REDCap behind it: then it is nobody else's.
+
+    One of Anthropic's own is meant for the API, even if it opens this proxy too: whoever starts
+    both in one shell has it in ANTHROPIC_API_KEY.
+    """
     if key in own_keys(config):
-        return True
+        return not key.startswith(ANTHROPIC_KEY_PREFIX)
     return config.upstream == "redcap" and bool(re.fullmatch(REDCAP_TOKEN, key))
 
 

@@ -12,6 +12,7 @@ from typing import Any, Dict, List
 from claude_proxy.config import CUSTOM_HEADER_PREFIX, Setting
 from claude_proxy.config_load import custom_header_variable
 from claude_proxy.settings import SETTINGS, Config
+from claude_proxy.settings_file import MAP_MARKS
 
 ENV_EXAMPLE_HEAD = """\
 # Settings of claude_proxy. Copy this file to .env and take the # away from what you change.
@@ -96,7 +97,7 @@ def format_config(config: Config) -> str:
     """The settings in force, NAME=value and where from; secrets only as their length."""
     sources = dict(config.sources)
     rows = [
-        (setting.name, setting_text(getattr(config, setting.name.lower()), setting.secret))
+        (setting.name, setting_text(getattr(config, setting.name.lower()), setting.secret, setting.name))
         for setting in SETTINGS
     ]
     rows += [
@@ -106,7 +107,7 @@ def format_config(config: Config) -> str:
     return "".join(f"{f'{name}={text}':47} ({sources[name]})\n" for name, text in rows)
 
 
-def setting_text(value: Any, secret: bool) -> str:
+def setting_text(value: Any, secret: bool, name: str = "") -> str:
     """A parsed value as one would write it; a secret as its length."""
     if secret:
         return f"set ({len(value)} characters)" if value else ""
@@ -115,5 +116,6 @@ def setting_text(value: Any, secret: bool) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, tuple):
-        return ",".join(item if isinstance(item, str) else "=".join(item) for item in value)
+        mark = MAP_MARKS.get(name, "=")
+        return ",".join(item if isinstance(item, str) else mark.join(item) for item in value)
     return str(value)

@@ -10,7 +10,6 @@ import pytest
 
 from tests.support import load_form
 
-
 # So that both take about as long.
 IN_SECOND_HALF = ("test_wire.py",)
 

@@ -134,6 +134,7 @@ CREDENTIALS = [
     ({"ANTHROPIC_API_KEY": "gate"}, (GATE, BEARER), {"authorization": "Bearer client-token"}),
     ({"ANTHROPIC_API_KEY": "gate"}, (KEY, GATE_BEARER), {"x-api-key": "client-key"}),
     ({"ANTHROPIC_API_KEY": "gate"}, (KEY, "authorization: bearer  gate"), {"x-api-key": "client-key"}),
+    ({"ANTHROPIC_API_KEY": "sk-ant-both"}, ("x-api-key: sk-ant-both",), {"x-api-key": "sk-ant-both"}),
     ({"ANTHROPIC_API_KEY": "gate"}, (GATE, GATE_BEARER), None),
     ({"ANTHROPIC_API_KEY": "gate"}, (GATE,), None),
     ({"ANTHROPIC_API_KEY": "gate"}, (KEY,), None),

@@ -48,6 +48,7 @@ from claude_proxy.sse import encode_json
 from claude_proxy.transport import Call, Transport, UpstreamResponse
 
 MESSAGES_PATH = "/v1/messages"
+ANTHROPIC_KEY_PREFIX = "sk-ant-"
 NO_CREDENTIAL = (
     "the Anthropic API wants a credential: show your own beside this proxy's key, or set"
     " ANTHROPIC_UPSTREAM_KEY"
@@ -141,9 +142,13 @@ class AnthropicUpstream:
 
 
 def opens_proxy(config: Config, key: str) -> bool:
-    """Whether a key is for this proxy, or for REDCap behind it: then it is nobody else's."""
+    """Whether a key is for this proxy, or for REDCap behind it: then it is nobody else's.
+
+    One of Anthropic's own is meant for the API, even if it opens this proxy too: whoever starts
+    both in one shell has it in ANTHROPIC_API_KEY.
+    """
     if key in own_keys(config):
-        return True
+        return not key.startswith(ANTHROPIC_KEY_PREFIX)
     return config.upstream == "redcap" and bool(re.fullmatch(REDCAP_TOKEN, key))
 
 
