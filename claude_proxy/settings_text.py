@@ -97,7 +97,10 @@ def format_config(config: Config) -> str:
     """The settings in force, NAME=value and where from; secrets only as their length."""
     sources = dict(config.sources)
     rows = [
-        (setting.name, setting_text(getattr(config, setting.name.lower()), setting.secret, setting.name))
+        (
+            setting.name,
+            setting_text(getattr(config, setting.name.lower()), setting.secret, setting.name),
+        )
         for setting in SETTINGS
     ]
     rows += [
