@@ -1892,6 +1892,8 @@ LONGEST_OVERFLOW_TEXT = 8192
 MOST_TOKEN_DIGITS = 15
 
 
+# Compiled at the first use: most processes see no overflow, and would start later for it.
+@functools.lru_cache(maxsize=256)
 def overflow_pattern(wording: str) -> re.Pattern:
     """A wording with <n>, <m> and so on where it tells a number, as a pattern for a text of any
     letter case. A number is taken whole or not at all, which also keeps long ones cheap."""
@@ -1906,58 +1908,52 @@ TOLD_ANSWER = r"(?:completion|output)"
 # n: prompt tokens; a: at least so many prompt tokens, for the counting stopped there; m: the
 # model's limit; b: tokens asked for the answer; t: prompt and answer together.
 # The first that matches decides, so that the one with more numbers stands before its beginning.
-OVERFLOW_NUMBERS: Tuple[re.Pattern, ...] = tuple(
-    overflow_pattern(wording)
-    for wording in (
-        # OpenAI, Azure; DeepSeek and vLLM with the parts; OpenRouter
-        r"maximum context length is <m>.{0,40}your messages resulted in <n>",
-        r"limit of <m> tokens.{0,20}your messages resulted in <n>",
-        rf"{TOLD_LIMIT}<t> tokens \(\d+ {TOLD_PROMPT}.{{0,80}}?<b> (?:in|for) the {TOLD_ANSWER}",
-        rf"{TOLD_LIMIT}\d+ tokens \(<n> {TOLD_PROMPT}",
-        rf"{TOLD_LIMIT}<t> tokens",
-        # vLLM: both of its newer wordings tell how far it counted, not how long the prompt is
-        rf"{TOLD_LIMIT}<b> output tokens.{{0,40}}?contains (?:at least )?<a> input tokens",
-        r"passed <a> input tokens and requested <b> output tokens.{0,60}?length is only <m>",
-        r"maximum context length is <m> tokens,? but the prompt contains <n>",
-        r"prompt \((?:total )?length <n>\).{0,60}?(?:maximum model length of|context length) <m>",
-        r"too large: <b>.{0,120}?context length is <m> tokens and your request has <n> input",
-        r"input length \(<n>\) exceeds.{0,60}?context length \(<m>\)",
-        # SGLang
-        r"input \(<n> tokens\) is longer than.{0,60}?context length \(<m>",
-        r"maximum context length of <m> tokens.{0,80}?: <n> tokens from the input messages and <b>",
-        # llama.cpp: words, and members beside them; LM Studio
-        r"request \(<n> tokens\) exceeds the available context size \(<m>",
-        r"\A(?=.*\bn_prompt_tokens\W{1,9}<n>).*\bn_ctx\W{1,9}<m>",
-        r"keep the first <n> tokens.{0,120}?context length of only <m>",
-        r"n_keep: <n> ?>= n_ctx: <m>",
-        # Gemini, by both of its doors; xAI; Mistral; Moonshot
-        r"input token count \(?<n>\)? exceeds the maximum number of tokens allowed \(?<m>",
-        r"input token count is <n> but.{0,40}?supports up to <m>",
-        r"maximum prompt length is <m> but the request contains <n> tokens",
-        r"prompt contains <n> tokens.{0,80}?with <m> maximum context length",
-        r"exceeded model token limit: <m> \(requested: <t>",
-        # Together and Hugging Face; Fireworks; Anthropic's own, from a gateway; oMLX; Bedrock
-        r"must be <= <m>\. Given: <n> `?inputs`? tokens and <b>",
-        r"must have less than <m> tokens\. Given: <n>",
-        r"prompt is too long: <n>(?: tokens)?(?:,| >).{0,40}?<m>",
-        r"exceed context limit: <n> \+ <b> > <m>",
-        r"prompt too long: <n> tokens exceeds max context window of <m>",
-        r"prompt tokens \(<n>\) exceed model maximum \(<m>\)",
-        # Cerebras; Cohere; GitHub's models
-        r"current length is <n> while limit is <m>",
-        r"prompt cannot exceed <m>.{0,20}?received <n>",
-        r"prompt token count of <n> exceeds the limit of <m>",
-    )
+OVERFLOW_NUMBERS: Tuple[str, ...] = (
+    # OpenAI, Azure; DeepSeek and vLLM with the parts; OpenRouter
+    r"maximum context length is <m>.{0,40}your messages resulted in <n>",
+    r"limit of <m> tokens.{0,20}your messages resulted in <n>",
+    rf"{TOLD_LIMIT}<t> tokens \(\d+ {TOLD_PROMPT}.{{0,80}}?<b> (?:in|for) the {TOLD_ANSWER}",
+    rf"{TOLD_LIMIT}\d+ tokens \(<n> {TOLD_PROMPT}",
+    rf"{TOLD_LIMIT}<t> tokens",
+    # vLLM: both of its newer wordings tell how far it counted, not how long the prompt is
+    rf"{TOLD_LIMIT}<b> output tokens.{{0,40}}?contains (?:at least )?<a> input tokens",
+    r"passed <a> input tokens and requested <b> output tokens.{0,60}?length is only <m>",
+    r"maximum context length is <m> tokens,? but the prompt contains <n>",
+    r"prompt \((?:total )?length <n>\).{0,60}?(?:maximum model length of|context length) <m>",
+    r"too large: <b>.{0,120}?context length is <m> tokens and your request has <n> input",
+    r"input length \(<n>\) exceeds.{0,60}?context length \(<m>\)",
+    # SGLang
+    r"input \(<n> tokens\) is longer than.{0,60}?context length \(<m>",
+    r"maximum context length of <m> tokens.{0,80}?: <n> tokens from the input messages and <b>",
+    # llama.cpp: words, and members beside them; LM Studio
+    r"request \(<n> tokens\) exceeds the available context size \(<m>",
+    r"\A(?=.*\bn_prompt_tokens\W{1,9}<n>).*\bn_ctx\W{1,9}<m>",
+    r"keep the first <n> tokens.{0,120}?context length of only <m>",
+    r"n_keep: <n> ?>= n_ctx: <m>",
+    # Gemini, by both of its doors; xAI; Mistral; Moonshot
+    r"input token count \(?<n>\)? exceeds the maximum number of tokens allowed \(?<m>",
+    r"input token count is <n> but.{0,40}?supports up to <m>",
+    r"maximum prompt length is <m> but the request contains <n> tokens",
+    r"prompt contains <n> tokens.{0,80}?with <m> maximum context length",
+    r"exceeded model token limit: <m> \(requested: <t>",
+    # Together and Hugging Face; Fireworks; Anthropic's own, from a gateway; oMLX; Bedrock
+    r"must be <= <m>\. Given: <n> `?inputs`? tokens and <b>",
+    r"must have less than <m> tokens\. Given: <n>",
+    r"prompt is too long: <n>(?: tokens)?(?:,| >).{0,40}?<m>",
+    r"exceed context limit: <n> \+ <b> > <m>",
+    r"prompt too long: <n> tokens exceeds max context window of <m>",
+    r"prompt tokens \(<n>\) exceed model maximum \(<m>\)",
+    # Cerebras; Cohere; GitHub's models
+    r"current length is <n> while limit is <m>",
+    r"prompt cannot exceed <m>.{0,20}?received <n>",
+    r"prompt token count of <n> exceeds the limit of <m>",
 )
 # The same where the prompt's length is not told.
-OVERFLOW_LIMITS: Tuple[re.Pattern, ...] = tuple(
-    overflow_pattern(wording)
-    for wording in (
-        r"context length of only <m> tokens",
-        r"exceeded model token limit: <m>",
-        r"range of input length should be \[\d+, ?<m>\]",
-        r"maximum context length is <m>",
-    )
+OVERFLOW_LIMITS: Tuple[str, ...] = (
+    r"context length of only <m> tokens",
+    r"exceeded model token limit: <m>",
+    r"range of input length should be \[\d+, ?<m>\]",
+    r"maximum context length is <m>",
 )
 OVERFLOW_WORDS = re.compile(
     r"context[_ ](?:length|window)[_ ]exceeded|contextwindowexceeded|exceed_context_size"
@@ -2049,8 +2045,9 @@ def larger_than_a_rate(whole: str) -> Optional[re.Match]:
     return match if found["t"] > found["m"] else None
 
 
-def first_overflow(patterns: Tuple[re.Pattern, ...], whole: str) -> Optional[re.Match]:
-    return next((match for match in (p.search(whole) for p in patterns) if match), None)
+def first_overflow(wordings: Tuple[str, ...], whole: str) -> Optional[re.Match]:
+    found = (overflow_pattern(wording).search(whole) for wording in wordings)
+    return next((match for match in found if match), None)
 
 
 def overflow_numbers(match: re.Match) -> Dict[str, int]:
@@ -6841,11 +6838,19 @@ GENERAL_REPAIRS: Tuple[Tuple[str, Repair], ...] = (
 )  # fmt: skip
 
 
-def compiled(rows: Tuple[Tuple[str, Repair], ...]) -> Tuple[Tuple[re.Pattern, Repair], ...]:
-    return tuple((re.compile(words, re.IGNORECASE | re.DOTALL), repair) for words, repair in rows)
+CHAT_REPAIRS = (PARTICULAR_REPAIRS, GENERAL_REPAIRS)
 
 
-CHAT_REPAIRS = (compiled(PARTICULAR_REPAIRS), compiled(GENERAL_REPAIRS))
+# At the first refusal: most processes see none, and would start later for it.
+@functools.lru_cache(maxsize=1)
+def compiled_repairs() -> Tuple[Tuple[Tuple[re.Pattern, Repair], ...], ...]:
+    """`CHAT_REPAIRS` with patterns in place of their texts."""
+    flags = re.IGNORECASE | re.DOTALL
+    return tuple(
+        tuple((re.compile(words, flags), repair) for words, repair in rows) for rows in CHAT_REPAIRS
+    )
+
+
 # A template's complaint may come as the server's own failure.
 REPAIRED_STATUSES = (400, 404, 422, 500)
 # Refusals of this one request: a full context, a prompt's own limit, a tool's schema.
@@ -6883,7 +6888,7 @@ def repaired_options(
     text = QUOTED_INPUT.sub("", text[:LONGEST_REFUSAL_READ])
     if NO_LESSON.search(text):
         return None
-    particular, general = CHAT_REPAIRS
+    particular, general = compiled_repairs()
     only_particular = status == 500 or NOT_GENERAL.search(text)
     tables = (particular,) if only_particular else (particular, general)
     for pattern, repair in (row for table in tables for row in table):
@@ -11425,7 +11430,7 @@ class NearRule(NamedTuple):
 
     stem: bytes
     category: str
-    pattern: Pattern[bytes]  # from the stem on, with a group "value"
+    pattern: bytes  # from the stem on, with a group "value"
     check: Check
 
 
@@ -11471,7 +11476,7 @@ def near_rules(
         start = (WORD_START if len(stem) < 5 else b"") + b"(?i:" + word.encode() + b")"
         soon = b"" if category == "name" else DIGIT_SOON
         pattern = start + soon + GAP + b"(?P<value>" + value + b")" + END
-        rules.append(NearRule(stem.encode(), category, re.compile(pattern), check))
+        rules.append(NearRule(stem.encode(), category, pattern, check))
     return rules
 
 
@@ -11696,11 +11701,15 @@ def digit_spans(data: bytes) -> List[Tuple[int, int]]:
     return spans
 
 
+# Compiled at the first use: without a guard nobody needs it.
+near_pattern = functools.lru_cache(maxsize=1024)(re.compile)
+
+
 def note_near(text: PhiText, found: PhiFound, rule: NearRule, start: int, end: int) -> None:
     find, stem = text.low.find, rule.stem
     at = find(stem, start, end)
     while at >= 0:
-        match = rule.pattern.match(text.data, at)
+        match = near_pattern(rule.pattern).match(text.data, at)
         if match and rule.check(match.group("value")):
             found.setdefault(rule.category, set()).add(match.end("value"))
         at = find(stem, at + len(stem), end)

@@ -11,6 +11,7 @@ A conversation comes again with every turn, so the counts of a text are kept und
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import re
 import secrets
@@ -173,11 +174,15 @@ def digit_spans(data: bytes) -> List[Tuple[int, int]]:
     return spans
 
 
+# Compiled at the first use: without a guard nobody needs it.
+near_pattern = functools.lru_cache(maxsize=1024)(re.compile)
+
+
 def note_near(text: PhiText, found: PhiFound, rule: NearRule, start: int, end: int) -> None:
     find, stem = text.low.find, rule.stem
     at = find(stem, start, end)
     while at >= 0:
-        match = rule.pattern.match(text.data, at)
+        match = near_pattern(rule.pattern).match(text.data, at)
         if match and rule.check(match.group("value")):
             found.setdefault(rule.category, set()).add(match.end("value"))
         at = find(stem, at + len(stem), end)

@@ -210,7 +210,7 @@ class NearRule(NamedTuple):
 
     stem: bytes
     category: str
-    pattern: Pattern[bytes]  # from the stem on, with a group "value"
+    pattern: bytes  # from the stem on, with a group "value"
     check: Check
 
 
@@ -256,7 +256,7 @@ def near_rules(
         start = (WORD_START if len(stem) < 5 else b"") + b"(?i:" + word.encode() + b")"
         soon = b"" if category == "name" else DIGIT_SOON
         pattern = start + soon + GAP + b"(?P<value>" + value + b")" + END
-        rules.append(NearRule(stem.encode(), category, re.compile(pattern), check))
+        rules.append(NearRule(stem.encode(), category, pattern, check))
     return rules
 
 

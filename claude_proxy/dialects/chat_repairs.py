@@ -10,6 +10,7 @@ changes something decides. Rows are ordered from the particular to the general.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, Callable, Dict, Optional, Tuple
@@ -316,11 +317,19 @@ GENERAL_REPAIRS: Tuple[Tuple[str, Repair], ...] = (
 )  # fmt: skip
 
 
-def compiled(rows: Tuple[Tuple[str, Repair], ...]) -> Tuple[Tuple[re.Pattern, Repair], ...]:
-    return tuple((re.compile(words, re.IGNORECASE | re.DOTALL), repair) for words, repair in rows)
+CHAT_REPAIRS = (PARTICULAR_REPAIRS, GENERAL_REPAIRS)
 
 
-CHAT_REPAIRS = (compiled(PARTICULAR_REPAIRS), compiled(GENERAL_REPAIRS))
+# At the first refusal: most processes see none, and would start later for it.
+@functools.lru_cache(maxsize=1)
+def compiled_repairs() -> Tuple[Tuple[Tuple[re.Pattern, Repair], ...], ...]:
+    """`CHAT_REPAIRS` with patterns in place of their texts."""
+    flags = re.IGNORECASE | re.DOTALL
+    return tuple(
+        tuple((re.compile(words, flags), repair) for words, repair in rows) for rows in CHAT_REPAIRS
+    )
+
+
 # A template's complaint may come as the server's own failure.
 REPAIRED_STATUSES = (400, 404, 422, 500)
 # Refusals of this one request: a full context, a prompt's own limit, a tool's schema.
@@ -358,7 +367,7 @@ def repaired_options(
     text = QUOTED_INPUT.sub("", text[:LONGEST_REFUSAL_READ])
     if NO_LESSON.search(text):
         return None
-    particular, general = CHAT_REPAIRS
+    particular, general = compiled_repairs()
     only_particular = status == 500 or NOT_GENERAL.search(text)
     tables = (particular,) if only_particular else (particular, general)
     for pattern, repair in (row for table in tables for row in table):
