@@ -7,17 +7,17 @@ The whole program in one file: Python 3.9 or later, standard library only. Run i
 This file is generated from claude_proxy/: change it there. On a host with this file alone, edit
 it in place; the model maps are at the top of its first section. Sections, each under a banner:
 
-  config, settings, config_load, settings_file, settings_text, dotenv, log, audit_files, overflow,
-  errors, http1, sse, events, tokens, prompt_parts, compression, summaries, dialects/dialect,
-  dialects/anthropic, dialects/carriers, dialects/chat_options, dialects/chat_blocks,
-  dialects/chat_schemas, dialects/chat_tools, dialects/think_tags, dialects/stop_watch,
-  dialects/chat_thinking, dialects/chat_members, dialects/chat_shapes, dialects/chat_request,
-  dialects/chat_profiles, dialects/chat_repairs, dialects/chat_calls, dialects/chat_usage,
-  dialects/thought_writer, dialects/chat_frames, dialects/chat_stream, dialects/text_tools,
-  dialects/text_calls, dialects/text_turns, routing, auth, exchange, rate_limits, inflight, slots,
-  late, pool, proxies, transport, limits, reasoning_memory, json_edit, phi_rules, phi, agents,
-  relay, routes, keys, forwards, fallback, upstreams/upstream, upstreams/openai,
-  upstreams/redcap_form, upstreams/redcap_reply, upstreams/redcap, upstreams/demo,
+  config, patterns, settings, config_load, settings_file, settings_text, dotenv, log, audit_files,
+  overflow, errors, http1, sse, events, tokens, prompt_parts, compression, summaries,
+  dialects/dialect, dialects/anthropic, dialects/carriers, dialects/chat_options,
+  dialects/chat_blocks, dialects/chat_schemas, dialects/chat_tools, dialects/think_tags,
+  dialects/stop_watch, dialects/chat_thinking, dialects/chat_members, dialects/chat_shapes,
+  dialects/chat_request, dialects/chat_profiles, dialects/chat_repairs, dialects/chat_calls,
+  dialects/chat_usage, dialects/thought_writer, dialects/chat_frames, dialects/chat_stream,
+  dialects/text_tools, dialects/text_calls, dialects/text_turns, routing, auth, exchange,
+  rate_limits, inflight, slots, late, pool, proxies, transport, limits, reasoning_memory, json_edit,
+  phi_rules, phi, agents, relay, routes, keys, forwards, fallback, upstreams/upstream,
+  upstreams/openai, upstreams/redcap_form, upstreams/redcap_reply, upstreams/redcap, upstreams/demo,
   upstreams/anthropic, wire, answering, metrics, openapi, audit, observers, app, server, explain,
   checks, cli, __main__
 """
@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
-import csv
 import errno
 import fnmatch
 import functools
@@ -40,7 +39,6 @@ import itertools
 import json
 import math
 import os
-import platform
 import re
 import secrets
 import select
@@ -52,7 +50,6 @@ import stat
 import string
 import struct
 import sys
-import textwrap
 import threading
 import time
 import zlib
@@ -69,7 +66,6 @@ from http.server import ThreadingHTTPServer
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import chain, groupby, islice
 from json.decoder import scanstring
-from pathlib import Path
 from re import Match
 from typing import (
     Any, BinaryIO, Callable, ContextManager, Deque, Dict, FrozenSet, Generic, Hashable, List,
@@ -417,6 +413,28 @@ def is_plain_url(text: str) -> bool:
     except ValueError:
         return False
     return usable and parts.scheme in ("http", "https") and bool(PLAIN_URL.fullmatch(text))
+
+
+# ==================================================================================================
+# patterns
+# ==================================================================================================
+# Regular expressions that are compiled when they are first used.
+#
+# The tables of this program hold some hundred patterns, of which most processes need a few: compiling
+# them all takes longer than everything else at the start. Pure.
+
+class LazyPattern:
+    """Used like `re.compile(pattern, flags)`, which it becomes at its first use. Two threads may
+    both compile it, to the same."""
+
+    def __init__(self, pattern: Union[str, bytes], flags: int = 0):
+        self.pattern, self.flags = pattern, flags
+
+    def __getattr__(self, name: str) -> Any:
+        # Asked only for what is not there yet: from then on a method is the pattern's own.
+        member = getattr(re.compile(self.pattern, self.flags), name)
+        setattr(self, name, member)
+        return member
 
 
 # ==================================================================================================
@@ -1121,7 +1139,7 @@ def format_env_example() -> str:
 
 
 def commented(text: str) -> List[str]:
-    return textwrap.wrap(text, 96, initial_indent="# ", subsequent_indent="# ")
+    return wrapped(text, 96, "# ")
 
 
 def format_settings_help() -> str:
@@ -1137,7 +1155,13 @@ def format_settings_help() -> str:
 
 
 def indented(text: str) -> List[str]:
-    return textwrap.wrap(text, 80, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return wrapped(text, 80, " " * 6)
+
+
+def wrapped(text: str, width: int, indent: str) -> List[str]:
+    import textwrap  # when asked for help, and not at each start
+
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)
 
 
 def format_settings_markdown() -> str:
@@ -1206,17 +1230,17 @@ def setting_text(value: Any, secret: bool, name: str = "") -> str:
 # A dollar before anything else stands for itself. Errors carry a line number and never the text.
 # Used by the command line; touches no file. Time grows with the length of the text.
 
-DOTENV_BLANK = re.compile(r"[ \t\r]*(?:#[^\n]*)?(?:\n|\Z)")
-DOTENV_HEAD = re.compile(r"[ \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_.]*)[ \t]*[=:][ \t]*")
-DOTENV_SINGLE = re.compile(r"'((?:[^'\\]|\\.)*)'", re.DOTALL)
-DOTENV_DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
-DOTENV_COMMENT = re.compile(r"[ \t]#")
+DOTENV_BLANK = LazyPattern(r"[ \t\r]*(?:#[^\n]*)?(?:\n|\Z)")
+DOTENV_HEAD = LazyPattern(r"[ \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_.]*)[ \t]*[=:][ \t]*")
+DOTENV_SINGLE = LazyPattern(r"'((?:[^'\\]|\\.)*)'", re.DOTALL)
+DOTENV_DOUBLE = LazyPattern(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+DOTENV_COMMENT = LazyPattern(r"[ \t]#")
 # Each alternative begins with its own characters, so nothing is tried twice for long.
-DOTENV_REFERENCE = re.compile(
+DOTENV_REFERENCE = LazyPattern(
     r"(?P<dollar>\$\$)|\$(?P<name>[A-Za-z_][A-Za-z0-9_]*)"
     r"|\$\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)(?P<operator>\}|:?[-+?])|(?P<open>\$\{)|(?P<close>\})"
 )
-DOTENV_ESCAPED = re.compile(r"\\(?P<escape>.)|" + DOTENV_REFERENCE.pattern, re.DOTALL)
+DOTENV_ESCAPED = LazyPattern(r"\\(?P<escape>.)|" + DOTENV_REFERENCE.pattern, re.DOTALL)
 DOTENV_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "$": "$"}
 
 
@@ -1349,7 +1373,7 @@ LOG_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 5
 # does any word count. Identifiers (msg_, req_ and 24 hex, UUIDs) fit none of these. Look-aheads are
 # bounded, so that a long text costs no more than its length.
 REDACTED = "[redacted]"
-SECRET_SHAPES = re.compile(
+SECRET_SHAPES = LazyPattern(
     r"(?i)\bbearer\s+(?=[\w.~+/=-]{0,99}[0-9]|[\w.~+/=-]{24})[\w.~+/=-]{6,}"
     r"|\bbasic\s+(?=[\w+/]{0,99}[0-9=])[\w+/]{10,}"
     r"|(?:password|passwd|secret|authorization)\\?[\"']?\s*[:=]\s*\\?[\"']?"
@@ -1472,7 +1496,7 @@ class Log:
 NO_HASH = "0" * 64
 LONGEST_AUDIT_LINE = 65536
 AUDIT_LINE_START = b'{"seq":'
-AUDIT_LINE = re.compile(rb'(\{"seq":[0-9]{1,15},.*),"hash":"([0-9a-f]{64})"\}')
+AUDIT_LINE = LazyPattern(rb'(\{"seq":[0-9]{1,15},.*),"hash":"([0-9a-f]{64})"\}')
 # The last three are not everywhere.
 AUDIT_OPEN_FLAGS = ("O_RDWR", "O_APPEND", "O_CREAT", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY")
 MOST_AUDIT_NOTES = 20
@@ -1892,12 +1916,11 @@ LONGEST_OVERFLOW_TEXT = 8192
 MOST_TOKEN_DIGITS = 15
 
 
-# Compiled at the first use: most processes see no overflow, and would start later for it.
 @functools.lru_cache(maxsize=256)
-def overflow_pattern(wording: str) -> re.Pattern:
+def overflow_pattern(wording: str) -> LazyPattern:
     """A wording with <n>, <m> and so on where it tells a number, as a pattern for a text of any
     letter case. A number is taken whole or not at all, which also keeps long ones cheap."""
-    return re.compile(
+    return LazyPattern(
         re.sub(r"<([nambt])>", r"(?P<\1>\\d+)(?!\\d)", wording), re.IGNORECASE | re.DOTALL
     )
 
@@ -1955,7 +1978,7 @@ OVERFLOW_LIMITS: Tuple[str, ...] = (
     r"range of input length should be \[\d+, ?<m>\]",
     r"maximum context length is <m>",
 )
-OVERFLOW_WORDS = re.compile(
+OVERFLOW_WORDS = LazyPattern(
     r"context[_ ](?:length|window)[_ ]exceeded|contextwindowexceeded|exceed_context_size"
     r"|prompt (?:is )?too long|prompt_too_long|model_max_prompt_tokens_exceeded"
     r"|exceeds? (?:the |this )?(?:model(?:.?s)? )?(?:available |maximum )?context"
@@ -1968,18 +1991,18 @@ OVERFLOW_WORDS = re.compile(
 LARGER_THAN_A_RATE = overflow_pattern(
     r"tokens per (?:minute|min|hour|day)\b.{0,20}?: limit:? <m>,(?: used:? \d+,)? requested:? <t>"
 )
-NOT_OVERFLOW = re.compile(
+NOT_OVERFLOW = LazyPattern(
     r"\bper (?:minute|min|hour|day)\b|\bTPM\b|\bTPD\b|\bquota|string_above_max_length",
     re.IGNORECASE,
 )
 # That the answer's limit is out of its own range says nothing of the prompt.
-ANSWER_OUT_OF_RANGE = re.compile(
+ANSWER_OUT_OF_RANGE = LazyPattern(
     r"\bmax_(?:completion_|output_|new_)?tokens\b['\"`]? ?(?:value |parameter )?(?:\(\d{1,15}\) )?"
     r"(?:exceeds?|is too large|is greater|must be|should be|cannot)\b",
     re.IGNORECASE,
 )
 # 131,072 as well as 131072
-DIGIT_GROUP = re.compile("(?<=\\d)[,_'\u2019\u00a0\u2009\u202f](?=\\d{3}(?!\\d))")
+DIGIT_GROUP = LazyPattern("(?<=\\d)[,_'\u2019\u00a0\u2009\u202f](?=\\d{3}(?!\\d))")
 
 
 def overflow_message(
@@ -2224,7 +2247,7 @@ def classify_error(
 # (words, the status that they stand for, statuses of an answer that give way to it). The first
 # that match decide. An error inside a 200 has no status of its own and gives way to any.
 ERROR_RULES: Tuple[Tuple[re.Pattern, int, Tuple[int, ...]], ...] = tuple(
-    (re.compile(words, re.IGNORECASE), status, instead_of)
+    (LazyPattern(words, re.IGNORECASE), status, instead_of)
     for words, status, instead_of in (
         (r"model_not_found|DeploymentNotFound|model not exist|is not a valid model id",
          404, (400, 403, 422)),
@@ -2283,20 +2306,20 @@ def status_in(data: Any, told: ToldError) -> int:
 WAIT_NUMBER = r"[0-9]{1,9}(?:\.[0-9]{0,12})?"
 WAIT_UNIT = r"(?:ms|milliseconds?|s|sec(?:ond)?s?|m|min(?:ute)?s?|h|hours?|d|days?)(?![a-z])"
 WAIT_DURATION = rf"(?:{WAIT_NUMBER} ?{WAIT_UNIT}[, ]{{0,2}}){{1,4}}"
-DURATION_PART = re.compile(rf"({WAIT_NUMBER}) ?({WAIT_UNIT})", re.IGNORECASE)
-WHOLE_DURATION = re.compile(WAIT_DURATION, re.IGNORECASE)
+DURATION_PART = LazyPattern(rf"({WAIT_NUMBER}) ?({WAIT_UNIT})", re.IGNORECASE)
+WHOLE_DURATION = LazyPattern(WAIT_DURATION, re.IGNORECASE)
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # "Please try again in 7.66s", "Please retry after 10 seconds"
-WAIT_WORDS = re.compile(
+WAIT_WORDS = LazyPattern(
     rf"(?:try again|retry|wait) (?:in |after |for )?(?:about |at least )?({WAIT_DURATION})",
     re.IGNORECASE,
 )
 # Gemini's RetryInfo, and headers that OpenRouter tells of in the body
-WAIT_MEMBER = re.compile(
+WAIT_MEMBER = LazyPattern(
     r"^(?:retryDelay|retry[_-]?after(?:_seconds)?|x-ratelimit-reset): (.{1,40})$",
     re.IGNORECASE | re.MULTILINE,
 )
-METER_RESET = re.compile(r"(?:x-)?ratelimit-reset(?:-.+)?")
+METER_RESET = LazyPattern(r"(?:x-)?ratelimit-reset(?:-.+)?")
 # Numbers from here on are moments since 1970, in seconds or in milliseconds.
 FIRST_MOMENT, FIRST_MOMENT_MS = 1e9, 1e12
 
@@ -3643,9 +3666,9 @@ def tokens_json(value: Any) -> str:
         return ""  # no JSON that could have been sent: nested too deeply, or a number too long
 
 
-PDF_PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
+PDF_PAGE = LazyPattern(rb"/Type\s*/Page(?![A-Za-z])")
 # Most PDFs keep their pages in compressed streams of objects. How much of them is looked at:
-PDF_OBJECTS = re.compile(rb"/ObjStm\b.{0,300}?stream\r?\n", re.DOTALL)
+PDF_OBJECTS = LazyPattern(rb"/ObjStm\b.{0,300}?stream\r?\n", re.DOTALL)
 PDF_OBJECTS_BYTES = 1_000_000
 PDF_OBJECTS_MOST = 100
 # A JPEG's size may stand behind a thumbnail and a colour profile, the others' in the first bytes.
@@ -3806,15 +3829,15 @@ class PromptPart(NamedTuple):
 PromptParts = List[PromptPart]
 
 
-def any_of(table: Sequence[Tuple[str, str]]) -> Pattern[str]:
-    return re.compile("|".join(f"(?:{pattern})" for _, pattern in table), re.MULTILINE)
+def any_of(table: Sequence[Tuple[str, str]]) -> LazyPattern:
+    return LazyPattern("|".join(f"(?:{pattern})" for _, pattern in table), re.MULTILINE)
 
 
 KEPT_HEADING, KEPT_ITEM = any_of(KEPT_HEADINGS), any_of(KEPT_ITEMS)
 TAG_NAME = r"(?P<tag>[A-Za-z][\w-]*)(?=[\s/>])[^<>\n]*>"
-ELEMENT_TAG = re.compile(rf"(?P<line>^[ \t]*)?<(?P<close>/?){TAG_NAME}", re.MULTILINE)
+ELEMENT_TAG = LazyPattern(rf"(?P<line>^[ \t]*)?<(?P<close>/?){TAG_NAME}", re.MULTILINE)
 # Each of these begins a line, so that a look at every line is all it takes to find them.
-PROMPT_MARK = re.compile(
+PROMPT_MARK = LazyPattern(
     rf"^(?:(?P<rest>[ \t]*(?:{KEPT_REST}))"
     r"|(?P<fence>[ \t]*(?P<ticks>`{3,}|~{3,})[^`\n]*(?:\n|\Z))"
     r"|(?P<heading>(?P<hashes>\#{1,6})[ \t]+(?P<title>[^\n]+)(?:\n|\Z))"
@@ -3822,10 +3845,10 @@ PROMPT_MARK = re.compile(
     r"|(?P<underlined>(?P<over>[^\n]*)\n={3,}[ \t\r]*(?:\n|\Z)))",
     re.MULTILINE,
 )
-FENCE_END = {sign: re.compile(rf"^[ \t]*({sign}{{3,}})[ \t\r]*(?:\n|\Z)", re.MULTILINE)
+FENCE_END = {sign: LazyPattern(rf"^[ \t]*({sign}{{3,}})[ \t\r]*(?:\n|\Z)", re.MULTILINE)
              for sign in "`~"}  # fmt: skip
 # A paragraph, or an item of a list, with the lines that go on with it.
-PROMPT_ITEM = re.compile(
+PROMPT_ITEM = LazyPattern(
     r"^[^\n]*\S[^\n]*(?:\n|\Z)"
     r"(?:(?![ \t]*(?:(?:[-*+\u2022]|\d{1,9}[.)])[ \t]|[#<]|```|~~~))[^\n]*\S[^\n]*(?:\n|\Z))*",
     re.MULTILINE,
@@ -3994,7 +4017,7 @@ class CompactRule(NamedTuple):
 
 
 # In the order of what is lost: nothing, examples, how to talk, how to work.
-COMPACT_RULES = tuple(CompactRule(name, scope, re.compile(pattern), *replacement)
+COMPACT_RULES = tuple(CompactRule(name, scope, LazyPattern(pattern), *replacement)
                       for name, scope, pattern, *replacement in (
     ("trailing_blanks", TEXTS, r"(?<![ \t])[ \t]+(?=\n)"),
     # A text begins behind the end of a line.
@@ -4064,7 +4087,7 @@ def kept_lines(parts: PromptParts) -> PromptParts:
     return [p for p in parts if p.kind == KEPT or p.kind == HEADING and p.sections[-1] in used]
 
 
-LONE_TAG = re.compile(rf"^[ \t]*<(?P<close>/?){TAG_NAME}[ \t]*$", re.MULTILINE)
+LONE_TAG = LazyPattern(rf"^[ \t]*<(?P<close>/?){TAG_NAME}[ \t]*$", re.MULTILINE)
 
 
 def tears_an_element(parts: PromptParts) -> bool:
@@ -4628,7 +4651,7 @@ class ChatOptions(NamedTuple):
 Block = Dict[str, Any]
 
 
-NOTE_WORD = re.compile("[a-z0-9_]{1,40}")
+NOTE_WORD = LazyPattern("[a-z0-9_]{1,40}")
 
 
 def as_list(value: Any) -> List[Any]:
@@ -5170,11 +5193,11 @@ def schema_nodes(schema: Any) -> Iterator[Schema]:
 # Tools and tool choice of a Messages request as Chat Completions has them. Pure, deterministic.
 
 LONGEST_TOOL_NAME = 64
-GOOD_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-LETTER_FIRST = re.compile(r"[A-Za-z_]")
+GOOD_TOOL_NAME = LazyPattern(r"[A-Za-z0-9_-]{1,64}")
+LETTER_FIRST = LazyPattern(r"[A-Za-z_]")
 MOST_INPUT_EXAMPLES = 3
 
-MISTRAL_ID = re.compile(r"[A-Za-z0-9]{9}")
+MISTRAL_ID = LazyPattern(r"[A-Za-z0-9]{9}")
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 LONGEST_SHORT_ID = 40
 
@@ -6100,7 +6123,7 @@ def apply_prefill(chat: Dict[str, Any], options: ChatOptions) -> None:
 # What a message becomes depends on it and on those before it, so the same history always gives the
 # same bytes, and upstream prompt caches hit.
 
-ATTRIBUTION = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
+ATTRIBUTION = LazyPattern(r"\Ax-anthropic-billing-header:[^\n]*\n*")
 INTERRUPTED = "[no result: the call was interrupted]"
 # Their loss changes no answer: the proxy itself sees to what they ask for.
 SILENTLY_DROPPED = ("stop", "parallel_tool_calls", "stream_options")
@@ -6550,10 +6573,10 @@ REFUSED = (
     r"|not allowed|only the default|extra inputs?|(?:in|not a )valid (?:parameter|argument))"
 )
 # A single word may be English, or a member: then it is quoted, or stands at a colon or in a path.
-MEMBER_NAME = re.compile(
+MEMBER_NAME = LazyPattern(
     r"\b([a-z]+_[a-z_]+)\b|['\"`(.:]\s?([a-z]{4,40})\b|\b([a-z]{4,40})(?=['\"`:])"
 )
-SENTENCE_END = re.compile(r"[.,]\s")
+SENTENCE_END = LazyPattern(r"[.,]\s")
 EFFORT = r"reasoning_?effort|(?:invalid reasoning|think) value"
 LIMIT = r"\bmax_(?:completion_|output_)?tokens\b"
 GRAMMAR = (
@@ -6838,29 +6861,20 @@ GENERAL_REPAIRS: Tuple[Tuple[str, Repair], ...] = (
 )  # fmt: skip
 
 
-CHAT_REPAIRS = (PARTICULAR_REPAIRS, GENERAL_REPAIRS)
-
-
-# At the first refusal: most processes see none, and would start later for it.
-@functools.lru_cache(maxsize=1)
-def compiled_repairs() -> Tuple[Tuple[Tuple[re.Pattern, Repair], ...], ...]:
-    """`CHAT_REPAIRS` with patterns in place of their texts."""
-    flags = re.IGNORECASE | re.DOTALL
-    return tuple(
-        tuple((re.compile(words, flags), repair) for words, repair in rows) for rows in CHAT_REPAIRS
-    )
-
-
+CHAT_REPAIRS = tuple(
+    tuple((LazyPattern(words, re.IGNORECASE | re.DOTALL), repair) for words, repair in rows)
+    for rows in (PARTICULAR_REPAIRS, GENERAL_REPAIRS)
+)
 # A template's complaint may come as the server's own failure.
 REPAIRED_STATUSES = (400, 404, 422, 500)
 # Refusals of this one request: a full context, a prompt's own limit, a tool's schema.
-NOT_GENERAL = re.compile(
+NOT_GENERAL = LazyPattern(
     r"context (?:length|window|size)|\bprompt\b|\binput\b(?! should)|remaining|\brequests\b"
     r"|invalid schema|in context=",
     re.IGNORECASE,
 )
 # These teach nothing at all: what was written or shown, who asks, what the model made of it.
-NO_LESSON = re.compile(
+NO_LESSON = LazyPattern(
     r"content[_ ](?:filter|management|policy)|usage policy|flagged as|\bapi[ _]key\b|\bquota\b"
     r"|\bbilling\b|\bcredit|(?:image|file|mime|media) (?:format|type|size|data)s?\b"
     r"|tool_use_failed|failed_generation|tool call validation failed|did not call a tool"
@@ -6868,9 +6882,9 @@ NO_LESSON = re.compile(
     re.IGNORECASE,
 )
 # Where a validator quotes what it was given.
-QUOTED_INPUT = re.compile(r"\binput_value=.{0,400}?(?:, input_type=|\Z)", re.DOTALL)
+QUOTED_INPUT = LazyPattern(r"\binput_value=.{0,400}?(?:, input_type=|\Z)", re.DOTALL)
 # Our own wording of an overflow that a smaller answer would avoid (`overflow_message`).
-TOO_LONG_TOGETHER = re.compile(r"exceed context limit: (\d{1,12}) \+ \d+ > (\d{1,12})")
+TOO_LONG_TOGETHER = LazyPattern(r"exceed context limit: (\d{1,12}) \+ \d+ > (\d{1,12})")
 
 
 def repaired_options(
@@ -6888,7 +6902,7 @@ def repaired_options(
     text = QUOTED_INPUT.sub("", text[:LONGEST_REFUSAL_READ])
     if NO_LESSON.search(text):
         return None
-    particular, general = compiled_repairs()
+    particular, general = CHAT_REPAIRS
     only_particular = status == 500 or NOT_GENERAL.search(text)
     tables = (particular,) if only_particular else (particular, general)
     for pattern, repair in (row for table in tables for row in table):
@@ -7468,7 +7482,7 @@ CHAT_FAILURES = ("error", "abort", "malformed_function_call", "insufficient_syst
 # Those that mean what they say, besides the ones above.
 PLAIN_FINISHES = tuple("stop tool_calls function_call eos end_turn complete tool_use".split())
 # What may stand in a log, of an upstream's id or finish reason.
-LOGGED_WORD = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
+LOGGED_WORD = LazyPattern(r"[A-Za-z0-9_.:-]{1,100}")
 
 
 def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
@@ -8139,12 +8153,12 @@ def result_note(part: Dict[str, Any]) -> str:
 # A call that cannot be read, or that names no tool, ends the finding; `complaint` says what is wrong
 # with it in words for the model. An answer that ends within a call sets `truncated` instead.
 
-TEXT_MARK = re.compile(f"{CALL_OPEN}|{RESULT_OPEN}")
+TEXT_MARK = LazyPattern(f"{CALL_OPEN}|{RESULT_OPEN}")
 # Between the tag and the object, and behind the object: some models put a fence around it.
-CALL_LEAD = re.compile(r"\s*(?:```(?:json)?\s*)?")
-CALL_TAIL = re.compile(r"\s*(?:```)?\s*")
-STRING_MARK = re.compile(r'["\\]')
-OBJECT_MARK = re.compile(r'["{}\[\]]')
+CALL_LEAD = LazyPattern(r"\s*(?:```(?:json)?\s*)?")
+CALL_TAIL = LazyPattern(r"\s*(?:```)?\s*")
+STRING_MARK = LazyPattern(r'["\\]')
+OBJECT_MARK = LazyPattern(r'["{}\[\]]')
 # Members under which models write the input; Qwen's and Hermes' own call syntax says "arguments".
 INPUT_MEMBERS = ("input", "arguments", "parameters")
 MOST_NAMES_TOLD = 60
@@ -8678,8 +8692,8 @@ class TextTurn:
 # upstream; the Claude families; DEFAULT_MODEL; else the name itself, unchanged. A `[1m]` suffix and
 # a date suffix are not part of what is looked up.
 
-ROUTE_CONTEXT_SUFFIX = re.compile(r"\[\d+[km]\]$", re.IGNORECASE)
-ROUTE_DATE_SUFFIX = re.compile(r"-20\d{6}$")
+ROUTE_CONTEXT_SUFFIX = LazyPattern(r"\[\d+[km]\]$", re.IGNORECASE)
+ROUTE_DATE_SUFFIX = LazyPattern(r"-20\d{6}$")
 
 
 class Route(NamedTuple):
@@ -10226,7 +10240,7 @@ OUT_OF_DATE = (
     "machine's clock right?"
 )
 OTHER_NAME = "its certificate is for another name ({reason}); check {setting}"
-SSL_PLACE = re.compile(r"^\[[A-Z]+: \w+\] | \(_ssl\.c:[0-9]+\)$")
+SSL_PLACE = LazyPattern(r"^\[[A-Z]+: \w+\] | \(_ssl\.c:[0-9]+\)$")
 # By the numbers that OpenSSL has for them.
 VERIFY_REMEDIES = {9: OUT_OF_DATE, 10: OUT_OF_DATE, 62: OTHER_NAME, 64: OTHER_NAME}
 
@@ -11069,7 +11083,7 @@ def with_carrier(message: Any, recall: Callable[[str], Optional[str]]) -> Any:
 # keys, escapes and blanks would not survive it. The values are skipped by the standard library's
 # scanner, so an edit costs about as much as reading the JSON once.
 
-JSON_BLANKS = re.compile(r"[ \t\r\n]*")
+JSON_BLANKS = LazyPattern(r"[ \t\r\n]*")
 
 
 def number_as_text(digits: str) -> str:
@@ -11370,10 +11384,10 @@ FreeShapes = Dict[str, Tuple[Tuple[str, Check], ...]]
 
 AFTER = rb"(?![\w/-]|\.[0-9])"
 # Where a number can begin: cheap, since every digit of every text comes by here.
-NUMBER_START = re.compile(
+NUMBER_START = LazyPattern(
     rb"[0-9(+](?<![\w./+-].)(?:[0-9]{2}[-.]|[0-9]{3}[ -]|[0-9]{3}\)|01\)|1[-. (]|[-.(][(2-9])"
 )
-FREE_NUMBER = re.compile(
+FREE_NUMBER = LazyPattern(
     rb"(?:(?P<dashed>[0-9]{3}-[0-9]{2}-[0-9]{4})"
     rb"|(?P<card>[2-6][0-9]{3}(?:(?:[ -][0-9]{4}){3}|[ -][0-9]{6}[ -][0-9]{5}))"
     rb"|(?P<udi>\(01\)[0-9]{14}(?=\([0-9]{2}\)))"
@@ -11391,7 +11405,7 @@ MBI_LETTER, MBI_EITHER = rb"[AC-HJKMNP-RT-Y]", rb"[0-9AC-HJKMNP-RT-Y]"
 MBI_TAIL = rb"L E [0-9] -?L E [0-9] -?L L [0-9]{2}".replace(b" ", b"").replace(
     b"L", MBI_LETTER
 ).replace(b"E", MBI_EITHER)  # fmt: skip
-FREE_CODE = re.compile(
+FREE_CODE = LazyPattern(
     rb"[0-9A-Z](?<![\w+/.-].)(?:(?P<mbi>(?<=[1-9])" + MBI_TAIL + rb")"
     rb"|(?P<vin>(?<![IOQ])[A-HJ-NPR-Z0-9]{12}[0-9]{4})"
     rb"|(?P<iban>[A-Z][0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?))(?![\w+/=-])"
@@ -11402,25 +11416,25 @@ FREE_CODES: FreeShapes = {
     "iban": (("iban", is_iban),),
 }
 # A state and its ZIP; what stands before them decides.
-STATE_ZIP = re.compile(rb"[A-Z](?<![\w].)[A-Z][, ]{1,3}[0-9]{5}(?:-[0-9]{4})?(?![\w-])")
-STREET = re.compile(
+STATE_ZIP = LazyPattern(rb"[A-Z](?<![\w].)[A-Z][, ]{1,3}[0-9]{5}(?:-[0-9]{4})?(?![\w-])")
+STREET = LazyPattern(
     rb"(?:[0-9]{1,6}[A-Z]? (?:[NSEW]{1,2}\.? )?(?:[A-Z0-9][\w'.-]{0,20} ){1,4}"
     rb"(?i:st|street|ave|avenue|rd|road|dr|drive|ln|lane|blvd|boulevard|ct|court|pl|place|way|ter|terrace|cir|circle|pkwy"
     rb"|parkway|hwy|highway)\b|(?i:p\.? ?o\.? box) [0-9])"
 )
-EMAIL_AT = re.compile(rb"@(?=[a-z0-9])")
-EMAIL_DOMAIN = re.compile(rb"(?:[a-z0-9-]{1,63}\.){1,6}[a-z]{2,24}(?![\w@-])")
-EMAIL_LOCAL_REVERSED = re.compile(rb"[a-z0-9](?:[a-z0-9._%+-]{0,63})")
+EMAIL_AT = LazyPattern(rb"@(?=[a-z0-9])")
+EMAIL_DOMAIN = LazyPattern(rb"(?:[a-z0-9-]{1,63}\.){1,6}[a-z]{2,24}(?![\w@-])")
+EMAIL_LOCAL_REVERSED = LazyPattern(rb"[a-z0-9](?:[a-z0-9._%+-]{0,63})")
 # Addresses of programs, and domains that belong to nobody.
 ROLE_NAMES = frozenset(
     b"git hg svn noreply no-reply donotreply do-not-reply root admin postmaster webmaster support"
     b" info security help hello contact bugs user username you me name test foo".split()
 )
-NOBODYS_DOMAIN = re.compile(
+NOBODYS_DOMAIN = LazyPattern(
     rb"(?:.*\.)?(?:example|test|invalid|localhost|local|localdomain|example\.(?:com|org|net|edu))"
     rb"|users\.noreply\.github\.com|.*\.(?:png|jpe?g|gif|svg|js|ts|py|css|internal)"
 )
-IPV4 = re.compile(rb"[0-9](?<![\w.-].)[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?![\w-]|\.[0-9])")
+IPV4 = LazyPattern(rb"[0-9](?<![\w.-].)[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?![\w-]|\.[0-9])")
 
 # --- words, and what follows them --------------------------------------------------------------
 
@@ -11435,7 +11449,7 @@ class NearRule(NamedTuple):
 
 
 # What every value has but a name or a date, and how far before it its word can begin.
-FIVE_DIGITS = re.compile(rb"[0-9](?:[-. ()]{0,2}[0-9]){4}")
+FIVE_DIGITS = LazyPattern(rb"[0-9](?:[-. ()]{0,2}[0-9]){4}")
 FARTHEST_WORD = 240
 # The word begins here: Mrn, the_mrn, patientMrn, but not xmrn.
 WORD_START = rb"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))"
@@ -11522,7 +11536,7 @@ NEAR_RULES: Tuple[NearRule, ...] = (
     *near_rules("name", LAST_FIRST, is_name, ("patient", "patient:")),
     *near_rules("zip", rb"[0-9]{5}-[0-9]{4}", is_numbered, ("zip", "zip"), ("postal", "postal")),
 )  # fmt: skip
-FHIR_NAME = re.compile(
+FHIR_NAME = LazyPattern(
     rb'"family"\s{0,4}:\s{0,4}"[^"\n]{1,60}",\s{0,60}"given"'
     rb'|"given"\s{0,4}:\s{0,4}\[[^\]]{1,80}\],\s{0,60}"family"'
 )
@@ -11532,27 +11546,27 @@ FHIR_NAME = re.compile(
 # A column that is telling alone; of the others a head has to have two.
 TELLING_COLUMNS = frozenset(("mrn", "dob", "ssn"))
 TABLE_WORDS = (b"mrn", b"dob", b"ssn", b"birth", b"patient")
-BEFORE_DELIMITER = re.compile(rb"[a-z_# ]{0,24}[\"' ]{0,3}[,\t|;]")
-SEGMENT_END = re.compile(rb"[\r\n]")
+BEFORE_DELIMITER = LazyPattern(rb"[a-z_# ]{0,24}[\"' ]{0,3}[,\t|;]")
+SEGMENT_END = LazyPattern(rb"[\r\n]")
 # Field of a PID segment -> category, and what it has to look like.
-PID_FIELDS: Tuple[Tuple[int, str, Pattern[bytes]], ...] = (
-    (3, "mrn", re.compile(rb"[A-Za-z]{0,4}-?[0-9]{4,}")),
-    (5, "name", re.compile(rb"[A-Za-z'-]{2,}\^[A-Za-z]")),
-    (7, "dob", re.compile(Y + rb"(?:0[1-9]|1[0-2])[0-3][0-9]")),
-    (11, "address", re.compile(rb"[0-9]{1,6} [A-Za-z]")),
-    (13, "phone", re.compile(TEN_DIGITS)),
-    (14, "phone", re.compile(TEN_DIGITS)),
-    (18, "account", re.compile(rb"[A-Za-z]{0,4}-?[0-9]{4,}")),
-    (19, "ssn", re.compile(rb"[0-8][0-9]{2}-?[0-9]{2}-?[0-9]{4}")),
+PID_FIELDS: Tuple[Tuple[int, str, LazyPattern], ...] = (
+    (3, "mrn", LazyPattern(rb"[A-Za-z]{0,4}-?[0-9]{4,}")),
+    (5, "name", LazyPattern(rb"[A-Za-z'-]{2,}\^[A-Za-z]")),
+    (7, "dob", LazyPattern(Y + rb"(?:0[1-9]|1[0-2])[0-3][0-9]")),
+    (11, "address", LazyPattern(rb"[0-9]{1,6} [A-Za-z]")),
+    (13, "phone", LazyPattern(TEN_DIGITS)),
+    (14, "phone", LazyPattern(TEN_DIGITS)),
+    (18, "account", LazyPattern(rb"[A-Za-z]{0,4}-?[0-9]{4,}")),
+    (19, "ssn", LazyPattern(rb"[0-8][0-9]{2}-?[0-9]{2}-?[0-9]{4}")),
 )
-COLUMN_VALUES: Dict[str, Tuple[Pattern[bytes], Check]] = {
-    "mrn": (re.compile(rb"[A-Za-z]{0,4}-?[0-9]{5,12}"), is_numbered),
-    "name": (re.compile(LAST_FIRST + rb"|" + FIRST_LAST + rb"|" + NAME_PART), is_name),
-    "dob": (re.compile(DATE), is_birth_date),
-    "ssn": (re.compile(rb"[0-9]{3}-?[0-9]{2}-?[0-9]{4}"), is_ssn),
-    "phone": (re.compile(TEN_DIGITS), is_phone),
-    "email": (re.compile(rb"[^@\s]{1,64}@[A-Za-z0-9.-]{4,80}"), anything),
-    "zip": (re.compile(rb"[0-9]{5}-[0-9]{4}"), is_numbered),
+COLUMN_VALUES: Dict[str, Tuple[LazyPattern, Check]] = {
+    "mrn": (LazyPattern(rb"[A-Za-z]{0,4}-?[0-9]{5,12}"), is_numbered),
+    "name": (LazyPattern(LAST_FIRST + rb"|" + FIRST_LAST + rb"|" + NAME_PART), is_name),
+    "dob": (LazyPattern(DATE), is_birth_date),
+    "ssn": (LazyPattern(rb"[0-9]{3}-?[0-9]{2}-?[0-9]{4}"), is_ssn),
+    "phone": (LazyPattern(TEN_DIGITS), is_phone),
+    "email": (LazyPattern(rb"[^@\s]{1,64}@[A-Za-z0-9.-]{4,80}"), anything),
+    "zip": (LazyPattern(rb"[0-9]{5}-[0-9]{4}"), is_numbered),
 }
 # Head of a column, letters alone -> category.
 COLUMN_NAMES: Dict[bytes, str] = {
@@ -11569,7 +11583,7 @@ COLUMN_NAMES: Dict[bytes, str] = {
     for name in names.split()
 }
 # Words of a patient's record, in lower case, without which an e-mail address is a programmer's.
-RECORD_WORDS = re.compile(rb"\b(?:patients?|mrn|dob|date of birth|birthdate|telecom|ssn)(?![a-z])")
+RECORD_WORDS = LazyPattern(rb"\b(?:patients?|mrn|dob|date of birth|birthdate|telecom|ssn)(?![a-z])")
 
 
 # ==================================================================================================
@@ -11785,7 +11799,7 @@ def find_hosts(text: PhiText, found: PhiFound) -> None:
 
 # --- tables with a head ------------------------------------------------------------------------
 
-LINE_NUMBER = re.compile(rb" *[0-9]{1,7}(?:\t|\xe2\x86\x92)")
+LINE_NUMBER = LazyPattern(rb" *[0-9]{1,7}(?:\t|\xe2\x86\x92)")
 LONGEST_TABLE_LINE = 4000
 DELIMITERS_BEFORE = (b",", b"\t", b"|", b";", b'"', b" ")
 
@@ -11857,6 +11871,8 @@ def note_row(line: bytes, start: int, head: TableHead, found: PhiFound) -> bool:
 def table_cells(line: bytes, delimiter: bytes) -> List[bytes]:
     if b'"' not in line:
         return line.split(delimiter)
+    import csv  # for tables with quotes alone
+
     try:
         text = [line.decode("latin-1")]
         row = next(csv.reader(text, delimiter=delimiter.decode(), skipinitialspace=True), [])
@@ -12169,8 +12185,8 @@ def heard_events(events: Iterable[Event], listener: CallListener) -> Iterator[Ev
 
 # --- agents' files -------------------------------------------------------------------------------
 
-FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?\n(.*)\Z", re.DOTALL)
-FRONT_NAME = re.compile(r"^name:[ \t]*[\"']?([^\"'\r\n]+?)[\"']?[ \t]*\r?$", re.MULTILINE)
+FRONT_MATTER = LazyPattern(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?\n(.*)\Z", re.DOTALL)
+FRONT_NAME = LazyPattern(r"^name:[ \t]*[\"']?([^\"'\r\n]+?)[\"']?[ \t]*\r?$", re.MULTILINE)
 
 
 def read_agent_file(text: str) -> Optional[Tuple[str, str]]:
@@ -12210,14 +12226,14 @@ CORS_HEADERS = frozenset(
 )  # fmt: skip
 DROPPED_RESPONSE_HEADERS = HOP_HEADERS | CORS_HEADERS | {"set-cookie"}
 
-HEADER_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+HEADER_TOKEN = LazyPattern(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 # Frames with these words tell of usage or of the end; all others pass unread. Inside of a JSON text
 # quotes have a backslash in front, so what a model says never looks like one of them.
 TELLING_WORDS = (b'"usage"', b'"stop_reason"', b'"error"')
 FRAME_ENDS = (b"\n\n", b"\n\r\n")
 LONGEST_HELD = 65536
-SINGLE_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+SINGLE_WORD = LazyPattern(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def connection_named(headers: Mapping[str, str]) -> Set[str]:
@@ -13389,8 +13405,8 @@ def schema_text(text: str) -> str:
 
 LONGEST_REASON = 500
 # Where the JSON begins behind PHP's warnings.
-JSON_START = re.compile(rb'\{\s*"(?:id|type|status|error)"\s*:')
-XML_ERROR = re.compile(r"<error>(.*?)</error>", re.DOTALL)
+JSON_START = LazyPattern(rb'\{\s*"(?:id|type|status|error)"\s*:')
+XML_ERROR = LazyPattern(r"<error>(.*?)</error>", re.DOTALL)
 BAN_WORDS = "has been banned due to suspected abuse"
 NO_MESSAGES = "Missing or invalid 'messages' field"
 UNUSABLE_TEXT = (
@@ -13841,7 +13857,7 @@ def cut_at_stop(text: str, stops: Any) -> Tuple[str, Optional[str]]:
 #     demo: error STATUS          fail with this HTTP status
 #     demo: cut                   break off in mid-answer
 
-DEMO_LINE = re.compile(r"(?m)^[ \t]*demo:[ \t]*(\w+)[ \t]*(.*?)[ \t]*$")
+DEMO_LINE = LazyPattern(r"(?m)^[ \t]*demo:[ \t]*(\w+)[ \t]*(.*?)[ \t]*$")
 LONGEST_DEMO_WAIT = 3600.0
 DEMO_THOUGHT = "The user would like to see what thinking looks like. This is what it looks like."
 DEMO_HELP = """\
@@ -14147,7 +14163,7 @@ def relayed_body(body: bytes, values: Mapping[str, Any]) -> bytes:
 
 
 # Where none of these is, there is no signature but the API's own.
-FOREIGN_MARKS = re.compile(rb'"cp1\.|"signature"[ \t\r\n]*:[ \t\r\n]*(?:""|null)')
+FOREIGN_MARKS = LazyPattern(rb'"cp1\.|"signature"[ \t\r\n]*:[ \t\r\n]*(?:""|null)')
 STAND_IN = {"type": "text", "text": "(no content)"}
 
 
@@ -15336,11 +15352,11 @@ def json_content(schema: str) -> ApiDict:
 # like a name, else as a hash. The line is written when all has been said, so no answer waits for it.
 
 LONGEST_AUDITED = 200
-AUDITED_NAME = re.compile(r"[A-Za-z0-9._:/\[\]@+-]*")
-AUDITED_TRIED = re.compile(r"(?:(?:^|, )[A-Za-z0-9._:/\[\]@+-]+ [0-9]{3})*")
-AUDITED_ROUTE = re.compile(r"[ -~]*")  # the words are our own and the settings'
-AUDITED_UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
-AUDITED_ID = re.compile(r"[A-Za-z0-9_-]{0,64}")
+AUDITED_NAME = LazyPattern(r"[A-Za-z0-9._:/\[\]@+-]*")
+AUDITED_TRIED = LazyPattern(r"(?:(?:^|, )[A-Za-z0-9._:/\[\]@+-]+ [0-9]{3})*")
+AUDITED_ROUTE = LazyPattern(r"[ -~]*")  # the words are our own and the settings'
+AUDITED_UUID = LazyPattern(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+AUDITED_ID = LazyPattern(r"[A-Za-z0-9_-]{0,64}")
 AUDITED_USAGE = (
     "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
 )  # fmt: skip
@@ -16501,24 +16517,27 @@ def main(
 # --- settings ----------------------------------------------------------------------------------
 
 
-def source_file() -> Path:
+def source_file() -> str:
     """The file that this function was read from: the single file, or this module."""
-    return Path(source_file.__code__.co_filename)
+    return source_file.__code__.co_filename
 
 
-def find_env_file(named: Optional[str]) -> Optional[Path]:
+def find_env_file(named: Optional[str]) -> Optional[str]:
     """The settings file: the one named, else .env here or beside the program."""
-    if named:
-        return Path(named)
-    places = (Path(".env"), source_file().parent / ".env")
-    return next((place for place in places if place.is_file()), None)
+    places = (".env", os.path.join(os.path.dirname(source_file()), ".env"))
+    return named or next((place for place in places if os.path.isfile(place)), None)
+
+
+def file_bytes(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def load_settings(named: Optional[str], environ: Mapping[str, str]) -> Loaded:
     """Read the settings, or raise UsageError with every mistake at once."""
     path = find_env_file(named)
     try:
-        text = path.read_bytes().decode("utf-8-sig") if path else ""
+        text = file_bytes(path).decode("utf-8-sig") if path else ""
         values = parse_dotenv(text, environ)
         settings = read_settings(environ.get("CONFIG_FILE") or values.get("CONFIG_FILE", ""))
         config = load_config(environ, values, settings_file=settings)
@@ -16531,7 +16550,7 @@ def load_settings(named: Optional[str], environ: Mapping[str, str]) -> Loaded:
     except ConfigError as error:
         problems = "".join(f"\n  {problem}" for problem in error.problems)
         raise UsageError(f"{len(error.problems)} setting(s) need attention:{problems}") from None
-    return Loaded(config, str(path or ""), tuple(unknown_names(values)))
+    return Loaded(config, path or "", tuple(unknown_names(values)))
 
 
 def read_settings(path: str) -> Dict[str, str]:
@@ -16539,7 +16558,7 @@ def read_settings(path: str) -> Dict[str, str]:
     if not path:
         return {}
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = file_bytes(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError([f"CONFIG_FILE: cannot be read ({reason})"]) from None
@@ -16565,6 +16584,8 @@ def secret_values(config: Config) -> List[str]:
 
 
 def version_text() -> str:
+    import platform  # for this answer alone
+
     return "\n".join(
         (
             f"claude_proxy {VERSION}",
@@ -16577,13 +16598,14 @@ def version_text() -> str:
 
 def own_sha256() -> str:
     """SHA-256 of the single file; run from the package, of its modules in order of their names."""
-    source = source_file()
-    files = [source]
-    if source.name == "cli.py" and (source.parent / "config.py").exists():
-        files = sorted(source.parent.rglob("*.py"))
+    folder, name = os.path.split(source_file())
+    files = [source_file()]
+    if name == "cli.py" and os.path.exists(os.path.join(folder, "config.py")):
+        places = ((place, name) for place, _, names in os.walk(folder) for name in names)
+        files = sorted(os.path.join(*place) for place in places if place[1].endswith(".py"))
     digest = hashlib.sha256()
     for path in files:
-        digest.update(path.read_bytes())
+        digest.update(file_bytes(path))
     return digest.hexdigest() + ("" if len(files) == 1 else f" (of {len(files)} modules)")
 
 
@@ -16612,7 +16634,7 @@ def check(loaded: Loaded, live: bool, shown: str, out: TextIO, err: TextIO) -> i
 def explain_route(config: Config, path: str, out: TextIO, err: TextIO) -> int:
     """--explain-route: what would happen to the request in a file; nothing of it is sent."""
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        data = sys.stdin.buffer.read() if path == "-" else file_bytes(path)
         for line in explain_request(make_app(config, err), data):
             print(line, file=out)
     except OSError as error:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from claude_proxy.events import Event, Request
+from claude_proxy.patterns import LazyPattern
 
 AGENT_HEADER = "x-claude-code-agent-id"
 SESSION_HEADER = "x-claude-code-session-id"
@@ -214,8 +215,8 @@ def heard_events(events: Iterable[Event], listener: CallListener) -> Iterator[Ev
 
 # --- agents' files -------------------------------------------------------------------------------
 
-FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?\n(.*)\Z", re.DOTALL)
-FRONT_NAME = re.compile(r"^name:[ \t]*[\"']?([^\"'\r\n]+?)[\"']?[ \t]*\r?$", re.MULTILINE)
+FRONT_MATTER = LazyPattern(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?\n(.*)\Z", re.DOTALL)
+FRONT_NAME = LazyPattern(r"^name:[ \t]*[\"']?([^\"'\r\n]+?)[\"']?[ \t]*\r?$", re.MULTILINE)
 
 
 def read_agent_file(text: str) -> Optional[Tuple[str, str]]:

@@ -19,8 +19,8 @@ from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 
 # In the order of dependence: a module imports only from those before it.
 MODULES = (
-    "config", "settings", "config_load", "settings_file", "settings_text", "dotenv", "log",
-    "audit_files",
+    "config", "patterns", "settings", "config_load", "settings_file", "settings_text", "dotenv",
+    "log", "audit_files",
     "overflow", "errors", "http1", "sse", "events", "tokens", "prompt_parts", "compression",
     "summaries",
     "dialects/dialect", "dialects/anthropic", "dialects/carriers", "dialects/chat_options",

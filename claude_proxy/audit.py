@@ -24,14 +24,15 @@ from claude_proxy.errors import CLIENT_GONE_STATUS, ProxyError, error_type_of
 from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest
 from claude_proxy.log import Log
+from claude_proxy.patterns import LazyPattern
 from claude_proxy.settings import Config
 
 LONGEST_AUDITED = 200
-AUDITED_NAME = re.compile(r"[A-Za-z0-9._:/\[\]@+-]*")
-AUDITED_TRIED = re.compile(r"(?:(?:^|, )[A-Za-z0-9._:/\[\]@+-]+ [0-9]{3})*")
-AUDITED_ROUTE = re.compile(r"[ -~]*")  # the words are our own and the settings'
-AUDITED_UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
-AUDITED_ID = re.compile(r"[A-Za-z0-9_-]{0,64}")
+AUDITED_NAME = LazyPattern(r"[A-Za-z0-9._:/\[\]@+-]*")
+AUDITED_TRIED = LazyPattern(r"(?:(?:^|, )[A-Za-z0-9._:/\[\]@+-]+ [0-9]{3})*")
+AUDITED_ROUTE = LazyPattern(r"[ -~]*")  # the words are our own and the settings'
+AUDITED_UUID = LazyPattern(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+AUDITED_ID = LazyPattern(r"[A-Za-z0-9_-]{0,64}")
 AUDITED_USAGE = (
     "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
 )  # fmt: skip

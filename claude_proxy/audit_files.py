@@ -26,10 +26,12 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, BinaryIO, Callable, Dict, List, NamedTuple, Optional, Tuple
 
+from claude_proxy.patterns import LazyPattern
+
 NO_HASH = "0" * 64
 LONGEST_AUDIT_LINE = 65536
 AUDIT_LINE_START = b'{"seq":'
-AUDIT_LINE = re.compile(rb'(\{"seq":[0-9]{1,15},.*),"hash":"([0-9a-f]{64})"\}')
+AUDIT_LINE = LazyPattern(rb'(\{"seq":[0-9]{1,15},.*),"hash":"([0-9a-f]{64})"\}')
 # The last three are not everywhere.
 AUDIT_OPEN_FLAGS = ("O_RDWR", "O_APPEND", "O_CREAT", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY")
 MOST_AUDIT_NOTES = 20

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import platform
 import signal
 import ssl
 import sys
@@ -17,7 +16,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, TextIO, Tuple
 
 from claude_proxy.app import App, build_app
@@ -143,24 +141,27 @@ def main(
 # --- settings ----------------------------------------------------------------------------------
 
 
-def source_file() -> Path:
+def source_file() -> str:
     """The file that this function was read from: the single file, or this module."""
-    return Path(source_file.__code__.co_filename)
+    return source_file.__code__.co_filename
 
 
-def find_env_file(named: Optional[str]) -> Optional[Path]:
+def find_env_file(named: Optional[str]) -> Optional[str]:
     """The settings file: the one named, else .env here or beside the program."""
-    if named:
-        return Path(named)
-    places = (Path(".env"), source_file().parent / ".env")
-    return next((place for place in places if place.is_file()), None)
+    places = (".env", os.path.join(os.path.dirname(source_file()), ".env"))
+    return named or next((place for place in places if os.path.isfile(place)), None)
+
+
+def file_bytes(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def load_settings(named: Optional[str], environ: Mapping[str, str]) -> Loaded:
     """Read the settings, or raise UsageError with every mistake at once."""
     path = find_env_file(named)
     try:
-        text = path.read_bytes().decode("utf-8-sig") if path else ""
+        text = file_bytes(path).decode("utf-8-sig") if path else ""
         values = parse_dotenv(text, environ)
         settings = read_settings(environ.get("CONFIG_FILE") or values.get("CONFIG_FILE", ""))
         config = load_config(environ, values, settings_file=settings)
@@ -173,7 +174,7 @@ def load_settings(named: Optional[str], environ: Mapping[str, str]) -> Loaded:
     except ConfigError as error:
         problems = "".join(f"\n  {problem}" for problem in error.problems)
         raise UsageError(f"{len(error.problems)} setting(s) need attention:{problems}") from None
-    return Loaded(config, str(path or ""), tuple(unknown_names(values)))
+    return Loaded(config, path or "", tuple(unknown_names(values)))
 
 
 def read_settings(path: str) -> Dict[str, str]:
@@ -181,7 +182,7 @@ def read_settings(path: str) -> Dict[str, str]:
     if not path:
         return {}
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = file_bytes(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError([f"CONFIG_FILE: cannot be read ({reason})"]) from None
@@ -207,6 +208,8 @@ def secret_values(config: Config) -> List[str]:
 
 
 def version_text() -> str:
+    import platform  # for this answer alone
+
     return "\n".join(
         (
             f"claude_proxy {VERSION}",
@@ -219,13 +222,14 @@ def version_text() -> str:
 
 def own_sha256() -> str:
     """SHA-256 of the single file; run from the package, of its modules in order of their names."""
-    source = source_file()
-    files = [source]
-    if source.name == "cli.py" and (source.parent / "config.py").exists():
-        files = sorted(source.parent.rglob("*.py"))
+    folder, name = os.path.split(source_file())
+    files = [source_file()]
+    if name == "cli.py" and os.path.exists(os.path.join(folder, "config.py")):
+        places = ((place, name) for place, _, names in os.walk(folder) for name in names)
+        files = sorted(os.path.join(*place) for place in places if place[1].endswith(".py"))
     digest = hashlib.sha256()
     for path in files:
-        digest.update(path.read_bytes())
+        digest.update(file_bytes(path))
     return digest.hexdigest() + ("" if len(files) == 1 else f" (of {len(files)} modules)")
 
 
@@ -254,7 +258,7 @@ def check(loaded: Loaded, live: bool, shown: str, out: TextIO, err: TextIO) -> i
 def explain_route(config: Config, path: str, out: TextIO, err: TextIO) -> int:
     """--explain-route: what would happen to the request in a file; nothing of it is sent."""
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        data = sys.stdin.buffer.read() if path == "-" else file_bytes(path)
         for line in explain_request(make_app(config, err), data):
             print(line, file=out)
     except OSError as error:

@@ -18,6 +18,7 @@ from typing import Any, Callable, List, NamedTuple, Optional, Pattern, Tuple
 
 from claude_proxy.errors import CLIENT_GONE_STATUS, ProxyError
 from claude_proxy.events import Request
+from claude_proxy.patterns import LazyPattern
 from claude_proxy.prompt_parts import (
     CODE,
     EXAMPLE,
@@ -58,7 +59,7 @@ class CompactRule(NamedTuple):
 
 
 # In the order of what is lost: nothing, examples, how to talk, how to work.
-COMPACT_RULES = tuple(CompactRule(name, scope, re.compile(pattern), *replacement)
+COMPACT_RULES = tuple(CompactRule(name, scope, LazyPattern(pattern), *replacement)
                       for name, scope, pattern, *replacement in (
     ("trailing_blanks", TEXTS, r"(?<![ \t])[ \t]+(?=\n)"),
     # A text begins behind the end of a line.
@@ -128,7 +129,7 @@ def kept_lines(parts: PromptParts) -> PromptParts:
     return [p for p in parts if p.kind == KEPT or p.kind == HEADING and p.sections[-1] in used]
 
 
-LONE_TAG = re.compile(rf"^[ \t]*<(?P<close>/?){TAG_NAME}[ \t]*$", re.MULTILINE)
+LONE_TAG = LazyPattern(rf"^[ \t]*<(?P<close>/?){TAG_NAME}[ \t]*$", re.MULTILINE)
 
 
 def tears_an_element(parts: PromptParts) -> bool:

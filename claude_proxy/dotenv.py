@@ -18,17 +18,19 @@ from collections.abc import Mapping
 from re import Match
 from typing import Dict, List, Optional, Tuple
 
-DOTENV_BLANK = re.compile(r"[ \t\r]*(?:#[^\n]*)?(?:\n|\Z)")
-DOTENV_HEAD = re.compile(r"[ \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_.]*)[ \t]*[=:][ \t]*")
-DOTENV_SINGLE = re.compile(r"'((?:[^'\\]|\\.)*)'", re.DOTALL)
-DOTENV_DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
-DOTENV_COMMENT = re.compile(r"[ \t]#")
+from claude_proxy.patterns import LazyPattern
+
+DOTENV_BLANK = LazyPattern(r"[ \t\r]*(?:#[^\n]*)?(?:\n|\Z)")
+DOTENV_HEAD = LazyPattern(r"[ \t]*(?:export[ \t]+)?([A-Za-z_][A-Za-z0-9_.]*)[ \t]*[=:][ \t]*")
+DOTENV_SINGLE = LazyPattern(r"'((?:[^'\\]|\\.)*)'", re.DOTALL)
+DOTENV_DOUBLE = LazyPattern(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+DOTENV_COMMENT = LazyPattern(r"[ \t]#")
 # Each alternative begins with its own characters, so nothing is tried twice for long.
-DOTENV_REFERENCE = re.compile(
+DOTENV_REFERENCE = LazyPattern(
     r"(?P<dollar>\$\$)|\$(?P<name>[A-Za-z_][A-Za-z0-9_]*)"
     r"|\$\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)(?P<operator>\}|:?[-+?])|(?P<open>\$\{)|(?P<close>\})"
 )
-DOTENV_ESCAPED = re.compile(r"\\(?P<escape>.)|" + DOTENV_REFERENCE.pattern, re.DOTALL)
+DOTENV_ESCAPED = LazyPattern(r"\\(?P<escape>.)|" + DOTENV_REFERENCE.pattern, re.DOTALL)
 DOTENV_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"', "$": "$"}
 
 

@@ -20,6 +20,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.log import redact
 from claude_proxy.overflow import overflow_message, overflow_words, unexplained_overflow
+from claude_proxy.patterns import LazyPattern
 
 # Status -> error type, as the Messages API pairs them.
 ERROR_TYPES = {
@@ -181,7 +182,7 @@ def classify_error(
 # (words, the status that they stand for, statuses of an answer that give way to it). The first
 # that match decide. An error inside a 200 has no status of its own and gives way to any.
 ERROR_RULES: Tuple[Tuple[re.Pattern, int, Tuple[int, ...]], ...] = tuple(
-    (re.compile(words, re.IGNORECASE), status, instead_of)
+    (LazyPattern(words, re.IGNORECASE), status, instead_of)
     for words, status, instead_of in (
         (r"model_not_found|DeploymentNotFound|model not exist|is not a valid model id",
          404, (400, 403, 422)),
@@ -240,20 +241,20 @@ def status_in(data: Any, told: ToldError) -> int:
 WAIT_NUMBER = r"[0-9]{1,9}(?:\.[0-9]{0,12})?"
 WAIT_UNIT = r"(?:ms|milliseconds?|s|sec(?:ond)?s?|m|min(?:ute)?s?|h|hours?|d|days?)(?![a-z])"
 WAIT_DURATION = rf"(?:{WAIT_NUMBER} ?{WAIT_UNIT}[, ]{{0,2}}){{1,4}}"
-DURATION_PART = re.compile(rf"({WAIT_NUMBER}) ?({WAIT_UNIT})", re.IGNORECASE)
-WHOLE_DURATION = re.compile(WAIT_DURATION, re.IGNORECASE)
+DURATION_PART = LazyPattern(rf"({WAIT_NUMBER}) ?({WAIT_UNIT})", re.IGNORECASE)
+WHOLE_DURATION = LazyPattern(WAIT_DURATION, re.IGNORECASE)
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # "Please try again in 7.66s", "Please retry after 10 seconds"
-WAIT_WORDS = re.compile(
+WAIT_WORDS = LazyPattern(
     rf"(?:try again|retry|wait) (?:in |after |for )?(?:about |at least )?({WAIT_DURATION})",
     re.IGNORECASE,
 )
 # Gemini's RetryInfo, and headers that OpenRouter tells of in the body
-WAIT_MEMBER = re.compile(
+WAIT_MEMBER = LazyPattern(
     r"^(?:retryDelay|retry[_-]?after(?:_seconds)?|x-ratelimit-reset): (.{1,40})$",
     re.IGNORECASE | re.MULTILINE,
 )
-METER_RESET = re.compile(r"(?:x-)?ratelimit-reset(?:-.+)?")
+METER_RESET = LazyPattern(r"(?:x-)?ratelimit-reset(?:-.+)?")
 # Numbers from here on are moments since 1970, in seconds or in milliseconds.
 FIRST_MOMENT, FIRST_MOMENT_MS = 1e9, 1e12
 

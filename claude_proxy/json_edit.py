@@ -8,12 +8,13 @@ scanner, so an edit costs about as much as reading the JSON once.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from json.decoder import scanstring
 from typing import Any, Callable, List, NamedTuple, Optional, Tuple
 
-JSON_BLANKS = re.compile(r"[ \t\r\n]*")
+from claude_proxy.patterns import LazyPattern
+
+JSON_BLANKS = LazyPattern(r"[ \t\r\n]*")
 
 
 def number_as_text(digits: str) -> str:

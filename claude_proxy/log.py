@@ -7,11 +7,12 @@ content.
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Callable, TextIO
+
+from claude_proxy.patterns import LazyPattern
 
 LOG_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
@@ -20,7 +21,7 @@ LOG_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 5
 # does any word count. Identifiers (msg_, req_ and 24 hex, UUIDs) fit none of these. Look-aheads are
 # bounded, so that a long text costs no more than its length.
 REDACTED = "[redacted]"
-SECRET_SHAPES = re.compile(
+SECRET_SHAPES = LazyPattern(
     r"(?i)\bbearer\s+(?=[\w.~+/=-]{0,99}[0-9]|[\w.~+/=-]{24})[\w.~+/=-]{6,}"
     r"|\bbasic\s+(?=[\w+/]{0,99}[0-9=])[\w+/]{10,}"
     r"|(?:password|passwd|secret|authorization)\\?[\"']?\s*[:=]\s*\\?[\"']?"

@@ -11,18 +11,19 @@ import functools
 import re
 from typing import Dict, Optional, Tuple
 
+from claude_proxy.patterns import LazyPattern
+
 # So much of a text is looked at. What tells of an overflow stands at its beginning.
 LONGEST_OVERFLOW_TEXT = 8192
 # A number of more digits is nobody's token count, and Python refuses to read some thousand.
 MOST_TOKEN_DIGITS = 15
 
 
-# Compiled at the first use: most processes see no overflow, and would start later for it.
 @functools.lru_cache(maxsize=256)
-def overflow_pattern(wording: str) -> re.Pattern:
+def overflow_pattern(wording: str) -> LazyPattern:
     """A wording with <n>, <m> and so on where it tells a number, as a pattern for a text of any
     letter case. A number is taken whole or not at all, which also keeps long ones cheap."""
-    return re.compile(
+    return LazyPattern(
         re.sub(r"<([nambt])>", r"(?P<\1>\\d+)(?!\\d)", wording), re.IGNORECASE | re.DOTALL
     )
 
@@ -80,7 +81,7 @@ OVERFLOW_LIMITS: Tuple[str, ...] = (
     r"range of input length should be \[\d+, ?<m>\]",
     r"maximum context length is <m>",
 )
-OVERFLOW_WORDS = re.compile(
+OVERFLOW_WORDS = LazyPattern(
     r"context[_ ](?:length|window)[_ ]exceeded|contextwindowexceeded|exceed_context_size"
     r"|prompt (?:is )?too long|prompt_too_long|model_max_prompt_tokens_exceeded"
     r"|exceeds? (?:the |this )?(?:model(?:.?s)? )?(?:available |maximum )?context"
@@ -93,18 +94,18 @@ OVERFLOW_WORDS = re.compile(
 LARGER_THAN_A_RATE = overflow_pattern(
     r"tokens per (?:minute|min|hour|day)\b.{0,20}?: limit:? <m>,(?: used:? \d+,)? requested:? <t>"
 )
-NOT_OVERFLOW = re.compile(
+NOT_OVERFLOW = LazyPattern(
     r"\bper (?:minute|min|hour|day)\b|\bTPM\b|\bTPD\b|\bquota|string_above_max_length",
     re.IGNORECASE,
 )
 # That the answer's limit is out of its own range says nothing of the prompt.
-ANSWER_OUT_OF_RANGE = re.compile(
+ANSWER_OUT_OF_RANGE = LazyPattern(
     r"\bmax_(?:completion_|output_|new_)?tokens\b['\"`]? ?(?:value |parameter )?(?:\(\d{1,15}\) )?"
     r"(?:exceeds?|is too large|is greater|must be|should be|cannot)\b",
     re.IGNORECASE,
 )
 # 131,072 as well as 131072
-DIGIT_GROUP = re.compile("(?<=\\d)[,_'\u2019\u00a0\u2009\u202f](?=\\d{3}(?!\\d))")
+DIGIT_GROUP = LazyPattern("(?<=\\d)[,_'\u2019\u00a0\u2009\u202f](?=\\d{3}(?!\\d))")
 
 
 def overflow_message(

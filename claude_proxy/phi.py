@@ -10,7 +10,6 @@ A conversation comes again with every turn, so the counts of a text are kept und
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
 import re
@@ -25,6 +24,7 @@ from claude_proxy.config import PHI_CATEGORY_NAMES, PHI_USUAL
 from claude_proxy.errors import NO_RETRY, ProxyError
 from claude_proxy.events import Request
 from claude_proxy.exchange import Exchange
+from claude_proxy.patterns import LazyPattern
 from claude_proxy.phi_rules import (
     BEFORE_DELIMITER,
     COLUMN_NAMES,
@@ -258,7 +258,7 @@ def find_hosts(text: PhiText, found: PhiFound) -> None:
 
 # --- tables with a head ------------------------------------------------------------------------
 
-LINE_NUMBER = re.compile(rb" *[0-9]{1,7}(?:\t|\xe2\x86\x92)")
+LINE_NUMBER = LazyPattern(rb" *[0-9]{1,7}(?:\t|\xe2\x86\x92)")
 LONGEST_TABLE_LINE = 4000
 DELIMITERS_BEFORE = (b",", b"\t", b"|", b";", b'"', b" ")
 
@@ -330,6 +330,8 @@ def note_row(line: bytes, start: int, head: TableHead, found: PhiFound) -> bool:
 def table_cells(line: bytes, delimiter: bytes) -> List[bytes]:
     if b'"' not in line:
         return line.split(delimiter)
+    import csv  # for tables with quotes alone
+
     try:
         text = [line.decode("latin-1")]
         row = next(csv.reader(text, delimiter=delimiter.decode(), skipinitialspace=True), [])

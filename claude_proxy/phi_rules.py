@@ -9,7 +9,9 @@ the time is that of the text's length. Text is bytes here: lower() keeps its len
 from __future__ import annotations
 
 import re
-from typing import Callable, Dict, List, NamedTuple, Pattern, Tuple
+from typing import Callable, Dict, List, NamedTuple, Tuple
+
+from claude_proxy.patterns import LazyPattern
 
 # --- checks: is this, of the right shape, a number that can be? --------------------------------
 
@@ -150,10 +152,10 @@ FreeShapes = Dict[str, Tuple[Tuple[str, Check], ...]]
 
 AFTER = rb"(?![\w/-]|\.[0-9])"
 # Where a number can begin: cheap, since every digit of every text comes by here.
-NUMBER_START = re.compile(
+NUMBER_START = LazyPattern(
     rb"[0-9(+](?<![\w./+-].)(?:[0-9]{2}[-.]|[0-9]{3}[ -]|[0-9]{3}\)|01\)|1[-. (]|[-.(][(2-9])"
 )
-FREE_NUMBER = re.compile(
+FREE_NUMBER = LazyPattern(
     rb"(?:(?P<dashed>[0-9]{3}-[0-9]{2}-[0-9]{4})"
     rb"|(?P<card>[2-6][0-9]{3}(?:(?:[ -][0-9]{4}){3}|[ -][0-9]{6}[ -][0-9]{5}))"
     rb"|(?P<udi>\(01\)[0-9]{14}(?=\([0-9]{2}\)))"
@@ -171,7 +173,7 @@ MBI_LETTER, MBI_EITHER = rb"[AC-HJKMNP-RT-Y]", rb"[0-9AC-HJKMNP-RT-Y]"
 MBI_TAIL = rb"L E [0-9] -?L E [0-9] -?L L [0-9]{2}".replace(b" ", b"").replace(
     b"L", MBI_LETTER
 ).replace(b"E", MBI_EITHER)  # fmt: skip
-FREE_CODE = re.compile(
+FREE_CODE = LazyPattern(
     rb"[0-9A-Z](?<![\w+/.-].)(?:(?P<mbi>(?<=[1-9])" + MBI_TAIL + rb")"
     rb"|(?P<vin>(?<![IOQ])[A-HJ-NPR-Z0-9]{12}[0-9]{4})"
     rb"|(?P<iban>[A-Z][0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?))(?![\w+/=-])"
@@ -182,25 +184,25 @@ FREE_CODES: FreeShapes = {
     "iban": (("iban", is_iban),),
 }
 # A state and its ZIP; what stands before them decides.
-STATE_ZIP = re.compile(rb"[A-Z](?<![\w].)[A-Z][, ]{1,3}[0-9]{5}(?:-[0-9]{4})?(?![\w-])")
-STREET = re.compile(
+STATE_ZIP = LazyPattern(rb"[A-Z](?<![\w].)[A-Z][, ]{1,3}[0-9]{5}(?:-[0-9]{4})?(?![\w-])")
+STREET = LazyPattern(
     rb"(?:[0-9]{1,6}[A-Z]? (?:[NSEW]{1,2}\.? )?(?:[A-Z0-9][\w'.-]{0,20} ){1,4}"
     rb"(?i:st|street|ave|avenue|rd|road|dr|drive|ln|lane|blvd|boulevard|ct|court|pl|place|way|ter|terrace|cir|circle|pkwy"
     rb"|parkway|hwy|highway)\b|(?i:p\.? ?o\.? box) [0-9])"
 )
-EMAIL_AT = re.compile(rb"@(?=[a-z0-9])")
-EMAIL_DOMAIN = re.compile(rb"(?:[a-z0-9-]{1,63}\.){1,6}[a-z]{2,24}(?![\w@-])")
-EMAIL_LOCAL_REVERSED = re.compile(rb"[a-z0-9](?:[a-z0-9._%+-]{0,63})")
+EMAIL_AT = LazyPattern(rb"@(?=[a-z0-9])")
+EMAIL_DOMAIN = LazyPattern(rb"(?:[a-z0-9-]{1,63}\.){1,6}[a-z]{2,24}(?![\w@-])")
+EMAIL_LOCAL_REVERSED = LazyPattern(rb"[a-z0-9](?:[a-z0-9._%+-]{0,63})")
 # Addresses of programs, and domains that belong to nobody.
 ROLE_NAMES = frozenset(
     b"git hg svn noreply no-reply donotreply do-not-reply root admin postmaster webmaster support"
     b" info security help hello contact bugs user username you me name test foo".split()
 )
-NOBODYS_DOMAIN = re.compile(
+NOBODYS_DOMAIN = LazyPattern(
     rb"(?:.*\.)?(?:example|test|invalid|localhost|local|localdomain|example\.(?:com|org|net|edu))"
     rb"|users\.noreply\.github\.com|.*\.(?:png|jpe?g|gif|svg|js|ts|py|css|internal)"
 )
-IPV4 = re.compile(rb"[0-9](?<![\w.-].)[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?![\w-]|\.[0-9])")
+IPV4 = LazyPattern(rb"[0-9](?<![\w.-].)[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?![\w-]|\.[0-9])")
 
 # --- words, and what follows them --------------------------------------------------------------
 
@@ -215,7 +217,7 @@ class NearRule(NamedTuple):
 
 
 # What every value has but a name or a date, and how far before it its word can begin.
-FIVE_DIGITS = re.compile(rb"[0-9](?:[-. ()]{0,2}[0-9]){4}")
+FIVE_DIGITS = LazyPattern(rb"[0-9](?:[-. ()]{0,2}[0-9]){4}")
 FARTHEST_WORD = 240
 # The word begins here: Mrn, the_mrn, patientMrn, but not xmrn.
 WORD_START = rb"(?:(?<![A-Za-z])|(?<=[a-z])(?=[A-Z]))"
@@ -302,7 +304,7 @@ NEAR_RULES: Tuple[NearRule, ...] = (
     *near_rules("name", LAST_FIRST, is_name, ("patient", "patient:")),
     *near_rules("zip", rb"[0-9]{5}-[0-9]{4}", is_numbered, ("zip", "zip"), ("postal", "postal")),
 )  # fmt: skip
-FHIR_NAME = re.compile(
+FHIR_NAME = LazyPattern(
     rb'"family"\s{0,4}:\s{0,4}"[^"\n]{1,60}",\s{0,60}"given"'
     rb'|"given"\s{0,4}:\s{0,4}\[[^\]]{1,80}\],\s{0,60}"family"'
 )
@@ -312,27 +314,27 @@ FHIR_NAME = re.compile(
 # A column that is telling alone; of the others a head has to have two.
 TELLING_COLUMNS = frozenset(("mrn", "dob", "ssn"))
 TABLE_WORDS = (b"mrn", b"dob", b"ssn", b"birth", b"patient")
-BEFORE_DELIMITER = re.compile(rb"[a-z_# ]{0,24}[\"' ]{0,3}[,\t|;]")
-SEGMENT_END = re.compile(rb"[\r\n]")
+BEFORE_DELIMITER = LazyPattern(rb"[a-z_# ]{0,24}[\"' ]{0,3}[,\t|;]")
+SEGMENT_END = LazyPattern(rb"[\r\n]")
 # Field of a PID segment -> category, and what it has to look like.
-PID_FIELDS: Tuple[Tuple[int, str, Pattern[bytes]], ...] = (
-    (3, "mrn", re.compile(rb"[A-Za-z]{0,4}-?[0-9]{4,}")),
-    (5, "name", re.compile(rb"[A-Za-z'-]{2,}\^[A-Za-z]")),
-    (7, "dob", re.compile(Y + rb"(?:0[1-9]|1[0-2])[0-3][0-9]")),
-    (11, "address", re.compile(rb"[0-9]{1,6} [A-Za-z]")),
-    (13, "phone", re.compile(TEN_DIGITS)),
-    (14, "phone", re.compile(TEN_DIGITS)),
-    (18, "account", re.compile(rb"[A-Za-z]{0,4}-?[0-9]{4,}")),
-    (19, "ssn", re.compile(rb"[0-8][0-9]{2}-?[0-9]{2}-?[0-9]{4}")),
+PID_FIELDS: Tuple[Tuple[int, str, LazyPattern], ...] = (
+    (3, "mrn", LazyPattern(rb"[A-Za-z]{0,4}-?[0-9]{4,}")),
+    (5, "name", LazyPattern(rb"[A-Za-z'-]{2,}\^[A-Za-z]")),
+    (7, "dob", LazyPattern(Y + rb"(?:0[1-9]|1[0-2])[0-3][0-9]")),
+    (11, "address", LazyPattern(rb"[0-9]{1,6} [A-Za-z]")),
+    (13, "phone", LazyPattern(TEN_DIGITS)),
+    (14, "phone", LazyPattern(TEN_DIGITS)),
+    (18, "account", LazyPattern(rb"[A-Za-z]{0,4}-?[0-9]{4,}")),
+    (19, "ssn", LazyPattern(rb"[0-8][0-9]{2}-?[0-9]{2}-?[0-9]{4}")),
 )
-COLUMN_VALUES: Dict[str, Tuple[Pattern[bytes], Check]] = {
-    "mrn": (re.compile(rb"[A-Za-z]{0,4}-?[0-9]{5,12}"), is_numbered),
-    "name": (re.compile(LAST_FIRST + rb"|" + FIRST_LAST + rb"|" + NAME_PART), is_name),
-    "dob": (re.compile(DATE), is_birth_date),
-    "ssn": (re.compile(rb"[0-9]{3}-?[0-9]{2}-?[0-9]{4}"), is_ssn),
-    "phone": (re.compile(TEN_DIGITS), is_phone),
-    "email": (re.compile(rb"[^@\s]{1,64}@[A-Za-z0-9.-]{4,80}"), anything),
-    "zip": (re.compile(rb"[0-9]{5}-[0-9]{4}"), is_numbered),
+COLUMN_VALUES: Dict[str, Tuple[LazyPattern, Check]] = {
+    "mrn": (LazyPattern(rb"[A-Za-z]{0,4}-?[0-9]{5,12}"), is_numbered),
+    "name": (LazyPattern(LAST_FIRST + rb"|" + FIRST_LAST + rb"|" + NAME_PART), is_name),
+    "dob": (LazyPattern(DATE), is_birth_date),
+    "ssn": (LazyPattern(rb"[0-9]{3}-?[0-9]{2}-?[0-9]{4}"), is_ssn),
+    "phone": (LazyPattern(TEN_DIGITS), is_phone),
+    "email": (LazyPattern(rb"[^@\s]{1,64}@[A-Za-z0-9.-]{4,80}"), anything),
+    "zip": (LazyPattern(rb"[0-9]{5}-[0-9]{4}"), is_numbered),
 }
 # Head of a column, letters alone -> category.
 COLUMN_NAMES: Dict[bytes, str] = {
@@ -349,4 +351,4 @@ COLUMN_NAMES: Dict[bytes, str] = {
     for name in names.split()
 }
 # Words of a patient's record, in lower case, without which an e-mail address is a programmer's.
-RECORD_WORDS = re.compile(rb"\b(?:patients?|mrn|dob|date of birth|birthdate|telecom|ssn)(?![a-z])")
+RECORD_WORDS = LazyPattern(rb"\b(?:patients?|mrn|dob|date of birth|birthdate|telecom|ssn)(?![a-z])")

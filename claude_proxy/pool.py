@@ -8,7 +8,6 @@ an https upstream, with the whole URL in each request to an http one. What is sa
 
 from __future__ import annotations
 
-import re
 import select
 import socket
 import ssl
@@ -22,6 +21,7 @@ from urllib.parse import urlsplit
 from claude_proxy.config import ConfigError
 from claude_proxy.errors import ProxyError
 from claude_proxy.http1 import ResponseHead, encode_request_head, take_response_head
+from claude_proxy.patterns import LazyPattern
 
 IDLE_CONNECTIONS_KEPT = 64
 IDLE_CONNECTION_SECONDS = 50.0
@@ -373,7 +373,7 @@ OUT_OF_DATE = (
     "machine's clock right?"
 )
 OTHER_NAME = "its certificate is for another name ({reason}); check {setting}"
-SSL_PLACE = re.compile(r"^\[[A-Z]+: \w+\] | \(_ssl\.c:[0-9]+\)$")
+SSL_PLACE = LazyPattern(r"^\[[A-Z]+: \w+\] | \(_ssl\.c:[0-9]+\)$")
 # By the numbers that OpenSSL has for them.
 VERIFY_REMEDIES = {9: OUT_OF_DATE, 10: OUT_OF_DATE, 62: OTHER_NAME, 64: OTHER_NAME}
 

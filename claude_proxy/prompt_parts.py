@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Sequence
-from typing import Dict, List, NamedTuple, Pattern, Tuple
+from typing import Dict, List, NamedTuple, Tuple
+
+from claude_proxy.patterns import LazyPattern
 
 # --- what stays untouched ----------------------------------------------------------------------
 
@@ -83,15 +85,15 @@ class PromptPart(NamedTuple):
 PromptParts = List[PromptPart]
 
 
-def any_of(table: Sequence[Tuple[str, str]]) -> Pattern[str]:
-    return re.compile("|".join(f"(?:{pattern})" for _, pattern in table), re.MULTILINE)
+def any_of(table: Sequence[Tuple[str, str]]) -> LazyPattern:
+    return LazyPattern("|".join(f"(?:{pattern})" for _, pattern in table), re.MULTILINE)
 
 
 KEPT_HEADING, KEPT_ITEM = any_of(KEPT_HEADINGS), any_of(KEPT_ITEMS)
 TAG_NAME = r"(?P<tag>[A-Za-z][\w-]*)(?=[\s/>])[^<>\n]*>"
-ELEMENT_TAG = re.compile(rf"(?P<line>^[ \t]*)?<(?P<close>/?){TAG_NAME}", re.MULTILINE)
+ELEMENT_TAG = LazyPattern(rf"(?P<line>^[ \t]*)?<(?P<close>/?){TAG_NAME}", re.MULTILINE)
 # Each of these begins a line, so that a look at every line is all it takes to find them.
-PROMPT_MARK = re.compile(
+PROMPT_MARK = LazyPattern(
     rf"^(?:(?P<rest>[ \t]*(?:{KEPT_REST}))"
     r"|(?P<fence>[ \t]*(?P<ticks>`{3,}|~{3,})[^`\n]*(?:\n|\Z))"
     r"|(?P<heading>(?P<hashes>\#{1,6})[ \t]+(?P<title>[^\n]+)(?:\n|\Z))"
@@ -99,10 +101,10 @@ PROMPT_MARK = re.compile(
     r"|(?P<underlined>(?P<over>[^\n]*)\n={3,}[ \t\r]*(?:\n|\Z)))",
     re.MULTILINE,
 )
-FENCE_END = {sign: re.compile(rf"^[ \t]*({sign}{{3,}})[ \t\r]*(?:\n|\Z)", re.MULTILINE)
+FENCE_END = {sign: LazyPattern(rf"^[ \t]*({sign}{{3,}})[ \t\r]*(?:\n|\Z)", re.MULTILINE)
              for sign in "`~"}  # fmt: skip
 # A paragraph, or an item of a list, with the lines that go on with it.
-PROMPT_ITEM = re.compile(
+PROMPT_ITEM = LazyPattern(
     r"^[^\n]*\S[^\n]*(?:\n|\Z)"
     r"(?:(?![ \t]*(?:(?:[-*+\u2022]|\d{1,9}[.)])[ \t]|[#<]|```|~~~))[^\n]*\S[^\n]*(?:\n|\Z))*",
     re.MULTILINE,

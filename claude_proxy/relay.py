@@ -7,7 +7,6 @@ stream go by and reads the few frames that tell usage; if it cannot, the stream 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
@@ -17,6 +16,7 @@ from claude_proxy.events import Event
 from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HTTP_UNSAFE
 from claude_proxy.json_edit import read_members
+from claude_proxy.patterns import LazyPattern
 from claude_proxy.sse import FrameSplitter, frame_data
 
 HeaderList = Tuple[Tuple[str, str], ...]
@@ -38,14 +38,14 @@ CORS_HEADERS = frozenset(
 )  # fmt: skip
 DROPPED_RESPONSE_HEADERS = HOP_HEADERS | CORS_HEADERS | {"set-cookie"}
 
-HEADER_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+HEADER_TOKEN = LazyPattern(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 # Frames with these words tell of usage or of the end; all others pass unread. Inside of a JSON text
 # quotes have a backslash in front, so what a model says never looks like one of them.
 TELLING_WORDS = (b'"usage"', b'"stop_reason"', b'"error"')
 FRAME_ENDS = (b"\n\n", b"\n\r\n")
 LONGEST_HELD = 65536
-SINGLE_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+SINGLE_WORD = LazyPattern(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def connection_named(headers: Mapping[str, str]) -> Set[str]:

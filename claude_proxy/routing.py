@@ -19,10 +19,11 @@ from claude_proxy.config import (
     REDCAP_KNOWN_ALIASES,
     UPSTREAM_NAMES,
 )
+from claude_proxy.patterns import LazyPattern
 from claude_proxy.settings import Config
 
-ROUTE_CONTEXT_SUFFIX = re.compile(r"\[\d+[km]\]$", re.IGNORECASE)
-ROUTE_DATE_SUFFIX = re.compile(r"-20\d{6}$")
+ROUTE_CONTEXT_SUFFIX = LazyPattern(r"\[\d+[km]\]$", re.IGNORECASE)
+ROUTE_DATE_SUFFIX = LazyPattern(r"-20\d{6}$")
 
 
 class Route(NamedTuple):

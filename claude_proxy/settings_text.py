@@ -6,7 +6,6 @@ Pure. No text shows a secret, or any part of one.
 from __future__ import annotations
 
 import re
-import textwrap
 from typing import Any, Dict, List
 
 from claude_proxy.config import CUSTOM_HEADER_PREFIX, Setting
@@ -53,7 +52,7 @@ def format_env_example() -> str:
 
 
 def commented(text: str) -> List[str]:
-    return textwrap.wrap(text, 96, initial_indent="# ", subsequent_indent="# ")
+    return wrapped(text, 96, "# ")
 
 
 def format_settings_help() -> str:
@@ -69,7 +68,13 @@ def format_settings_help() -> str:
 
 
 def indented(text: str) -> List[str]:
-    return textwrap.wrap(text, 80, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return wrapped(text, 80, " " * 6)
+
+
+def wrapped(text: str, width: int, indent: str) -> List[str]:
+    import textwrap  # when asked for help, and not at each start
+
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)
 
 
 def format_settings_markdown() -> str:

@@ -20,6 +20,8 @@ import zlib
 from itertools import islice
 from typing import Any, Dict, List, Optional, Tuple
 
+from claude_proxy.patterns import LazyPattern
+
 MESSAGE_TOKENS = 4
 TOOL_CALL_TOKENS = 8
 TOOL_TOKENS = 12
@@ -268,9 +270,9 @@ def tokens_json(value: Any) -> str:
         return ""  # no JSON that could have been sent: nested too deeply, or a number too long
 
 
-PDF_PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
+PDF_PAGE = LazyPattern(rb"/Type\s*/Page(?![A-Za-z])")
 # Most PDFs keep their pages in compressed streams of objects. How much of them is looked at:
-PDF_OBJECTS = re.compile(rb"/ObjStm\b.{0,300}?stream\r?\n", re.DOTALL)
+PDF_OBJECTS = LazyPattern(rb"/ObjStm\b.{0,300}?stream\r?\n", re.DOTALL)
 PDF_OBJECTS_BYTES = 1_000_000
 PDF_OBJECTS_MOST = 100
 # A JPEG's size may stand behind a thumbnail and a colour profile, the others' in the first bytes.

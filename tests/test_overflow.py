@@ -366,9 +366,9 @@ HARMFUL = [
 @pytest.mark.parametrize(("name", "piece"), HARMFUL, ids=[row[0] for row in HARMFUL])
 def test_a_long_text_costs_no_more_than_its_length(name, piece):
     text = piece * (100_000 // len(piece))
-    begun = time.perf_counter()
+    begun = time.thread_time()  # others' work on a busy machine is not counted
     overflow_message(text, text)
     error = upstream_error(429, {}, openai_error(text))
     upstream_error(429, {"x-ratelimit-reset-tokens": text}, text.encode())
-    assert time.perf_counter() - begun < 1
+    assert time.thread_time() - begun < 1
     assert len(error.message) < 2300

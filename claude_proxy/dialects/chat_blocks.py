@@ -6,17 +6,17 @@ that we do not know becomes the text in it. None is a reason to refuse.
 
 from __future__ import annotations
 
-import re
 from typing import Any, Callable, Dict, List, Tuple
 
 from claude_proxy.dialects.chat_options import ChatOptions
 from claude_proxy.errors import ProxyError
+from claude_proxy.patterns import LazyPattern
 from claude_proxy.sse import encode_json
 
 Block = Dict[str, Any]
 
 
-NOTE_WORD = re.compile("[a-z0-9_]{1,40}")
+NOTE_WORD = LazyPattern("[a-z0-9_]{1,40}")
 
 
 def as_list(value: Any) -> List[Any]:

@@ -10,7 +10,6 @@ changes something decides. Rows are ordered from the particular to the general.
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping
 from typing import Any, Callable, Dict, Optional, Tuple
@@ -18,6 +17,7 @@ from typing import Any, Callable, Dict, Optional, Tuple
 from claude_proxy.dialects.chat_options import ChatOptions
 from claude_proxy.dialects.chat_schemas import HIGHEST_SCHEMA_LEVEL
 from claude_proxy.dialects.chat_thinking import EFFORT_LEVELS
+from claude_proxy.patterns import LazyPattern
 
 SentMembers = Mapping[str, Any]
 Repair = Callable[[ChatOptions, re.Match, SentMembers], ChatOptions]
@@ -29,10 +29,10 @@ REFUSED = (
     r"|not allowed|only the default|extra inputs?|(?:in|not a )valid (?:parameter|argument))"
 )
 # A single word may be English, or a member: then it is quoted, or stands at a colon or in a path.
-MEMBER_NAME = re.compile(
+MEMBER_NAME = LazyPattern(
     r"\b([a-z]+_[a-z_]+)\b|['\"`(.:]\s?([a-z]{4,40})\b|\b([a-z]{4,40})(?=['\"`:])"
 )
-SENTENCE_END = re.compile(r"[.,]\s")
+SENTENCE_END = LazyPattern(r"[.,]\s")
 EFFORT = r"reasoning_?effort|(?:invalid reasoning|think) value"
 LIMIT = r"\bmax_(?:completion_|output_)?tokens\b"
 GRAMMAR = (
@@ -317,29 +317,20 @@ GENERAL_REPAIRS: Tuple[Tuple[str, Repair], ...] = (
 )  # fmt: skip
 
 
-CHAT_REPAIRS = (PARTICULAR_REPAIRS, GENERAL_REPAIRS)
-
-
-# At the first refusal: most processes see none, and would start later for it.
-@functools.lru_cache(maxsize=1)
-def compiled_repairs() -> Tuple[Tuple[Tuple[re.Pattern, Repair], ...], ...]:
-    """`CHAT_REPAIRS` with patterns in place of their texts."""
-    flags = re.IGNORECASE | re.DOTALL
-    return tuple(
-        tuple((re.compile(words, flags), repair) for words, repair in rows) for rows in CHAT_REPAIRS
-    )
-
-
+CHAT_REPAIRS = tuple(
+    tuple((LazyPattern(words, re.IGNORECASE | re.DOTALL), repair) for words, repair in rows)
+    for rows in (PARTICULAR_REPAIRS, GENERAL_REPAIRS)
+)
 # A template's complaint may come as the server's own failure.
 REPAIRED_STATUSES = (400, 404, 422, 500)
 # Refusals of this one request: a full context, a prompt's own limit, a tool's schema.
-NOT_GENERAL = re.compile(
+NOT_GENERAL = LazyPattern(
     r"context (?:length|window|size)|\bprompt\b|\binput\b(?! should)|remaining|\brequests\b"
     r"|invalid schema|in context=",
     re.IGNORECASE,
 )
 # These teach nothing at all: what was written or shown, who asks, what the model made of it.
-NO_LESSON = re.compile(
+NO_LESSON = LazyPattern(
     r"content[_ ](?:filter|management|policy)|usage policy|flagged as|\bapi[ _]key\b|\bquota\b"
     r"|\bbilling\b|\bcredit|(?:image|file|mime|media) (?:format|type|size|data)s?\b"
     r"|tool_use_failed|failed_generation|tool call validation failed|did not call a tool"
@@ -347,9 +338,9 @@ NO_LESSON = re.compile(
     re.IGNORECASE,
 )
 # Where a validator quotes what it was given.
-QUOTED_INPUT = re.compile(r"\binput_value=.{0,400}?(?:, input_type=|\Z)", re.DOTALL)
+QUOTED_INPUT = LazyPattern(r"\binput_value=.{0,400}?(?:, input_type=|\Z)", re.DOTALL)
 # Our own wording of an overflow that a smaller answer would avoid (`overflow_message`).
-TOO_LONG_TOGETHER = re.compile(r"exceed context limit: (\d{1,12}) \+ \d+ > (\d{1,12})")
+TOO_LONG_TOGETHER = LazyPattern(r"exceed context limit: (\d{1,12}) \+ \d+ > (\d{1,12})")
 
 
 def repaired_options(
@@ -367,7 +358,7 @@ def repaired_options(
     text = QUOTED_INPUT.sub("", text[:LONGEST_REFUSAL_READ])
     if NO_LESSON.search(text):
         return None
-    particular, general = compiled_repairs()
+    particular, general = CHAT_REPAIRS
     only_particular = status == 500 or NOT_GENERAL.search(text)
     tables = (particular,) if only_particular else (particular, general)
     for pattern, repair in (row for table in tables for row in table):

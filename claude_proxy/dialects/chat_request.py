@@ -12,7 +12,6 @@ same bytes, and upstream prompt caches hit.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -41,9 +40,10 @@ from claude_proxy.dialects.chat_tools import (
 )
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import Request
+from claude_proxy.patterns import LazyPattern
 from claude_proxy.sse import encode_json
 
-ATTRIBUTION = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
+ATTRIBUTION = LazyPattern(r"\Ax-anthropic-billing-header:[^\n]*\n*")
 INTERRUPTED = "[no result: the call was interrupted]"
 # Their loss changes no answer: the proxy itself sees to what they ask for.
 SILENTLY_DROPPED = ("stop", "parallel_tool_calls", "stream_options")

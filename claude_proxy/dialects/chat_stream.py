@@ -15,7 +15,6 @@ open: the client would take a closed one for whole.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
@@ -34,6 +33,7 @@ from claude_proxy.dialects.think_tags import ThinkSplitter
 from claude_proxy.dialects.thought_writer import ThoughtWriter
 from claude_proxy.errors import ProxyError, upstream_error, upstream_error_object
 from claude_proxy.events import CUT_SHORT, Event, EventWriter
+from claude_proxy.patterns import LazyPattern
 
 # finish_reason, in lower case -> stop_reason; a tool call in the answer turns "end_turn" into
 # "tool_use".
@@ -45,7 +45,7 @@ CHAT_FAILURES = ("error", "abort", "malformed_function_call", "insufficient_syst
 # Those that mean what they say, besides the ones above.
 PLAIN_FINISHES = tuple("stop tool_calls function_call eos end_turn complete tool_use".split())
 # What may stand in a log, of an upstream's id or finish reason.
-LOGGED_WORD = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
+LOGGED_WORD = LazyPattern(r"[A-Za-z0-9_.:-]{1,100}")
 
 
 def chat_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:

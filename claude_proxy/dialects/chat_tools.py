@@ -14,14 +14,15 @@ from claude_proxy.dialects.chat_options import ChatOptions
 from claude_proxy.dialects.chat_schemas import EMPTY_SCHEMA, fit_schema, meets_strict_rules
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import Request
+from claude_proxy.patterns import LazyPattern
 from claude_proxy.sse import encode_json
 
 LONGEST_TOOL_NAME = 64
-GOOD_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-LETTER_FIRST = re.compile(r"[A-Za-z_]")
+GOOD_TOOL_NAME = LazyPattern(r"[A-Za-z0-9_-]{1,64}")
+LETTER_FIRST = LazyPattern(r"[A-Za-z_]")
 MOST_INPUT_EXAMPLES = 3
 
-MISTRAL_ID = re.compile(r"[A-Za-z0-9]{9}")
+MISTRAL_ID = LazyPattern(r"[A-Za-z0-9]{9}")
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 LONGEST_SHORT_ID = 40
 

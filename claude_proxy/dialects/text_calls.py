@@ -14,19 +14,19 @@ with it in words for the model. An answer that ends within a call sets `truncate
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection
 from typing import Any, Dict, List, NamedTuple, NoReturn, Optional, Union
 
 from claude_proxy.dialects.text_tools import CALL_CLOSE, CALL_OPEN, RESULT_OPEN
 from claude_proxy.events import input_float
+from claude_proxy.patterns import LazyPattern
 
-TEXT_MARK = re.compile(f"{CALL_OPEN}|{RESULT_OPEN}")
+TEXT_MARK = LazyPattern(f"{CALL_OPEN}|{RESULT_OPEN}")
 # Between the tag and the object, and behind the object: some models put a fence around it.
-CALL_LEAD = re.compile(r"\s*(?:```(?:json)?\s*)?")
-CALL_TAIL = re.compile(r"\s*(?:```)?\s*")
-STRING_MARK = re.compile(r'["\\]')
-OBJECT_MARK = re.compile(r'["{}\[\]]')
+CALL_LEAD = LazyPattern(r"\s*(?:```(?:json)?\s*)?")
+CALL_TAIL = LazyPattern(r"\s*(?:```)?\s*")
+STRING_MARK = LazyPattern(r'["\\]')
+OBJECT_MARK = LazyPattern(r'["{}\[\]]')
 # Members under which models write the input; Qwen's and Hermes' own call syntax says "arguments".
 INPUT_MEMBERS = ("input", "arguments", "parameters")
 MOST_NAMES_TOLD = 60

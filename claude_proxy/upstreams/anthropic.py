@@ -36,6 +36,7 @@ from claude_proxy.json_edit import (
     object_members,
 )
 from claude_proxy.keys import KeyRing, ask_with_keys, parse_keys
+from claude_proxy.patterns import LazyPattern
 from claude_proxy.pool import split_url
 from claude_proxy.relay import (
     HeaderList,
@@ -183,7 +184,7 @@ def relayed_body(body: bytes, values: Mapping[str, Any]) -> bytes:
 
 
 # Where none of these is, there is no signature but the API's own.
-FOREIGN_MARKS = re.compile(rb'"cp1\.|"signature"[ \t\r\n]*:[ \t\r\n]*(?:""|null)')
+FOREIGN_MARKS = LazyPattern(rb'"cp1\.|"signature"[ \t\r\n]*:[ \t\r\n]*(?:""|null)')
 STAND_IN = {"type": "text", "text": "(no content)"}
 
 

@@ -22,9 +22,10 @@ from typing import Any, Callable, Dict, List, Tuple
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import CUT_SHORT, Event, EventWriter, Request
 from claude_proxy.exchange import Exchange
+from claude_proxy.patterns import LazyPattern
 from claude_proxy.tokens import count_input_tokens
 
-DEMO_LINE = re.compile(r"(?m)^[ \t]*demo:[ \t]*(\w+)[ \t]*(.*?)[ \t]*$")
+DEMO_LINE = LazyPattern(r"(?m)^[ \t]*demo:[ \t]*(\w+)[ \t]*(.*?)[ \t]*$")
 LONGEST_DEMO_WAIT = 3600.0
 DEMO_THOUGHT = "The user would like to see what thinking looks like. This is what it looks like."
 DEMO_HELP = """\

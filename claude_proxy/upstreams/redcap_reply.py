@@ -19,12 +19,13 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.errors import NO_RETRY, ProxyError, error_text_in
 from claude_proxy.log import redact
+from claude_proxy.patterns import LazyPattern
 from claude_proxy.sse import encode_json
 
 LONGEST_REASON = 500
 # Where the JSON begins behind PHP's warnings.
-JSON_START = re.compile(rb'\{\s*"(?:id|type|status|error)"\s*:')
-XML_ERROR = re.compile(r"<error>(.*?)</error>", re.DOTALL)
+JSON_START = LazyPattern(rb'\{\s*"(?:id|type|status|error)"\s*:')
+XML_ERROR = LazyPattern(r"<error>(.*?)</error>", re.DOTALL)
 BAN_WORDS = "has been banned due to suspected abuse"
 NO_MESSAGES = "Missing or invalid 'messages' field"
 UNUSABLE_TEXT = (
