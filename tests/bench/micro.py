@@ -27,7 +27,14 @@ from claude_proxy.dialects.chat_stream import ChatAsked, chat_chunks, chunks_to_
 from claude_proxy.dialects.dialect import parse_json_object
 from claude_proxy.events import EventWriter, check_grammar
 from claude_proxy.exchange import Exchange
-from claude_proxy.http1 import HttpRequest, encode_chunk, parse_head, response_body, take_head, take_response_head
+from claude_proxy.http1 import (
+    HttpRequest,
+    encode_chunk,
+    parse_head,
+    response_body,
+    take_head,
+    take_response_head,
+)
 from claude_proxy.inflight import Inflight
 from claude_proxy.log import Log
 from claude_proxy.pool import Pool, Target, UpstreamConnection

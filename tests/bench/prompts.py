@@ -100,7 +100,7 @@ def exchange_of(chance: random.Random, number: int) -> List[Dict[str, Any]]:
     """A call by the model, and its result."""
     call_id = f"toolu_bench{number:020}"
     called = {"type": "tool_use", "id": call_id, "name": "Read", "input": {"file_path": f"/home/user/src/module_{number}.py"}}
-    result = {"type": "tool_result", "tool_use_id": call_id, "content": source_text(chance, 1800)}
+    result = {"type": "tool_result", "tool_use_id": call_id, "content": source_text(chance, 1550)}
     turn = said(sentences(chance, chance.randint(60, 400)))
     turn["content"].append(called)
     return [turn, {"role": "user", "content": [result]}]

@@ -19,14 +19,16 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Dict, List, Tuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from tests.bench import report, targets
 from tests.bench.programs import NotPossible
-from tests.bench.scenarios import SCENARIOS, Bench, measure_start
+from tests.bench.scenarios import SCENARIOS, WARMING, Bench, Scenario, measure_start
 from tests.bench.targets import Start, Target
 
 PAUSE_SECONDS = 0.1
@@ -89,14 +91,28 @@ class Session:
             else:
                 self._measure_scenario(turn, name)
 
-    def _measure_scenario(self, turn: int, scenario: str) -> None:
-        for name, target in self.running.items():
-            if self.kinds[name] in SCENARIOS[scenario].targets:
-                if target.alive():
-                    self.keep(scenario, name, turn, self._bench.measure(target, SCENARIOS[scenario]))
-                else:
-                    self.note(f"{name} has ended: {target.process.said()}")
-                time.sleep(PAUSE_SECONDS)
+    def _measure_scenario(self, turn: int, name: str) -> None:
+        scenario = SCENARIOS[name]
+        for target in list(self.running.values()):
+            if self.kinds[target.name] not in scenario.targets:
+                continue
+            if target.alive():
+                self.keep(name, target.name, turn, self._measured(target, scenario))
+            else:
+                self.note(f"{target.name} has ended: {target.process.said()}")
+                del self.running[target.name]
+            time.sleep(PAUSE_SECONDS)
+
+    def _measured(self, target: Target, scenario: Scenario) -> Dict[str, Any]:
+        start = self.starts.get(target.name) if self.kinds[target.name] in ("nginx", "proxy") else None
+        if start is None or not scenario.fresh:
+            return self._bench.measure(target, scenario)
+        other, _ = self.fresh(f"{target.name}-fresh", start)
+        try:
+            self._bench.load(other, WARMING)
+            return self._bench.measure(other, scenario)
+        finally:
+            other.process.stop()
 
     def _measure_starts(self, turn: int) -> None:
         for name, start in self.starts.items():
@@ -112,7 +128,7 @@ def brief(result: Dict[str, Any]) -> str:
     return (
         f"good {result['good']:6} bad {result['bad']:3}  first {first['p50']:8.0f}  latency {latency['p50']:7.0f} {latency['p99']:8.0f}"
         f"  events/s {result['chunks_s']:8.0f}  requests/s {result['requests_s']:7.0f}  CPU/1000 {result.get('cpu_ms_per_1000', 0):6.1f}"
-        f"  MB {result['memory_mb']:5.1f}  {result['noted']}"
+        f"  MB {result.get('memory_mb', 0):5.1f}  {result['noted']}"
     )
 
 
@@ -153,6 +169,7 @@ def machine() -> str:
 def parse(argv: List[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the proxy beside nginx and beside nothing.")
     parser.add_argument("--quick", action="store_true", help=f"the main scenarios only, {QUICK_ROUNDS} rounds: two minutes")
+    parser.add_argument("--full", dest="quick", action="store_false", help="all scenarios (default)")
     parser.add_argument("--rounds", type=int, metavar="N", help=f"default: {ROUNDS}")
     parser.add_argument("--only", action="append", metavar="NAME", help="only this scenario; may be repeated")
     parser.add_argument("--single", action="store_true", help="the single file in place of the package")
@@ -173,7 +190,7 @@ def chosen(options: argparse.Namespace) -> List[str]:
     return options.only or (quick if options.quick else known)
 
 
-def main(argv: List[str]) -> int:
+def main(argv: List[str], peers: Mapping[str, Start] = MappingProxyType({})) -> int:
     options = parse(argv)
     if options.list:
         print("\n".join([*(f"{name:11} {s.says}" for name, s in SCENARIOS.items()), f"{START:11} {START_SAYS}"]))
@@ -185,6 +202,8 @@ def main(argv: List[str]) -> int:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="claude-proxy-bench-"))
         session = Session(pathlib.Path(folder), stack, options.upstream_port)
         start_own(session, names, options.single)
+        for name, start in peers.items():
+            session.start(name, "peer", start)
         add_running(session, options.url)
         for turn in range(options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)):
             session.measure_round(turn, names)

@@ -27,7 +27,10 @@ TWO_SECONDS = {"requests": 100_000, "for_ms": 2000}
 
 
 class Scenario(NamedTuple):
-    """One question, asked of some kinds of targets. `load` are arguments of that program."""
+    """One question, asked of some kinds of targets. `load` are arguments of that program.
+
+    Memory that a process once had it mostly keeps: where that is the question, it is a `fresh` one.
+    """
 
     says: str
     plan: str
@@ -36,6 +39,7 @@ class Scenario(NamedTuple):
     large: bool = False
     whole: bool = False
     quick: bool = False
+    fresh: bool = False
 
     @property
     def chunks(self) -> int:
@@ -56,14 +60,14 @@ SCENARIOS: Dict[str, Scenario] = {
     "flat8": Scenario("8 streams flat out", "bench-2000x0", PLAIN, {"connections": 8, **ONE_SECOND}),
     "c32": paced(32, 1000),
     "c128": paced(128, 1000, CHECKED, quick=True),
-    "c512": paced(512, 2000),
+    "c512": paced(512, 2000)._replace(fresh=True),
     "c1000": paced(1000, 4000),
     "ns16": Scenario("16 connections kept alive, not streamed", "bench-1x0", ALL, {"connections": 16, **TWO_SECONDS},
                      whole=True, quick=True),
     "ns16close": Scenario("16 connections, a new one each time, not streamed", "bench-1x0", PLAIN,
                           {"connections": 16, "close": 1, **TWO_SECONDS}, whole=True),
     "waiting512": Scenario("512 streams that wait for their first byte", "bench-2x10-after3000", PLAIN,
-                           {"connections": 512, "ramp_ms": 1000}),
+                           {"connections": 512, "ramp_ms": 1000}, fresh=True),
 }
 
 
@@ -98,14 +102,19 @@ class Bench:
         return json.loads(done.stdout)
 
     def measure(self, target: Target, scenario: Scenario) -> Result:
-        with PeakMemory(target.pid) as memory:
-            before = usage(target.pid)[0]
+        cpu, memory = usage(target.pid)
+        with PeakMemory(target.pid) as watch:
             result = self.load(target, scenario)
-            result["cpu_ms"] = (usage(target.pid)[0] - before) * 1000
-        result["memory_mb"] = memory.peak
+        if target.pid:
+            result["cpu_ms"] = (usage(target.pid)[0] - cpu) * 1000
+            result["memory_mb"] = watch.peak
+            result["stream_kb"] = (watch.peak - memory) * 1000 / scenario.load.get("connections", 1)
         if target.pid and result["chunks"]:
             result["cpu_ms_per_1000"] = result["cpu_ms"] / result["chunks"] * 1000
         return result
+
+
+WARMING = Scenario("to have everything loaded", "bench-1x0", load={"requests": 20})
 
 
 # --- without load ----------------------------------------------------------------------------------
