@@ -64,6 +64,7 @@ def test_a_figure_is_the_median_over_rounds(name, expected):
     (FACTS.lost("c1000"), None),
     (round(report.on_off("cpu_ms_per_1000", "flat1")(FACTS), 6), 20.0),
     (report.quotient(1.0, 0.0), None),
+    (report.quotient(1.0, -3.0), None),
 ])
 def test_ratios(found, expected):
     assert found == expected

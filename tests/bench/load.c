@@ -372,10 +372,11 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static double quantile(const Numbers *n, double part) { return n->size ? n->at[(size_t)((n->size - 1) * part)] / 1e3 : 0; }
+static double quantile(const Numbers *n, double part) { return n->at[(size_t)((n->size - 1) * part)] / 1e3; }
 
 static void tell_times(const char *name, Numbers *n)
 {
+    if (!n->size) return;
     qsort(n->at, n->size, sizeof *n->at, compare);
     printf(", \"%s\": {\"p50\": %.1f, \"p90\": %.1f, \"p99\": %.1f, \"max\": %.1f}", name, quantile(n, .5), quantile(n, .9),
            quantile(n, .99), quantile(n, 1));

@@ -22,6 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from tests.bench import run
 from tests.bench.programs import NotPossible
+from tests.bench.prompts import CLIENT_KEY
 from tests.bench.targets import Recipe, Start
 from tests.clients.install import InstallError, open_cache, run_installer
 
@@ -33,6 +34,7 @@ RGS = "https://github.com/1rgs/claude-code-proxy"
 RGS_COMMIT = "dd4a29aff3b470710187505daaeed20ea025e5bf"
 RGS_PACKAGES = (
     "fastapi[standard]", "uvicorn", "httpx", "pydantic", "litellm", "python-dotenv", "google-auth", "google-cloud-aiplatform",
+    "mcp",
 )
 ROUNDS = "3"
 
@@ -102,7 +104,7 @@ def start_litellm(installed: pathlib.Path) -> Start:
         path.write_text(json.dumps(config))  # JSON is YAML
         program = open_cache(installed).litellm()
         command = [program, "--config", path, "--host", "127.0.0.1", "--port", port, "--telemetry", "False"]
-        environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "DISABLE_ADMIN_UI": "True"}
+        environ = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "DISABLE_ADMIN_UI": "True", "LITELLM_MASTER_KEY": CLIENT_KEY}
         return Recipe(command, environ)
 
     return start

@@ -40,10 +40,12 @@ def compiled(name: str) -> pathlib.Path:
     digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
     program = cache_folder() / f"{name}-{digest}"
     if not program.exists():
-        unfinished = program.with_suffix(f".{os.getpid()}")
+        unfinished = program.with_name(f"new-{name}-{os.getpid()}")
         command = [compiler(), "-O2", "-o", str(unfinished), str(source)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
         if done.returncode:
             raise NotPossible(f"{source.name} cannot be compiled (it needs Linux): {done.stderr.strip()[-500:]}")
+        for old in program.parent.glob(f"{name}-*"):
+            old.unlink()
         unfinished.replace(program)
     return program

@@ -24,8 +24,9 @@ VOCABULARY = (
     " result return run same search set should so state step string test text that the then there this time to tool"
     " type until use user value wait when where which with without write"
 ).split()
+CLIENT_KEY = "sk-bench-3f6b1c9a07e54d28"
 HEADERS = (
-    "Content-Type: application/json", "Accept: application/json", "x-api-key: bench-key", "anthropic-version: 2023-06-01",
+    "Content-Type: application/json", "Accept: application/json", f"x-api-key: {CLIENT_KEY}", "anthropic-version: 2023-06-01",
     "anthropic-beta: claude-code-20250219,interleaved-thinking-2025-05-14", "User-Agent: claude-cli/2.1.0 (external, cli)",
     "x-app: cli", "X-Stainless-Lang: js", "X-Stainless-OS: Linux", "X-Stainless-Arch: x64", "X-Stainless-Runtime: node",
     "X-Stainless-Retry-Count: 0", "X-Stainless-Timeout: 600",

@@ -37,7 +37,8 @@ def figure(results: Results, scenario: str, target: str, measure: str) -> Value:
 
 
 def quotient(a: Value, b: Value) -> Value:
-    return a / b if a is not None and b else None
+    """Nothing is known where noise has taken more than was added."""
+    return a / b if a is not None and b is not None and b > 0 else None
 
 
 # --- figures that goals are set for ----------------------------------------------------------------

@@ -54,6 +54,7 @@ class Session:
         self.add(self.upstream, "direct")
 
     def add(self, target: Target, kind: str) -> None:
+        self._bench.load(target, WARMING)
         self.running[target.name] = target
         self.kinds[target.name] = kind
 
@@ -124,9 +125,9 @@ def brief(result: Dict[str, Any]) -> str:
     """A line for whoever waits."""
     if START + "_ms" in result:
         return " ".join(f"{name} {value:.1f}" for name, value in result.items())
-    latency, first = result["latency"], result["first_text"]
+    first, half, most = (report.member(result, name) or 0 for name in ("first_text.p50", "latency.p50", "latency.p99"))
     return (
-        f"good {result['good']:6} bad {result['bad']:3}  first {first['p50']:8.0f}  latency {latency['p50']:7.0f} {latency['p99']:8.0f}"
+        f"good {result['good']:6} bad {result['bad']:3}  first {first:8.0f}  latency {half:7.0f} {most:8.0f}"
         f"  events/s {result['chunks_s']:8.0f}  requests/s {result['requests_s']:7.0f}  CPU/1000 {result.get('cpu_ms_per_1000', 0):6.1f}"
         f"  MB {result.get('memory_mb', 0):5.1f}  {result['noted']}"
     )

@@ -52,8 +52,8 @@ def paced(streams: int, ramp_ms: int, targets: Tuple[str, ...] = PLAIN, quick: b
 
 
 SCENARIOS: Dict[str, Scenario] = {
-    "small": Scenario("first event, small request", "bench-1x0", ALL, {"requests": 60}, quick=True),
-    "large": Scenario("first event, 141 kB request", "bench-1x0", (*PLAIN, "relay"), {"requests": 20}, large=True, quick=True),
+    "small": Scenario("first event, small request", "bench-1x0", ALL, {"requests": 500, "for_ms": 500}, quick=True),
+    "large": Scenario("first event, 141 kB request", "bench-1x0", (*PLAIN, "relay"), {"requests": 100, "for_ms": 600}, large=True, quick=True),
     "paced1": Scenario("one stream, 200 chunks 10 ms apart", "bench-200x10", (*CHECKED, "relay"), quick=True),
     "flat1": Scenario("one stream flat out, text", "bench-2000x0", (*CHECKED, "relay"), ONE_SECOND, quick=True),
     "tool1": Scenario("one stream flat out, tool arguments", "bench-2000x0-tool", PLAIN, ONE_SECOND, quick=True),
