@@ -29,7 +29,7 @@ test-clients: $(VENV)/pytest ## drive the real Claude Code, SDKs, LiteLLM and ll
 	$(VENV_PYTHON) tests/clients/run.py
 
 bench: ## measure beside nginx, two minutes; ARGS="--full" for all of it, 15 minutes
-	$(PYTHON) tests/bench/run.py $(or $(ARGS),--quick)
+	$(PYTHON) tests/bench/run.py --quick $(ARGS)
 
 bench-peers: ## measure beside other proxies too, which are installed outside; ARGS as for bench
 	$(PYTHON) tests/bench/peers.py $(ARGS)

@@ -183,7 +183,7 @@ def test_an_unknown_scenario_is_told():
 
 
 @pytest.mark.parametrize("name", peers.PEERS)
-def test_each_peer_is_given_its_port_and_the_upstream(name, tmp_path, monkeypatch):
+def test_each_peer_is_given_its_port_and_the_upstream(name, tmp_path):
     (tmp_path / "litellm-venv" / "bin").mkdir(parents=True)
     (tmp_path / "litellm-venv" / "bin" / "litellm").touch()
     (tmp_path / "litellm-venv-made").touch()
@@ -243,6 +243,14 @@ def test_a_paced_stream_takes_its_time(measuring):
     bench, upstream = measuring
     result = bench.load(upstream, Scenario("", "bench-5x10-after20", load={}))
     assert result["good"] == 1 and result["seconds"] >= 0.06 and result["first_text"]["p50"] >= 20_000
+
+
+@can_compile
+def test_a_process_is_measured(measuring):
+    bench, upstream = measuring
+    result = bench.measure(upstream._replace(pid=upstream.process.pid), Scenario("", "bench-2000x0", load={"requests": 5}))
+    assert 0 < result["cpu_ms"] < 5000 and result["cpu_ms_per_1000"] == pytest.approx(result["cpu_ms"] / 10)
+    assert 0 < result["memory_mb"] < 100
 
 
 @can_compile

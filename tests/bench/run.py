@@ -162,9 +162,10 @@ def raise_file_limit() -> None:
 
 
 def machine() -> str:
+    """What this is, and how much others use it: above 0.5 that shows in every figure."""
     names = [line for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     cpu = names[0].partition(": ")[2] if names else platform.machine()
-    return f"{os.cpu_count()} × {cpu}, Linux {platform.release()}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} × {cpu}, Linux {platform.release()}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
 
 
 def parse(argv: List[str]) -> argparse.Namespace:
@@ -199,6 +200,7 @@ def main(argv: List[str], peers: Mapping[str, Start] = MappingProxyType({})) -> 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
     raise_file_limit()
     names = chosen(options)
+    place = machine()
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="claude-proxy-bench-"))
         session = Session(pathlib.Path(folder), stack, options.upstream_port)
@@ -208,18 +210,18 @@ def main(argv: List[str], peers: Mapping[str, Start] = MappingProxyType({})) -> 
         add_running(session, options.url)
         for turn in range(options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)):
             session.measure_round(turn, names)
-    show(session, options)
+    show(session, options, place)
     return 0
 
 
-def show(session: Session, options: argparse.Namespace) -> None:
+def show(session: Session, options: argparse.Namespace, place: str) -> None:
     says = {**{name: s.says for name, s in SCENARIOS.items()}, START: START_SAYS}
     peers = tuple(name for name, kind in session.kinds.items() if kind == "peer")
-    print(f"{machine()}\n\n{report.report(session.results, says, peers)}")
+    print(f"{place}\n\n{report.report(session.results, says, peers)}")
     for text in session.notes:
         print(f"\n{text}")
     if options.json:
-        told = {"machine": machine(), "peers": peers, "notes": session.notes, "results": session.results}
+        told = {"machine": place, "peers": peers, "notes": session.notes, "results": session.results}
         options.json.write_text(json.dumps(told, indent=1))
 
 

@@ -13,7 +13,7 @@ import subprocess
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
-from tests.bench.processes import PeakMemory, usage
+from tests.bench.processes import PeakMemory, family, usage
 from tests.bench.programs import NotPossible, compiled
 from tests.bench.prompts import HEADERS, encoded, large_request, small_request
 from tests.bench.targets import Target
@@ -102,14 +102,15 @@ class Bench:
         return json.loads(done.stdout)
 
     def measure(self, target: Target, scenario: Scenario) -> Result:
-        cpu, memory = usage(target.pid)
-        with PeakMemory(target.pid) as watch:
+        pids = family(target.pid)
+        cpu, memory = usage(pids)
+        with PeakMemory(pids) as watch:
             result = self.load(target, scenario)
-        if target.pid:
-            result["cpu_ms"] = (usage(target.pid)[0] - cpu) * 1000
+        if pids:
+            result["cpu_ms"] = (usage(pids)[0] - cpu) * 1000
             result["memory_mb"] = watch.peak
             result["stream_kb"] = (watch.peak - memory) * 1000 / scenario.load.get("connections", 1)
-        if target.pid and result["chunks"]:
+        if pids and result["chunks"]:
             result["cpu_ms_per_1000"] = result["cpu_ms"] / result["chunks"] * 1000
         return result
 
@@ -126,10 +127,11 @@ def measure_start(start: Callable[[], Tuple[Target, float]]) -> Result:
     """A fresh process: until its first answer, and then doing nothing."""
     target, seconds = start()
     try:
-        result = {"start_ms": seconds * 1000, "start_cpu_ms": usage(target.pid)[0] * 1000}
-        before = usage(target.pid)[0]
+        pids = family(target.pid)
+        before = usage(pids)[0]
+        result = {"start_ms": seconds * 1000, "start_cpu_ms": before * 1000}
         time.sleep(IDLE_SECONDS)
-        after, memory = usage(target.pid)
+        after, memory = usage(pids)
     finally:
         if target.process is not None:
             target.process.stop()
