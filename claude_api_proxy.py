@@ -66,6 +66,7 @@ from http.server import ThreadingHTTPServer
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import chain, groupby, islice
 from json.decoder import scanstring
+from json.encoder import encode_basestring_ascii
 from re import Match
 from typing import (
     Any, BinaryIO, Callable, ContextManager, Deque, Dict, FrozenSet, Generic, Hashable, List,
@@ -1390,6 +1391,7 @@ SECRET_SHAPES = LazyPattern(
     r"|\b(?:[0-9a-f]{32,}|[0-9a-z]{72,})\b"
 )
 SHORTEST_SECRET = 4
+LONGEST_REMEMBERED = 100
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
@@ -1438,6 +1440,8 @@ class Log:
         self._secrets = tuple(secret for secret in secrets if secret)
         self._clock = clock
         self._lock = threading.Lock()
+        # Models, paths and addresses are the same in line after line.
+        self._known = lru_cache(maxsize=512)(self.redact)
 
     def debug(self, event: str, **fields: Any) -> None:
         self.write("debug", event, fields)
@@ -1459,7 +1463,8 @@ class Log:
         """Numbers as they are; anything else, an exception for instance, as redacted text."""
         if value is None or isinstance(value, (int, float)):
             return value
-        return redact(str(value), self._secrets)
+        text = str(value)
+        return self._known(text) if len(text) <= LONGEST_REMEMBERED else self.redact(text)
 
     def write(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
         if LOG_LEVELS[level] < self._threshold:
@@ -3017,8 +3022,34 @@ def frame_data(frame: bytes) -> Tuple[str, bytes]:
     return event, b"\n".join(data)
 
 
+# What nearly all of a stream consists of: type of the delta -> its one other member, a text.
+TEXT_DELTAS = {"text_delta": "text", "input_json_delta": "partial_json",
+               "thinking_delta": "thinking"}  # fmt: skip
+
+
 def encode_event(event: Mapping[str, Any]) -> bytes:
     """One Messages event as a frame; Claude Code parses nothing without the `event:` line."""
+    delta = event.get("delta")
+    if len(event) == 3 and type(delta) is dict and len(delta) == 2 and "index" in event:
+        return encode_text_delta(event) or encode_any_event(event)
+    return encode_any_event(event)
+
+
+def encode_text_delta(event: Mapping[str, Any]) -> bytes:
+    """The same bytes in a third of the time for a delta that is one text; b"" for any other."""
+    index, delta = event["index"], event["delta"]
+    kind = delta.get("type")
+    member = TEXT_DELTAS.get(kind) if type(kind) is str else None
+    text = delta.get(member)
+    if type(text) is not str or type(index) is not int or event["type"] != "content_block_delta":
+        return b""
+    return (
+        f'event: content_block_delta\ndata: {{"type":"content_block_delta","index":{index},'
+        f'"delta":{{"type":"{kind}","{member}":{encode_basestring_ascii(text)}}}}}\n\n'
+    ).encode("ascii")
+
+
+def encode_any_event(event: Mapping[str, Any]) -> bytes:
     return f"event: {event['type']}\ndata: {encode_json(event)}\n\n".encode("ascii")
 
 
@@ -7446,7 +7477,11 @@ def loads_or_text(data: bytes) -> Any:
 
 def decode_chunk(data: bytes) -> Optional[Dict[str, Any]]:
     try:
-        chunk = CHUNK_DECODER.decode(str(data, "utf-8"))
+        # `decode` looks for blanks on both sides with patterns, which takes longer.
+        text = str(data, "utf-8").strip()
+        chunk, end = CHUNK_DECODER.raw_decode(text)
+        if end != len(text):
+            raise ValueError(end)
     except (ValueError, RecursionError):
         raise ProxyError(502, NOT_JSON) from None
     if type(chunk) is dict:
@@ -9148,6 +9183,8 @@ class Exchange:
         self.facts: Dict[str, Any] = {}
         self.notes: List[str] = []  # what was dropped or changed for the upstream
         self.wants_notes = False
+        # Called by its own thread before it waits for anything: what is made has to leave first.
+        self.before_wait: Callable[[], Any] = bool
         self._total_deadline = self.started + total_timeout if total_timeout else NEVER
         self._waiting_for = ""
         self._callbacks: List[Callable[[], None]] = []
@@ -9158,6 +9195,7 @@ class Exchange:
 
     def arm(self, seconds: float, waiting_for: str) -> None:
         """Allow `seconds` from now for what comes next; 0 means no limit."""
+        self.before_wait()
         self._waiting_for = waiting_for
         end = self.clock() + seconds if seconds else NEVER
         self.deadline = min(end, self.move_at) if self.first_event is None else end
@@ -9192,6 +9230,7 @@ class Exchange:
         another exchange, and no callback of this one is still on its way to it. So they must be
         quick and may not call the exchange.
         """
+        self.before_wait()
         with self._lock:
             self._callbacks.append(callback)
             if self.cancelled is not None:
@@ -9231,7 +9270,8 @@ class Exchange:
         """Pass events on and remember what logs and pings need.
 
         The block that is open is noted after its event has been passed on: a consumer asks for the
-        next event when it has sent the last, so a ping from another thread never runs ahead.
+        next event when it has sent, or holds, the last, and while it holds one no other thread
+        writes. So a ping never runs ahead.
         """
         for event in events:
             kind = event["type"]
@@ -10308,7 +10348,7 @@ class Pool:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._idle: Dict[Target, List[UpstreamConnection]] = {}
+        self._idle: Dict[Target, deque[UpstreamConnection]] = {}
         self._closed = False
         self._lock = threading.Lock()
 
@@ -10328,13 +10368,17 @@ class Pool:
     def give(self, connection: UpstreamConnection) -> None:
         connection.idle_since = self._clock()
         with self._lock:
-            connections = self._idle.setdefault(connection.target, [])
+            connections = self._idle.setdefault(connection.target, deque())
             connections.append(connection)
+            # The oldest stand in front.
             old = connection.idle_since - IDLE_CONNECTION_SECONDS
-            kept = [c for c in connections if c.idle_since > old][-IDLE_CONNECTIONS_KEPT:]
-            kept = [] if self._closed else kept
-            dropped = [c for c in connections if c not in kept]
-            self._idle[connection.target] = kept
+            dropped = []
+            while connections and (
+                self._closed
+                or len(connections) > IDLE_CONNECTIONS_KEPT
+                or connections[0].idle_since <= old
+            ):
+                dropped.append(connections.popleft())
         for stale in dropped:
             stale.close()
 
@@ -10782,6 +10826,8 @@ class UpstreamResponse:
                 return
             if self._idle_timeout is not None:
                 exchange.arm(self._idle_timeout, "more of the upstream's answer")
+            else:
+                exchange.before_wait()
             try:
                 piece = receive(RECEIVE_BYTES)
             except OSError:
@@ -10824,6 +10870,7 @@ class UpstreamResponse:
             return False
         try:
             if not body.done:
+                self._exchange.before_wait()
                 connection.sock.settimeout(LAST_CHUNK_SECONDS)
                 body.feed(connection.ahead or connection.sock.recv(RECEIVE_BYTES))
                 connection.ahead = b""
@@ -14246,6 +14293,8 @@ SLOWEST_BODY = 1024.0
 # reads the answer rather than a reset.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 4 * 1024 * 1024
+# So much of an answer is held at most, while there is more that needs no waiting for.
+MOST_HELD = 65536
 # Real events in a long silence, well within the 300 s that Claude Code allows between them.
 NUDGE_SECONDS = 100.0
 
@@ -14441,7 +14490,11 @@ class Wire:
 
 
 class Reply:
-    """The answer to one request: opened once, early or not, then piece by piece to its end."""
+    """The answer to one request: opened once, early or not, then piece by piece to its end.
+
+    Pieces that are there together leave together, in one send: they are held until the exchange is
+    about to wait for something (`Exchange.before_wait`), and never while it waits.
+    """
 
     def __init__(self, wire: Wire, exchange: Exchange, request: Optional[HttpRequest]) -> None:
         self.status = 0
@@ -14452,6 +14505,9 @@ class Reply:
         self._head_only = request is not None and request.method == "HEAD"
         self._opened = False
         self._last_sent = self._last_event = wire.clock()
+        self._unsent = b""  # the head and the opening, as they are sent
+        self._held: List[bytes] = []  # pieces behind them
+        exchange.before_wait = self._before_wait
 
     # --- for the sweeper, under the wire's lock -------------------------------------------------
 
@@ -14464,7 +14520,7 @@ class Reply:
     def keep_alive(self, now: float, put: Callable[[bytes], None]) -> None:
         """Say something: the answer's opening, or that it is still being worked on."""
         form = self._exchange.form
-        if form is None or self.status and not self._opened:
+        if form is None or self.status and not self._opened or self._unsent or self._held:
             return
         if not self._opened:
             put(self._open(200, form.headers, form.opening()))
@@ -14489,8 +14545,10 @@ class Reply:
         form = self._exchange.form
         if self._opened and form is None:
             self.close = True  # relayed bytes: that they are cut is seen by the missing end
+            self._wire.send_locked(self._take_held)
         elif self._opened and form is not None:
-            self._wire.send(self._frame(form.error(error)) + self._end())
+            self._held.append(form.error(error))
+            self._wire.send_locked(self._last_piece)
         else:
             self.send(error_response(error, self._exchange))
 
@@ -14513,22 +14571,42 @@ class Reply:
         return (("content-length", str(len(body))),)
 
     def _send_pieces(self, response: HttpResponse, pieces: Iterable[bytes]) -> None:
-        clock, send, frame = self._wire.clock, self._wire.send, self._frame
-        pieces = iter(pieces)
+        pieces, hold, size = iter(pieces), self._held.append, 0
         try:
             opening = next(pieces)
-            self._wire.send_locked(
-                lambda: (
-                    b"" if self._opened else self._open(response.status, response.headers, opening)
-                )
-            )
+            self._wire.send_locked(lambda: self._begin(response, opening))
             for piece in pieces:
-                send(frame(piece))
-                self._last_sent = self._last_event = clock()
+                size = size + len(piece) if self._held else len(piece)
+                hold(piece)
+                if size > MOST_HELD:
+                    self._wire.send_locked(self._take_held)
         finally:
             # Closing the generator closes the upstream's connection, whatever ended the loop.
             getattr(pieces, "close", bool)()
-        send(self._end())
+        self._wire.send_locked(self._last_piece)
+
+    def _begin(self, response: HttpResponse, opening: bytes) -> bytes:
+        """Hold the opening, unless the sweeper has been here; nothing is sent yet."""
+        if not self._opened:
+            self._unsent = self._open(response.status, response.headers, opening)
+        return b""
+
+    def _take_held(self) -> bytes:
+        data = self._unsent + self._frame(b"".join(self._held))
+        self._unsent = b""
+        self._held.clear()
+        self._last_sent = self._last_event = self._wire.clock()
+        return data
+
+    def _last_piece(self) -> bytes:
+        return self._take_held() + self._end()
+
+    def _before_wait(self) -> None:
+        if self._held or self._unsent:
+            try:
+                self._wire.send_locked(self._take_held)
+            except OSError:
+                self._exchange.cancel(client_gone())
 
     def _open(self, status: int, headers: Tuple[Tuple[str, str], ...], opening: bytes) -> bytes:
         self._opened = True

@@ -71,6 +71,8 @@ class Exchange:
         self.facts: Dict[str, Any] = {}
         self.notes: List[str] = []  # what was dropped or changed for the upstream
         self.wants_notes = False
+        # Called by its own thread before it waits for anything: what is made has to leave first.
+        self.before_wait: Callable[[], Any] = bool
         self._total_deadline = self.started + total_timeout if total_timeout else NEVER
         self._waiting_for = ""
         self._callbacks: List[Callable[[], None]] = []
@@ -81,6 +83,7 @@ class Exchange:
 
     def arm(self, seconds: float, waiting_for: str) -> None:
         """Allow `seconds` from now for what comes next; 0 means no limit."""
+        self.before_wait()
         self._waiting_for = waiting_for
         end = self.clock() + seconds if seconds else NEVER
         self.deadline = min(end, self.move_at) if self.first_event is None else end
@@ -115,6 +118,7 @@ class Exchange:
         another exchange, and no callback of this one is still on its way to it. So they must be
         quick and may not call the exchange.
         """
+        self.before_wait()
         with self._lock:
             self._callbacks.append(callback)
             if self.cancelled is not None:
@@ -154,7 +158,8 @@ class Exchange:
         """Pass events on and remember what logs and pings need.
 
         The block that is open is noted after its event has been passed on: a consumer asks for the
-        next event when it has sent the last, so a ping from another thread never runs ahead.
+        next event when it has sent, or holds, the last, and while it holds one no other thread
+        writes. So a ping never runs ahead.
         """
         for event in events:
             kind = event["type"]

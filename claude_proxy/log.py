@@ -10,6 +10,7 @@ import json
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Callable, TextIO
 
 from claude_proxy.patterns import LazyPattern
@@ -38,6 +39,7 @@ SECRET_SHAPES = LazyPattern(
     r"|\b(?:[0-9a-f]{32,}|[0-9a-z]{72,})\b"
 )
 SHORTEST_SECRET = 4
+LONGEST_REMEMBERED = 100
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
@@ -86,6 +88,8 @@ class Log:
         self._secrets = tuple(secret for secret in secrets if secret)
         self._clock = clock
         self._lock = threading.Lock()
+        # Models, paths and addresses are the same in line after line.
+        self._known = lru_cache(maxsize=512)(self.redact)
 
     def debug(self, event: str, **fields: Any) -> None:
         self.write("debug", event, fields)
@@ -107,7 +111,8 @@ class Log:
         """Numbers as they are; anything else, an exception for instance, as redacted text."""
         if value is None or isinstance(value, (int, float)):
             return value
-        return redact(str(value), self._secrets)
+        text = str(value)
+        return self._known(text) if len(text) <= LONGEST_REMEMBERED else self.redact(text)
 
     def write(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
         if LOG_LEVELS[level] < self._threshold:

@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Tuple, Union
@@ -441,7 +442,7 @@ class Pool:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._idle: Dict[Target, List[UpstreamConnection]] = {}
+        self._idle: Dict[Target, deque[UpstreamConnection]] = {}
         self._closed = False
         self._lock = threading.Lock()
 
@@ -461,13 +462,17 @@ class Pool:
     def give(self, connection: UpstreamConnection) -> None:
         connection.idle_since = self._clock()
         with self._lock:
-            connections = self._idle.setdefault(connection.target, [])
+            connections = self._idle.setdefault(connection.target, deque())
             connections.append(connection)
+            # The oldest stand in front.
             old = connection.idle_since - IDLE_CONNECTION_SECONDS
-            kept = [c for c in connections if c.idle_since > old][-IDLE_CONNECTIONS_KEPT:]
-            kept = [] if self._closed else kept
-            dropped = [c for c in connections if c not in kept]
-            self._idle[connection.target] = kept
+            dropped = []
+            while connections and (
+                self._closed
+                or len(connections) > IDLE_CONNECTIONS_KEPT
+                or connections[0].idle_since <= old
+            ):
+                dropped.append(connections.popleft())
         for stale in dropped:
             stale.close()
 

@@ -344,6 +344,8 @@ class UpstreamResponse:
                 return
             if self._idle_timeout is not None:
                 exchange.arm(self._idle_timeout, "more of the upstream's answer")
+            else:
+                exchange.before_wait()
             try:
                 piece = receive(RECEIVE_BYTES)
             except OSError:
@@ -386,6 +388,7 @@ class UpstreamResponse:
             return False
         try:
             if not body.done:
+                self._exchange.before_wait()
                 connection.sock.settimeout(LAST_CHUNK_SECONDS)
                 body.feed(connection.ahead or connection.sock.recv(RECEIVE_BYTES))
                 connection.ahead = b""

@@ -20,7 +20,7 @@ from email.utils import formatdate
 from typing import Any, BinaryIO, Callable, List, Optional, Tuple
 
 from claude_proxy.errors import ProxyError, error_body
-from claude_proxy.exchange import NEVER, Exchange
+from claude_proxy.exchange import NEVER, Exchange, client_gone
 from claude_proxy.http1 import (
     LAST_CHUNK,
     Body,
@@ -47,6 +47,8 @@ SLOWEST_BODY = 1024.0
 # reads the answer rather than a reset.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 4 * 1024 * 1024
+# So much of an answer is held at most, while there is more that needs no waiting for.
+MOST_HELD = 65536
 # Real events in a long silence, well within the 300 s that Claude Code allows between them.
 NUDGE_SECONDS = 100.0
 
@@ -242,7 +244,11 @@ class Wire:
 
 
 class Reply:
-    """The answer to one request: opened once, early or not, then piece by piece to its end."""
+    """The answer to one request: opened once, early or not, then piece by piece to its end.
+
+    Pieces that are there together leave together, in one send: they are held until the exchange is
+    about to wait for something (`Exchange.before_wait`), and never while it waits.
+    """
 
     def __init__(self, wire: Wire, exchange: Exchange, request: Optional[HttpRequest]) -> None:
         self.status = 0
@@ -253,6 +259,9 @@ class Reply:
         self._head_only = request is not None and request.method == "HEAD"
         self._opened = False
         self._last_sent = self._last_event = wire.clock()
+        self._unsent = b""  # the head and the opening, as they are sent
+        self._held: List[bytes] = []  # pieces behind them
+        exchange.before_wait = self._before_wait
 
     # --- for the sweeper, under the wire's lock -------------------------------------------------
 
@@ -265,7 +274,7 @@ class Reply:
     def keep_alive(self, now: float, put: Callable[[bytes], None]) -> None:
         """Say something: the answer's opening, or that it is still being worked on."""
         form = self._exchange.form
-        if form is None or self.status and not self._opened:
+        if form is None or self.status and not self._opened or self._unsent or self._held:
             return
         if not self._opened:
             put(self._open(200, form.headers, form.opening()))
@@ -290,8 +299,10 @@ class Reply:
         form = self._exchange.form
         if self._opened and form is None:
             self.close = True  # relayed bytes: that they are cut is seen by the missing end
+            self._wire.send_locked(self._take_held)
         elif self._opened and form is not None:
-            self._wire.send(self._frame(form.error(error)) + self._end())
+            self._held.append(form.error(error))
+            self._wire.send_locked(self._last_piece)
         else:
             self.send(error_response(error, self._exchange))
 
@@ -314,22 +325,42 @@ class Reply:
         return (("content-length", str(len(body))),)
 
     def _send_pieces(self, response: HttpResponse, pieces: Iterable[bytes]) -> None:
-        clock, send, frame = self._wire.clock, self._wire.send, self._frame
-        pieces = iter(pieces)
+        pieces, hold, size = iter(pieces), self._held.append, 0
         try:
             opening = next(pieces)
-            self._wire.send_locked(
-                lambda: (
-                    b"" if self._opened else self._open(response.status, response.headers, opening)
-                )
-            )
+            self._wire.send_locked(lambda: self._begin(response, opening))
             for piece in pieces:
-                send(frame(piece))
-                self._last_sent = self._last_event = clock()
+                size = size + len(piece) if self._held else len(piece)
+                hold(piece)
+                if size > MOST_HELD:
+                    self._wire.send_locked(self._take_held)
         finally:
             # Closing the generator closes the upstream's connection, whatever ended the loop.
             getattr(pieces, "close", bool)()
-        send(self._end())
+        self._wire.send_locked(self._last_piece)
+
+    def _begin(self, response: HttpResponse, opening: bytes) -> bytes:
+        """Hold the opening, unless the sweeper has been here; nothing is sent yet."""
+        if not self._opened:
+            self._unsent = self._open(response.status, response.headers, opening)
+        return b""
+
+    def _take_held(self) -> bytes:
+        data = self._unsent + self._frame(b"".join(self._held))
+        self._unsent = b""
+        self._held.clear()
+        self._last_sent = self._last_event = self._wire.clock()
+        return data
+
+    def _last_piece(self) -> bytes:
+        return self._take_held() + self._end()
+
+    def _before_wait(self) -> None:
+        if self._held or self._unsent:
+            try:
+                self._wire.send_locked(self._take_held)
+            except OSError:
+                self._exchange.cancel(client_gone())
 
     def _open(self, status: int, headers: Tuple[Tuple[str, str], ...], opening: bytes) -> bytes:
         self._opened = True

@@ -211,3 +211,116 @@ def test_a_client_that_takes_no_more_never_holds_the_sweeper_up(rig):
     r.wire.keep_alive(r.clock.now)
     with pytest.raises(OSError):
         r.ours.sendall(b"more")
+
+
+class CountedWrites(io.RawIOBase):
+    """A connection's file that remembers each write."""
+
+    def __init__(self, fails_at=99):
+        self.writes, self._fails_at = [], fails_at
+
+    def write(self, data):
+        if len(self.writes) >= self._fails_at:
+            raise BrokenPipeError
+        self.writes.append(bytes(data))
+        return len(data)
+
+
+def counted_reply(fails_at=99):
+    out, exchange = CountedWrites(fails_at), Exchange()
+    wire = Wire(socket.socket(), out)
+    return out, exchange, Reply(wire, exchange, HttpRequest("POST", "/v1/messages", "", {}))
+
+
+def sent_together(waits):
+    """The bodies of the sends for the pieces of a source that waits before those of these numbers."""
+    out, exchange, reply = counted_reply()
+
+    def pieces():
+        for number in range(6):
+            if number in waits:
+                exchange.arm(1, "more")
+            yield b"%d" % number
+
+    reply.send(HttpResponse(200, (), pieces()))
+    first, *others = out.writes
+    whole = first.partition(b"\r\n\r\n")[2] + b"".join(others)
+    assert ChunkedBody().feed(whole) == b"012345"
+    return [ChunkedBody().feed(part).decode() for part in (first.partition(b"\r\n\r\n")[2], *others)]
+
+
+TOGETHER = [
+    ("never", (), ["012345"]),
+    ("before the first", (0,), ["012345"]),
+    ("once", (3,), ["012", "345"]),
+    ("before the last", (5,), ["01234", "5"]),
+    ("each time", range(6), list("012345")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "waits", "sends"), TOGETHER, ids=[row[0] for row in TOGETHER])
+def test_what_is_there_together_leaves_together_and_before_any_wait(name, waits, sends):
+    assert sent_together(waits) == sends
+
+
+def test_no_more_is_held_than_a_bounded_size():
+    out, _, reply = counted_reply()
+    reply.send(HttpResponse(200, (), iter([b"x" * 50_000] * 6)))
+    assert len(out.writes) >= 3 and max(map(len, out.writes)) < 160_000
+
+
+def test_what_is_held_is_told_before_an_error():
+    out, exchange, reply = counted_reply()
+    exchange.form = answer_form(exchange, MESSAGES_DIALECT, True, 10.0)
+
+    def pieces():
+        yield b"first"
+        yield b"second"
+        raise ProxyError(502, "broken off")
+
+    with pytest.raises(ProxyError):
+        reply.send(HttpResponse(200, (), pieces()))
+    reply.fail(ProxyError(502, "broken off"))
+    body = ChunkedBody().feed(b"".join(out.writes).partition(b"\r\n\r\n")[2])
+    assert body.startswith(b"firstsecondevent: error\n") and b"broken off" in body
+
+
+def test_a_relayed_answer_that_breaks_off_is_sent_as_far_as_it_came():
+    out, _, reply = counted_reply()
+
+    def pieces():
+        yield b"first"
+        yield b"second"
+        raise ProxyError(502, "broken off")
+
+    with pytest.raises(ProxyError):
+        reply.send(HttpResponse(200, (), pieces()))
+    reply.fail(ProxyError(502, "broken off"))
+    assert b"".join(out.writes).endswith(b"5\r\nfirst\r\n6\r\nsecond\r\n") and reply.close
+
+
+def test_a_client_that_is_gone_when_it_is_sent_to_cancels_the_exchange():
+    _, exchange, reply = counted_reply(fails_at=0)
+
+    def pieces():
+        yield b"first"
+        exchange.arm(1, "more")
+        exchange.raise_if_cancelled()
+        yield b"never"
+
+    with pytest.raises(ProxyError) as gone:
+        reply.send(HttpResponse(200, (), pieces()))
+    assert gone.value.status == 499
+
+
+def test_no_ping_comes_between_what_is_held(rig):
+    r = rig()
+
+    def pieces():
+        yield b"first"
+        r.clock.now += 100
+        r.wire.keep_alive(r.clock.now)
+        yield b"second"
+
+    r.reply.send(HttpResponse(200, (), pieces()))
+    assert r.body()[1] == "firstsecond"

@@ -7,7 +7,14 @@ import json
 import pytest
 
 from claude_proxy.errors import ProxyError
-from claude_proxy.sse import LARGEST_FRAME, FrameSplitter, encode_event, frame_data
+from claude_proxy.sse import (
+    LARGEST_FRAME,
+    TEXT_DELTAS,
+    FrameSplitter,
+    encode_any_event,
+    encode_event,
+    frame_data,
+)
 
 A, B = b'data: {"a":1}', b"event: b\ndata: 2"
 CR_B = B.replace(b"\n", b"\r")
@@ -134,3 +141,30 @@ def test_a_large_frame_in_small_pieces_is_read_once(end):
     for byte in end + b"data: y" + end:
         frames += splitter.feed(bytes([byte]))
     assert frames == [frame, b"data: y"] and splitter.finish() == []
+
+
+ODD = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "x"}}
+ENCODED = [
+    *(
+        {"type": "content_block_delta", "index": 7, "delta": {"type": kind, member: text}}
+        for kind, member in TEXT_DELTAS.items()
+        for text in ("", "plain", 'a "quote" \\ \n\t\x00\x7f', "\u00e9\u4e2d\U0001f600", "\ud83d", "%s {x}")
+    ),
+    *(
+        {**ODD, **odd}
+        for odd in (
+            {"type": "another"}, {"index": None}, {"index": True}, {"index": 1.5}, {"index": "0"}, {"more": 1},
+            {"delta": {"type": "text_delta", "text": None}}, {"delta": {"type": "text_delta", "other": "x"}},
+            {"delta": {"type": ["text_delta"], "text": "x"}}, {"delta": {"type": "signature_delta", "signature": "s"}},
+            {"delta": {"type": "text_delta", "text": "x", "more": 1}}, {"delta": {}}, {"delta": None},
+        )
+    ),
+    {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "x"}},
+    {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "x"}, "usage": {}},
+    {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": {}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("event", ENCODED, ids=range(len(ENCODED)))
+def test_the_quick_way_of_writing_a_delta_gives_the_same_bytes(event):
+    assert encode_event(event) == encode_any_event(event)
