@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections import deque
-from typing import Any, Deque, Dict, List, Optional
+from typing import Any, Callable, Deque, Dict, List, Optional
 
 from claude_proxy.errors import ProxyError
 from claude_proxy.exchange import NEVER, Exchange
@@ -56,10 +56,17 @@ class ExportLane:
 class Telemetry:
     """The exporter of this process. Does nothing until it has begun, and without a collector."""
 
-    def __init__(self, way: ExportWay, metrics: Metrics, inflight: Inflight) -> None:
+    def __init__(
+        self,
+        way: ExportWay,
+        metrics: Metrics,
+        inflight: Inflight,
+        pause: Callable[[int, Optional[float], float], float] = backoff,
+    ) -> None:
         self._way = way
         self._metrics = metrics
         self._inflight = inflight
+        self._pause = pause
         self._spans: Deque[FinishedSpan] = deque()
         self._lanes = (ExportLane("traces"), ExportLane("metrics"))
         self._instance = ""
@@ -163,7 +170,7 @@ class Telemetry:
         lane.tries += 1
         wait = lane.every(way.plan)
         if result.again and lane.tries < MOST_TRIES:
-            wait = backoff(lane.tries - 1, result.wait, random_chance())
+            wait = self._pause(lane.tries - 1, result.wait, random_chance())
             lane.body = lane.body if lane.spans else b""  # newer metrics are there by then
         else:
             self._settle(lane, result)
