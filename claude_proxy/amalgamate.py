@@ -38,7 +38,8 @@ MODULES = (
     "forwards", "fallback",
     "upstreams/upstream", "upstreams/openai", "upstreams/redcap_form", "upstreams/redcap_reply",
     "upstreams/redcap", "upstreams/demo", "upstreams/anthropic",
-    "wire", "answering", "metrics", "openapi", "audit", "observers", "app", "server",
+    "wire", "answering", "metrics", "openapi", "audit", "otlp", "otlp_send", "otlp_export",
+    "observers", "app", "server",
     "explain", "checks", "cli",
     "__main__",
 )

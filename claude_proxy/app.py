@@ -50,6 +50,8 @@ from claude_proxy.log import Log
 from claude_proxy.metrics import Metrics, render_metrics
 from claude_proxy.observers import OBSERVERS
 from claude_proxy.openapi import openapi_document
+from claude_proxy.otlp_export import Telemetry
+from claude_proxy.otlp_send import ExportWay, read_plan
 from claude_proxy.phi import guard_phi
 from claude_proxy.pool import ClientCertificate, make_ssl_context
 from claude_proxy.proxies import read_proxies
@@ -86,14 +88,18 @@ class App(NamedTuple):
     metrics: Metrics
     gate: Gate
     audit: Audit
+    telemetry: Telemetry
 
     def inherit(self, old: App) -> App:
-        """This app, going on with what an old one has counted, and learned of agents, and with its
-        audit."""
+        """This app, going on with what an old one has counted, and learned of agents, with its
+        audit, and with its exporter, which sends by these settings now."""
         answerer = self.answerer._replace(
             agent_calls=old.answerer.agent_calls, summaries=old.answerer.summaries
         )
-        return self._replace(answerer=answerer, metrics=old.metrics, audit=old.audit)
+        telemetry = old.telemetry.follow(self.telemetry)
+        return self._replace(
+            answerer=answerer, metrics=old.metrics, audit=old.audit, telemetry=telemetry
+        )
 
     def check(self, request: HttpRequest, exchange: Exchange) -> None:
         """Refuse a request for what its head says, before its body is read."""
@@ -143,8 +149,10 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     client = ClientCertificate(
         config.client_cert_file, config.client_key_file, config.client_key_passphrase
     )
+    plan = read_plan(config)
     urls = (config.openai_base_url, config.redcap_api_url, config.anthropic_forward_url, *roots,
-            config.https_proxy, config.http_proxy, client.cert_file)  # fmt: skip
+            config.https_proxy, config.http_proxy, client.cert_file, plan.metrics_url,
+            plan.traces_url)  # fmt: skip
     secure = any(url for url in urls if not url.startswith("http:"))
     context = make_ssl_context(config.ssl_verify, *roots, client) if secure else None
     proxies = read_proxies(config.https_proxy, config.http_proxy, config.no_proxy)
@@ -160,7 +168,12 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     metrics = Metrics(time.time())
     gate = Gate(config)
     audit = make_audit(config, log)
-    return App(config, log, upstreams, transport, inflight, answerer, metrics, gate, audit)
+    connect = min(config.connect_timeout, plan.timeout)
+    sender = Transport(Timeouts(connect, 0, 0), 0, context, proxies=proxies)
+    telemetry = Telemetry(ExportWay(plan, sender, log), metrics, inflight)
+    return App(
+        config, log, upstreams, transport, inflight, answerer, metrics, gate, audit, telemetry
+    )
 
 
 def read_agent_prompts(folders: Tuple[str, ...]) -> Dict[str, str]:

@@ -39,6 +39,7 @@ from claude_proxy.explain import explain_request
 from claude_proxy.inflight import Inflight
 from claude_proxy.keys import parse_keys
 from claude_proxy.log import Log
+from claude_proxy.otlp_send import otlp_secrets
 from claude_proxy.proxies import proxy_secrets
 from claude_proxy.routing import choose_route
 from claude_proxy.server import Server
@@ -198,7 +199,7 @@ def secret_values(config: Config) -> List[str]:
     """Every secret that this process knows, for the redaction of logs."""
     custom = [value for _, value in config.custom_headers]
     keys = [*own_keys(config), config.redcap_api_token, config.client_key_passphrase]
-    keys.append(config.audit_key)
+    keys += [config.audit_key, *otlp_secrets(config.otel_exporter_otlp_headers)]
     keys += [*proxy_secrets(config.https_proxy), *proxy_secrets(config.http_proxy)]
     several = (config.openai_api_key, config.anthropic_upstream_key)
     return [*keys, *(key for text in several for key in parse_keys(text)), *custom]
@@ -308,6 +309,7 @@ def run(loaded: Loaded, out: TextIO, err: TextIO, reread: Callable[[], Loaded]) 
     if not config.ssl_verify:
         fields = {"meaning": "any certificate is accepted from the upstream"}
         app.log.write("critical", "ssl_verify_off", fields)  # shown at every level
+    app.telemetry.begin()
     return serve_until_stopped(server, partial(reload_settings, server, reread, err))
 
 
@@ -475,4 +477,5 @@ def drain(server: Server, app: App, config: Config) -> None:
     server.inflight.stop()
     app.transport.close()
     app.audit.end()
+    app.telemetry.end()
     app.log.info("stopped")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Any, Callable, Dict, NamedTuple, Tuple
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 VERSION = "0.1.0"
 
@@ -267,6 +267,31 @@ def parse_model_map(text: str) -> Tuple[Tuple[str, str], ...]:
     if not all(name and target for name, target in rows):
         raise ValueError("must be name=model pairs separated by commas")
     return rows
+
+
+def parse_otlp_pairs(text: str) -> Tuple[Tuple[str, str], ...]:
+    """Pairs as OpenTelemetry writes them: name=value, with %XX for what would be misread."""
+    pairs = [pair.partition("=") for pair in parse_text(text).split(",") if pair.strip()]
+    if not all(name.strip() and mark for name, mark, _ in pairs):
+        raise ValueError("must be name=value pairs with commas between, %2C for one in a value")
+    return tuple((unquote(name.strip()), unquote(value.strip())) for name, _, value in pairs)
+
+
+def parse_otlp_headers(text: str) -> str:
+    """Stays as written, for it is a secret as a whole; `parse_otlp_pairs` reads it."""
+    for name, value in parse_otlp_pairs(text):
+        named = re.fullmatch(r"[A-Za-z0-9_.-]+", name) and name.lower() not in FRAMING_HEADERS
+        if not (named and re.fullmatch(HEADER_TEXT, value)):
+            raise ValueError("must be header=value pairs, with commas between")
+    return text
+
+
+def parse_otlp_url(text: str) -> str:
+    if text and not is_plain_url(text):
+        raise ValueError(
+            "must be an http or https URL such as http://localhost:4318, without user name or query"
+        )
+    return text
 
 
 def parse_agent_map(text: str) -> Tuple[Tuple[str, str], ...]:

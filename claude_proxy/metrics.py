@@ -52,19 +52,32 @@ FIRST_TOKEN = MetricRow(
 TOKEN_USAGE = MetricRow(
     "gen_ai_client_token_usage", "histogram", "Tokens of a request, by type.", TOKEN_BUCKETS
 )
+SPANS_LOST = MetricRow(
+    "claude_proxy_spans_dropped_total", "counter", "Spans that did not reach the collector."
+)
 IN_FLIGHT = MetricRow("claude_proxy_requests_in_flight", "gauge", "Requests being answered.")
 CONNECTIONS = MetricRow("claude_proxy_client_connections", "gauge", "Open client connections.")
 DRAINING = MetricRow("claude_proxy_draining", "gauge", "1 while the proxy is being stopped.")
 STARTED = MetricRow("process_start_time_seconds", "gauge", "Start, in seconds since the epoch.")
 BUILD = MetricRow("claude_proxy_build_info", "gauge", "The version, as a label.")
 METRIC_ROWS = (
-    REQUESTS, FAILURES, RETRIES, MOVED, DURATION, FIRST_TOKEN, TOKEN_USAGE, IN_FLIGHT, CONNECTIONS,
-    DRAINING, STARTED, BUILD,
+    REQUESTS, FAILURES, RETRIES, MOVED, DURATION, FIRST_TOKEN, TOKEN_USAGE, SPANS_LOST, IN_FLIGHT,
+    CONNECTIONS, DRAINING, STARTED, BUILD,
 )  # fmt: skip
 TOKEN_TYPES = (
     ("input", "input_tokens"), ("output", "output_tokens"),
     ("cache_read", "cache_read_input_tokens"), ("cache_write", "cache_creation_input_tokens"),
 )  # fmt: skip
+
+
+class MetricSample(NamedTuple):
+    """A metric's number at one moment. A histogram's are its sum, count and buckets."""
+
+    row: MetricRow
+    labels: Labels
+    total: float
+    count: int = 0
+    counts: Tuple[int, ...] = ()
 
 
 class Series:
@@ -126,12 +139,25 @@ class Metrics:
         self._models.add(model)
         return model
 
+    def count(self, row: MetricRow, value: float) -> None:
+        """Count what belongs to no exchange."""
+        with self._lock:
+            self._add(row, (), value)
+
     def _add(self, row: MetricRow, labels: Labels, value: float = 1) -> None:
         key = (row, labels)
         series = self._series.get(key)
         if series is None:
             series = self._series[key] = Series(row.buckets)
         series.add(row, value)
+
+    def snapshot(self) -> List[MetricSample]:
+        """All that was counted, as it is now."""
+        with self._lock:
+            return [
+                MetricSample(row, labels, series.total, series.count, tuple(series.counts))
+                for (row, labels), series in self._series.items()
+            ]
 
     def lines(self) -> List[Tuple[MetricRow, str]]:
         """The sample lines of all that was counted, each with its metric."""
@@ -166,16 +192,23 @@ def label_text(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
+def gauge_samples(
+    metrics: Metrics, in_flight: int, connections: int, draining: bool
+) -> Tuple[MetricSample, ...]:
+    return (
+        MetricSample(IN_FLIGHT, (), in_flight),
+        MetricSample(CONNECTIONS, (), connections),
+        MetricSample(DRAINING, (), int(draining)),
+        MetricSample(STARTED, (), metrics.started),
+        MetricSample(BUILD, (("version", VERSION),), 1),
+    )
+
+
 def render_metrics(metrics: Metrics, in_flight: int, connections: int, draining: bool) -> str:
     """The text of /metrics."""
-    gauges = (
-        (IN_FLIGHT, sample_line(IN_FLIGHT.name, (), in_flight)),
-        (CONNECTIONS, sample_line(CONNECTIONS.name, (), connections)),
-        (DRAINING, sample_line(DRAINING.name, (), int(draining))),
-        (STARTED, sample_line(STARTED.name, (), metrics.started)),
-        (BUILD, sample_line(BUILD.name, (("version", VERSION),), 1)),
-    )
-    return "\n".join(metric_blocks([*metrics.lines(), *gauges])) + "\n"
+    gauges = gauge_samples(metrics, in_flight, connections, draining)
+    shown = [(gauge.row, sample_line(gauge.row.name, *gauge[1:3])) for gauge in gauges]
+    return "\n".join(metric_blocks([*metrics.lines(), *shown])) + "\n"
 
 
 def metric_blocks(lines: Iterable[Tuple[MetricRow, str]]) -> Iterator[str]:

@@ -1,4 +1,5 @@
-"""Who is told of a finished exchange: log, metrics, limits, audit. None can break an answer."""
+"""Who is told of a finished exchange: log, metrics, limits, audit, telemetry. None can break an
+answer."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from claude_proxy.forwards import forward_failures
 from claude_proxy.http1 import HttpRequest
 from claude_proxy.log import Log
 from claude_proxy.metrics import Metrics
+from claude_proxy.otlp_export import Telemetry
 from claude_proxy.rate_limits import Gate
 
 LOGGED_USAGE = (
@@ -34,8 +36,16 @@ class Watchers(Protocol):
     @property
     def audit(self) -> Audit: ...
 
+    @property
+    def telemetry(self) -> Telemetry: ...
+
 
 Observer = Callable[[Watchers, Exchange, Optional[HttpRequest], int], None]
+
+
+def is_quiet(request: Optional[HttpRequest], status: int) -> bool:
+    """Whether it was a probe, as they come all day."""
+    return request is not None and request.path in QUIET_PATHS and status < 400
 
 
 def log_exchange(
@@ -58,10 +68,8 @@ def log_exchange(
         "notes": joined_notes(exchange) or None,
         "error": error,
     }
-    quiet = request is not None and request.path in QUIET_PATHS and status < 400
-    app.log.write(
-        "debug" if quiet else "warning" if status >= 400 or error else "info", "request", fields
-    )
+    level = "warning" if status >= 400 or error else "info"
+    app.log.write("debug" if is_quiet(request, status) else level, "request", fields)
 
 
 def log_failed_forwards(
@@ -90,7 +98,15 @@ def audit_exchange(
     app.audit.note(exchange, request, status)
 
 
+def trace_exchange(
+    app: Watchers, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    if not is_quiet(request, status):
+        app.telemetry.note(exchange, request, status)
+
+
 # Told of every finished exchange, in this order.
 OBSERVERS: Tuple[Observer, ...] = (
     leave_gate, log_failed_forwards, log_exchange, count_exchange, audit_exchange,
+    trace_exchange,
 )  # fmt: skip
