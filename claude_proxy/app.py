@@ -37,6 +37,7 @@ from claude_proxy.auth import (
     run_guards,
     shown_keys,
 )
+from claude_proxy.circuit import Circuits
 from claude_proxy.config import VERSION, ConfigError
 from claude_proxy.dialects.anthropic import MESSAGES_DIALECT
 from claude_proxy.dialects.dialect import parse_json_object
@@ -51,7 +52,7 @@ from claude_proxy.metrics import Metrics, render_metrics
 from claude_proxy.observers import OBSERVERS
 from claude_proxy.openapi import openapi_document
 from claude_proxy.phi import guard_phi
-from claude_proxy.pool import ClientCertificate, make_ssl_context
+from claude_proxy.pool import ClientCertificate, make_ssl_context, split_url
 from claude_proxy.proxies import read_proxies
 from claude_proxy.rate_limits import Gate, drop_doubled
 from claude_proxy.routing import choose_route, listed_models
@@ -86,6 +87,7 @@ class App(NamedTuple):
     metrics: Metrics
     gate: Gate
     audit: Audit
+    circuits: Circuits
 
     def inherit(self, old: App) -> App:
         """This app, going on with what an old one has counted, and learned of agents, and with its
@@ -149,7 +151,8 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     context = make_ssl_context(config.ssl_verify, *roots, client) if secure else None
     proxies = read_proxies(config.https_proxy, config.http_proxy, config.no_proxy)
     timeouts = Timeouts(config.connect_timeout, config.request_timeout, config.stream_idle_timeout)
-    transport = Transport(timeouts, config.max_retries, context, proxies=proxies)
+    circuits = make_circuits(config, log)
+    transport = Transport(timeouts, config.max_retries, context, proxies=proxies, circuits=circuits)
     made = {name: make(config, transport) for name, make in UPSTREAMS.items()}
     upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
     try:
@@ -160,7 +163,23 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     metrics = Metrics(time.time())
     gate = Gate(config)
     audit = make_audit(config, log)
-    return App(config, log, upstreams, transport, inflight, answerer, metrics, gate, audit)
+    return App(
+        config, log, upstreams, transport, inflight, answerer, metrics, gate, audit, circuits
+    )
+
+
+def make_circuits(config: Config, log: Log) -> Circuits:
+    urls = {
+        "openai": config.openai_base_url,
+        "redcap": config.redcap_api_url,
+        "anthropic": config.anthropic_forward_url,
+    }
+    targets = {name: split_url(url)[0] for name, url in urls.items() if url}
+
+    def tell(event: str, **facts: Any) -> None:
+        log.write("warning", event, facts)
+
+    return Circuits(targets, config.circuit_failures, config.circuit_open_seconds, tell=tell)
 
 
 def read_agent_prompts(folders: Tuple[str, ...]) -> Dict[str, str]:
@@ -315,12 +334,18 @@ def show_model(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
 
 
 def show_health(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
-    """GET /health: 200, or 503 while draining. Asks no upstream."""
-    status = 503 if app.inflight.draining else 200
-    word = "draining" if app.inflight.draining else "ok"
-    return json_response(
-        status, {"status": word, "version": VERSION, "upstream": app.config.upstream}
-    )
+    """GET /health, /healthz: 200, or 503 while draining. Asks no upstream."""
+    status, word = (503, "draining") if app.inflight.draining else (200, "ok")
+    facts = {"status": word, "version": VERSION, "upstream": app.config.upstream}
+    return json_response(status, {**facts, "circuit": app.circuits.states()})
+
+
+def show_readiness(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /readyz: 503 while draining, or while every upstream is down and none may be tried."""
+    status, word = (503, "draining") if app.inflight.draining else (200, "ready")
+    if status == 200 and app.circuits.all_refuse():
+        status, word = 503, "upstreams_down"
+    return json_response(status, {"status": word, "circuit": app.circuits.states()})
 
 
 def show_livez(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
@@ -341,7 +366,11 @@ def show_metrics(app: App, http: HttpRequest, exchange: Exchange) -> HttpRespons
     """GET /metrics: counters and histograms for Prometheus."""
     in_flight = sum(1 for other in app.inflight.exchanges() if other is not exchange)
     text = render_metrics(
-        app.metrics, in_flight, app.inflight.connections(), app.inflight.draining
+        app.metrics,
+        in_flight,
+        app.inflight.connections(),
+        app.inflight.draining,
+        app.circuits.states(),
     )
     return HttpResponse(200, METRICS_HEADERS, text.encode())
 
@@ -415,7 +444,9 @@ ENDPOINTS: Dict[Tuple[str, str], Endpoint] = {
     ("GET", "/v1/models"): list_models,
     ("GET", MODELS_PREFIX + "{id}"): show_model,
     ("GET", "/health"): show_health,
+    ("GET", "/healthz"): show_health,
     ("GET", "/livez"): show_livez,
+    ("GET", "/readyz"): show_readiness,
     ("GET", "/metrics"): show_metrics,
     ("GET", "/openapi.json"): show_openapi,
     ("GET", "/test-connection"): check_connection,

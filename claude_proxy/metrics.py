@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
+from claude_proxy.circuit import CIRCUIT_CLOSED
 from claude_proxy.config import VERSION
 from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest
@@ -55,11 +56,14 @@ TOKEN_USAGE = MetricRow(
 IN_FLIGHT = MetricRow("claude_proxy_requests_in_flight", "gauge", "Requests being answered.")
 CONNECTIONS = MetricRow("claude_proxy_client_connections", "gauge", "Open client connections.")
 DRAINING = MetricRow("claude_proxy_draining", "gauge", "1 while the proxy is being stopped.")
+UPSTREAM_DOWN = MetricRow(
+    "claude_proxy_circuit_open", "gauge", "1 while an upstream is left alone, or being tried."
+)
 STARTED = MetricRow("process_start_time_seconds", "gauge", "Start, in seconds since the epoch.")
 BUILD = MetricRow("claude_proxy_build_info", "gauge", "The version, as a label.")
 METRIC_ROWS = (
     REQUESTS, FAILURES, RETRIES, MOVED, DURATION, FIRST_TOKEN, TOKEN_USAGE, IN_FLIGHT, CONNECTIONS,
-    DRAINING, STARTED, BUILD,
+    DRAINING, UPSTREAM_DOWN, STARTED, BUILD,
 )  # fmt: skip
 TOKEN_TYPES = (
     ("input", "input_tokens"), ("output", "output_tokens"),
@@ -166,16 +170,27 @@ def label_text(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def render_metrics(metrics: Metrics, in_flight: int, connections: int, draining: bool) -> str:
-    """The text of /metrics."""
+def render_metrics(
+    metrics: Metrics,
+    in_flight: int,
+    connections: int,
+    draining: bool,
+    circuits: Mapping[str, str] = {},
+) -> str:
+    """The text of /metrics; `circuits` has each upstream's state."""
     gauges = (
         (IN_FLIGHT, sample_line(IN_FLIGHT.name, (), in_flight)),
         (CONNECTIONS, sample_line(CONNECTIONS.name, (), connections)),
         (DRAINING, sample_line(DRAINING.name, (), int(draining))),
+        *((UPSTREAM_DOWN, down_line(*circuit)) for circuit in circuits.items()),
         (STARTED, sample_line(STARTED.name, (), metrics.started)),
         (BUILD, sample_line(BUILD.name, (("version", VERSION),), 1)),
     )
     return "\n".join(metric_blocks([*metrics.lines(), *gauges])) + "\n"
+
+
+def down_line(upstream: str, state: str) -> str:
+    return sample_line(UPSTREAM_DOWN.name, (("upstream", upstream),), int(state != CIRCUIT_CLOSED))
 
 
 def metric_blocks(lines: Iterable[Tuple[MetricRow, str]]) -> Iterator[str]:
