@@ -32,7 +32,7 @@ MODULES = (
     "dialects/chat_stream",
     "dialects/text_tools", "dialects/text_calls", "dialects/text_turns",
     "routing", "auth", "exchange", "rate_limits", "inflight", "slots", "late", "pool", "circuit",
-    "proxies", "transport",
+    "listen_tls", "proxies", "transport",
     "limits", "reasoning_memory", "json_edit", "phi_rules", "phi", "agents", "relay", "routes",
     "keys",
     "forwards", "fallback",

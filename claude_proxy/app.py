@@ -9,6 +9,7 @@ that changes. The server calls `check` with a request's head, `answer` with the 
 from __future__ import annotations
 
 import os
+import ssl
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from urllib.parse import parse_qs, unquote
@@ -47,6 +48,7 @@ from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.inflight import Inflight
 from claude_proxy.json_edit import read_members
+from claude_proxy.listen_tls import listening_context
 from claude_proxy.log import Log
 from claude_proxy.metrics import Metrics, render_metrics
 from claude_proxy.observers import OBSERVERS
@@ -88,6 +90,7 @@ class App(NamedTuple):
     gate: Gate
     audit: Audit
     circuits: Circuits
+    tls: Optional[ssl.SSLContext]  # to listen with
 
     def inherit(self, old: App) -> App:
         """This app, going on with what an old one has counted, and learned of agents, and with its
@@ -163,8 +166,9 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     metrics = Metrics(time.time())
     gate = Gate(config)
     audit = make_audit(config, log)
+    tls = listening_context(config)
     return App(
-        config, log, upstreams, transport, inflight, answerer, metrics, gate, audit, circuits
+        config, log, upstreams, transport, inflight, answerer, metrics, gate, audit, circuits, tls
     )
 
 

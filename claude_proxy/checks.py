@@ -38,16 +38,29 @@ def ask_in_time(app: App, shown: str) -> Dict[str, Any]:
 def healthcheck(config: Config, err: TextIO) -> int:
     """Ask the proxy that these settings describe for its health, for containers without curl."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen_host, config.listen_host)
-    connection = http.client.HTTPConnection(host, config.listen_port, timeout=HEALTHCHECK_SECONDS)
+    connection = health_connection(config, host)
     try:
         connection.request("GET", "/health", headers={"Host": "localhost"})
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
+        if config.tls_client_ca_file and isinstance(error, ssl.SSLError) and "alert" in str(error):
+            return EXIT_OK  # it listens and asks who is there: without a certificate that is all
         print(f"no answer from {host}:{config.listen_port}: {error}", file=err)
         return EXIT_FAILED
     finally:
         connection.close()
     return EXIT_OK if status == 200 else EXIT_FAILED
+
+
+def health_connection(config: Config, host: str) -> http.client.HTTPConnection:
+    """Whose certificate it is does not matter to who asks itself, by an address that no certificate
+    has, and shows no key."""
+    port, seconds = config.listen_port, HEALTHCHECK_SECONDS
+    if not config.tls_cert_file:
+        return http.client.HTTPConnection(host, port, timeout=seconds)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, port, timeout=seconds, context=context)
 
 
 def verify(paths: Sequence[str], secret: str, out: TextIO, err: TextIO) -> int:
