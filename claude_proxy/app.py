@@ -38,7 +38,7 @@ from claude_proxy.auth import (
     run_guards,
     shown_keys,
 )
-from claude_proxy.circuit import Circuits
+from claude_proxy.circuit import Circuits, make_circuits, upstream_targets
 from claude_proxy.config import VERSION, ConfigError
 from claude_proxy.dialects.anthropic import MESSAGES_DIALECT
 from claude_proxy.dialects.dialect import parse_json_object
@@ -54,8 +54,8 @@ from claude_proxy.metrics import Metrics, render_metrics
 from claude_proxy.observers import OBSERVERS
 from claude_proxy.openapi import openapi_document
 from claude_proxy.phi import guard_phi
-from claude_proxy.pool import ClientCertificate, make_ssl_context, split_url
-from claude_proxy.proxies import read_proxies
+from claude_proxy.pool import ClientCertificate, make_ssl_context
+from claude_proxy.proxies import check_no_socks, read_proxies
 from claude_proxy.rate_limits import Gate, drop_doubled
 from claude_proxy.routing import choose_route, listed_models
 from claude_proxy.settings import Config
@@ -149,10 +149,13 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
         config.client_cert_file, config.client_key_file, config.client_key_passphrase
     )
     urls = (config.openai_base_url, config.redcap_api_url, config.anthropic_forward_url, *roots,
-            config.https_proxy, config.http_proxy, client.cert_file)  # fmt: skip
+            config.https_proxy, config.http_proxy, config.all_proxy, client.cert_file)  # fmt: skip
     secure = any(url for url in urls if not url.startswith("http:"))
     context = make_ssl_context(config.ssl_verify, *roots, client) if secure else None
-    proxies = read_proxies(config.https_proxy, config.http_proxy, config.no_proxy)
+    proxies = read_proxies(
+        config.https_proxy, config.http_proxy, config.no_proxy, config.all_proxy
+    )
+    check_no_socks(upstream_targets(config).values(), proxies)
     timeouts = Timeouts(config.connect_timeout, config.request_timeout, config.stream_idle_timeout)
     circuits = make_circuits(config, log)
     transport = Transport(timeouts, config.max_retries, context, proxies=proxies, circuits=circuits)
@@ -170,20 +173,6 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     return App(
         config, log, upstreams, transport, inflight, answerer, metrics, gate, audit, circuits, tls
     )
-
-
-def make_circuits(config: Config, log: Log) -> Circuits:
-    urls = {
-        "openai": config.openai_base_url,
-        "redcap": config.redcap_api_url,
-        "anthropic": config.anthropic_forward_url,
-    }
-    targets = {name: split_url(url)[0] for name, url in urls.items() if url}
-
-    def tell(event: str, **facts: Any) -> None:
-        log.write("warning", event, facts)
-
-    return Circuits(targets, config.circuit_failures, config.circuit_open_seconds, tell=tell)
 
 
 def read_agent_prompts(folders: Tuple[str, ...]) -> Dict[str, str]:

@@ -12,7 +12,7 @@ from claude_proxy.app import App, ask_upstream
 from claude_proxy.audit_files import ChainKey, audit_summary, verify_audit
 from claude_proxy.errors import ProxyError
 from claude_proxy.exchange import Exchange
-from claude_proxy.proxies import read_proxies
+from claude_proxy.proxies import is_socks, read_proxies
 from claude_proxy.settings import Config
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_LISTEN = 0, 1, 2, 3
@@ -93,9 +93,11 @@ def trust_roots(config: Config) -> str:
 
 def ways_out(config: Config) -> str:
     """The web proxies, without their credentials."""
-    proxies = read_proxies(config.https_proxy, config.http_proxy, config.no_proxy)
-    used = [proxy for proxy in (proxies.https, proxies.http) if proxy]
-    return "".join(f"; {proxy.setting} is {proxy}" for proxy in used)
+    proxies = read_proxies(
+        config.https_proxy, config.http_proxy, config.no_proxy, config.all_proxy
+    )
+    used = [p for p in (proxies.https, proxies.http) if p and not is_socks(p)]
+    return "".join(f"; {proxy.setting} is {proxy}" for proxy in dict.fromkeys(used))
 
 
 def certificate_roots(config: Config) -> str:

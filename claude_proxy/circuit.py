@@ -21,7 +21,9 @@ from typing import Any, Callable, Dict, List, Optional, Protocol, TypeVar
 
 from claude_proxy.errors import ProxyError
 from claude_proxy.exchange import Exchange
-from claude_proxy.pool import Target
+from claude_proxy.log import Log
+from claude_proxy.pool import Target, split_url
+from claude_proxy.settings import Config
 
 DOWN_STATUSES = frozenset((502, 503, 520, 521, 522, 523, 525, 526, 530))
 # That a gateway has waited too long.
@@ -181,6 +183,24 @@ def raised_failure(error: ProxyError, cancelled: Optional[ProxyError], slow: boo
     if cancelled is None:
         return error.message
     return error.message if error.message.startswith(WAITED_IN_VAIN) and not slow else None
+
+
+def upstream_targets(config: Config) -> Dict[str, Target]:
+    """Where the upstreams listen that are configured, by name."""
+    urls = {
+        "openai": config.openai_base_url,
+        "redcap": config.redcap_api_url,
+        "anthropic": config.anthropic_forward_url,
+    }
+    return {name: split_url(url)[0] for name, url in urls.items() if url}
+
+
+def make_circuits(config: Config, log: Log) -> Circuits:
+    def tell(event: str, **facts: Any) -> None:
+        log.write("warning", event, facts)
+
+    targets = upstream_targets(config)
+    return Circuits(targets, config.circuit_failures, config.circuit_open_seconds, tell=tell)
 
 
 class Circuits:

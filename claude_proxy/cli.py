@@ -198,7 +198,8 @@ def secret_values(config: Config) -> List[str]:
     custom = [value for _, value in config.custom_headers]
     keys = [*own_keys(config), config.redcap_api_token, config.client_key_passphrase]
     keys += [config.audit_key, config.tls_key_passphrase]
-    keys += [*proxy_secrets(config.https_proxy), *proxy_secrets(config.http_proxy)]
+    proxies = (config.https_proxy, config.http_proxy, config.all_proxy)
+    keys += [secret for url in proxies for secret in proxy_secrets(url)]
     several = (config.openai_api_key, config.anthropic_upstream_key)
     return [*keys, *(key for text in several for key in parse_keys(text)), *custom]
 
