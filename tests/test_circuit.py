@@ -308,6 +308,11 @@ def test_nothing_listens(once):
     assert caught.value.status == 529 and "nothing listens there" in caught.value.message
 
 
+def cancel_when_overdue(exchange):
+    assert wait_until(lambda: exchange.overdue(exchange.clock()))
+    exchange.cancel(exchange.overdue(exchange.clock()))
+
+
 @pytest.mark.parametrize("once,state", [(False, "open"), (True, "closed")])
 def test_no_byte_in_time(once, state):
     """A server that tells its answer whole is not down because that takes long."""
@@ -315,10 +320,10 @@ def test_no_byte_in_time(once, state):
         line = Line(upstream.port, first_byte=0.01)
         for _ in range(2):
             exchange = Exchange()
-            timer = threading.Timer(0.03, lambda e=exchange: e.cancel(e.overdue(e.clock())))
-            timer.start()
+            sweeper = threading.Thread(target=cancel_when_overdue, args=(exchange,))
+            sweeper.start()
             line.fail(1, exchange=exchange, once=once)
-            timer.join()
+            sweeper.join()
         assert line.state() == state
 
 

@@ -264,7 +264,7 @@ def test_plain_http_is_closed(made, own):
 
 
 def test_who_says_nothing_holds_nobody_up_and_is_closed(made, own):
-    with running_proxy(PACKAGE, own, header_timeout=0.2) as proxy, contextlib.ExitStack() as stack:
+    with running_proxy(PACKAGE, own, header_timeout=0.6) as proxy, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(RawClient(proxy.port)) for _ in range(20)]
         silent[0].send(b"\x16\x03\x01")
         with TlsClient(proxy.port, made) as client:
