@@ -9,6 +9,7 @@ that changes. The server calls `check` with a request's head, `answer` with the 
 from __future__ import annotations
 
 import os
+import ssl
 import time
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from urllib.parse import parse_qs, unquote
@@ -37,6 +38,7 @@ from claude_proxy.auth import (
     run_guards,
     shown_keys,
 )
+from claude_proxy.circuit import Circuits, make_circuits, upstream_targets
 from claude_proxy.config import VERSION, ConfigError
 from claude_proxy.dialects.anthropic import MESSAGES_DIALECT
 from claude_proxy.dialects.dialect import parse_json_object
@@ -46,6 +48,7 @@ from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.inflight import Inflight
 from claude_proxy.json_edit import read_members
+from claude_proxy.listen_tls import listening_context
 from claude_proxy.log import Log
 from claude_proxy.metrics import Metrics, render_metrics
 from claude_proxy.observers import OBSERVERS
@@ -54,7 +57,7 @@ from claude_proxy.otlp_export import Telemetry
 from claude_proxy.otlp_send import ExportWay, read_plan
 from claude_proxy.phi import guard_phi
 from claude_proxy.pool import ClientCertificate, make_ssl_context
-from claude_proxy.proxies import read_proxies
+from claude_proxy.proxies import check_no_socks, read_proxies
 from claude_proxy.rate_limits import Gate, drop_doubled
 from claude_proxy.routing import choose_route, listed_models
 from claude_proxy.settings import Config
@@ -89,6 +92,8 @@ class App(NamedTuple):
     gate: Gate
     audit: Audit
     telemetry: Telemetry
+    circuits: Circuits
+    tls: Optional[ssl.SSLContext]  # to listen with
 
     def inherit(self, old: App) -> App:
         """This app, going on with what an old one has counted, and learned of agents, with its
@@ -151,13 +156,17 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     )
     plan = read_plan(config)
     urls = (config.openai_base_url, config.redcap_api_url, config.anthropic_forward_url, *roots,
-            config.https_proxy, config.http_proxy, client.cert_file, plan.metrics_url,
-            plan.traces_url)  # fmt: skip
+            config.https_proxy, config.http_proxy, config.all_proxy, client.cert_file,
+            plan.metrics_url, plan.traces_url)  # fmt: skip
     secure = any(url for url in urls if not url.startswith("http:"))
     context = make_ssl_context(config.ssl_verify, *roots, client) if secure else None
-    proxies = read_proxies(config.https_proxy, config.http_proxy, config.no_proxy)
+    proxies = read_proxies(
+        config.https_proxy, config.http_proxy, config.no_proxy, config.all_proxy
+    )
+    check_no_socks(upstream_targets(config).values(), proxies)
     timeouts = Timeouts(config.connect_timeout, config.request_timeout, config.stream_idle_timeout)
-    transport = Transport(timeouts, config.max_retries, context, proxies=proxies)
+    circuits = make_circuits(config, log)
+    transport = Transport(timeouts, config.max_retries, context, proxies=proxies, circuits=circuits)
     made = {name: make(config, transport) for name, make in UPSTREAMS.items()}
     upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
     try:
@@ -170,9 +179,10 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     audit = make_audit(config, log)
     connect = min(config.connect_timeout, plan.timeout)
     sender = Transport(Timeouts(connect, 0, 0), 0, context, proxies=proxies)
-    telemetry = Telemetry(ExportWay(plan, sender, log), metrics, inflight)
+    telemetry = Telemetry(ExportWay(plan, sender, log, circuits.states), metrics, inflight)
     return App(
-        config, log, upstreams, transport, inflight, answerer, metrics, gate, audit, telemetry
+        config, log, upstreams, transport, inflight, answerer, metrics, gate, audit, telemetry,
+        circuits, listening_context(config),
     )
 
 
@@ -328,12 +338,18 @@ def show_model(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
 
 
 def show_health(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
-    """GET /health: 200, or 503 while draining. Asks no upstream."""
-    status = 503 if app.inflight.draining else 200
-    word = "draining" if app.inflight.draining else "ok"
-    return json_response(
-        status, {"status": word, "version": VERSION, "upstream": app.config.upstream}
-    )
+    """GET /health, /healthz: 200, or 503 while draining. Asks no upstream."""
+    status, word = (503, "draining") if app.inflight.draining else (200, "ok")
+    facts = {"status": word, "version": VERSION, "upstream": app.config.upstream}
+    return json_response(status, {**facts, "circuit": app.circuits.states()})
+
+
+def show_readiness(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /readyz: 503 while draining, or while every upstream is down and none may be tried."""
+    status, word = (503, "draining") if app.inflight.draining else (200, "ready")
+    if status == 200 and app.circuits.all_refuse():
+        status, word = 503, "upstreams_down"
+    return json_response(status, {"status": word, "circuit": app.circuits.states()})
 
 
 def show_livez(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
@@ -354,7 +370,11 @@ def show_metrics(app: App, http: HttpRequest, exchange: Exchange) -> HttpRespons
     """GET /metrics: counters and histograms for Prometheus."""
     in_flight = sum(1 for other in app.inflight.exchanges() if other is not exchange)
     text = render_metrics(
-        app.metrics, in_flight, app.inflight.connections(), app.inflight.draining
+        app.metrics,
+        in_flight,
+        app.inflight.connections(),
+        app.inflight.draining,
+        app.circuits.states(),
     )
     return HttpResponse(200, METRICS_HEADERS, text.encode())
 
@@ -428,7 +448,9 @@ ENDPOINTS: Dict[Tuple[str, str], Endpoint] = {
     ("GET", "/v1/models"): list_models,
     ("GET", MODELS_PREFIX + "{id}"): show_model,
     ("GET", "/health"): show_health,
+    ("GET", "/healthz"): show_health,
     ("GET", "/livez"): show_livez,
+    ("GET", "/readyz"): show_readiness,
     ("GET", "/metrics"): show_metrics,
     ("GET", "/openapi.json"): show_openapi,
     ("GET", "/test-connection"): check_connection,

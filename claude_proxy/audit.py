@@ -172,6 +172,7 @@ def what_became(names: AuditNames, exchange: Exchange, status: int) -> Dict[str,
         "stop_reason": names.name(facts.get("stop_reason")),
         "error_type": names.name(audited_error(exchange, status)),
         **{name: value if type(value) is int else None for name, value in figures},
+        "bytes_out": exchange.bytes_out,
         "ms": round((exchange.clock() - exchange.started) * 1000),
     }
 

@@ -24,7 +24,7 @@ from claude_proxy.settings import Config
 HeaderPairs = Tuple[Tuple[str, str], ...]
 
 LOOPBACK_NAMES = ("localhost",)
-OPEN_PATHS = ("/health", "/livez")
+OPEN_PATHS = ("/health", "/healthz", "/livez", "/readyz")
 
 
 def host_name(authority: str) -> str:

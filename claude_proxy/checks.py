@@ -12,7 +12,7 @@ from claude_proxy.app import App, ask_upstream
 from claude_proxy.audit_files import ChainKey, audit_summary, verify_audit
 from claude_proxy.errors import ProxyError
 from claude_proxy.exchange import Exchange
-from claude_proxy.proxies import read_proxies
+from claude_proxy.proxies import is_socks, read_proxies
 from claude_proxy.settings import Config
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG, EXIT_LISTEN = 0, 1, 2, 3
@@ -38,16 +38,29 @@ def ask_in_time(app: App, shown: str) -> Dict[str, Any]:
 def healthcheck(config: Config, err: TextIO) -> int:
     """Ask the proxy that these settings describe for its health, for containers without curl."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen_host, config.listen_host)
-    connection = http.client.HTTPConnection(host, config.listen_port, timeout=HEALTHCHECK_SECONDS)
+    connection = health_connection(config, host)
     try:
         connection.request("GET", "/health", headers={"Host": "localhost"})
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
+        if config.tls_client_ca_file and isinstance(error, ssl.SSLError) and "alert" in str(error):
+            return EXIT_OK  # it listens and asks who is there: without a certificate that is all
         print(f"no answer from {host}:{config.listen_port}: {error}", file=err)
         return EXIT_FAILED
     finally:
         connection.close()
     return EXIT_OK if status == 200 else EXIT_FAILED
+
+
+def health_connection(config: Config, host: str) -> http.client.HTTPConnection:
+    """Whose certificate it is does not matter to who asks itself, by an address that no certificate
+    has, and shows no key."""
+    port, seconds = config.listen_port, HEALTHCHECK_SECONDS
+    if not config.tls_cert_file:
+        return http.client.HTTPConnection(host, port, timeout=seconds)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, port, timeout=seconds, context=context)
 
 
 def verify(paths: Sequence[str], secret: str, out: TextIO, err: TextIO) -> int:
@@ -80,9 +93,11 @@ def trust_roots(config: Config) -> str:
 
 def ways_out(config: Config) -> str:
     """The web proxies, without their credentials."""
-    proxies = read_proxies(config.https_proxy, config.http_proxy, config.no_proxy)
-    used = [proxy for proxy in (proxies.https, proxies.http) if proxy]
-    return "".join(f"; {proxy.setting} is {proxy}" for proxy in used)
+    proxies = read_proxies(
+        config.https_proxy, config.http_proxy, config.no_proxy, config.all_proxy
+    )
+    used = [p for p in (proxies.https, proxies.http) if p and not is_socks(p)]
+    return "".join(f"; {proxy.setting} is {proxy}" for proxy in dict.fromkeys(used))
 
 
 def certificate_roots(config: Config) -> str:

@@ -199,8 +199,10 @@ def secret_values(config: Config) -> List[str]:
     """Every secret that this process knows, for the redaction of logs."""
     custom = [value for _, value in config.custom_headers]
     keys = [*own_keys(config), config.redcap_api_token, config.client_key_passphrase]
-    keys += [config.audit_key, *otlp_secrets(config.otel_exporter_otlp_headers)]
-    keys += [*proxy_secrets(config.https_proxy), *proxy_secrets(config.http_proxy)]
+    keys += [config.audit_key, config.tls_key_passphrase]
+    keys += otlp_secrets(config.otel_exporter_otlp_headers)
+    proxies = (config.https_proxy, config.http_proxy, config.all_proxy)
+    keys += [secret for url in proxies for secret in proxy_secrets(url)]
     several = (config.openai_api_key, config.anthropic_upstream_key)
     return [*keys, *(key for text in several for key in parse_keys(text)), *custom]
 
@@ -350,7 +352,8 @@ def banner(app: App, port: int, loaded: Loaded) -> str:
     """Where it listens, what answers, what to tell Claude Code. The first line is for scripts."""
     config = app.config
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.listen_host, config.listen_host)
-    url = f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{port}"
+    scheme = "https" if app.tls else "http"
+    url = f"{scheme}://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{port}"
     own = "your-REDCap-API-token" if config.upstream == "redcap" else "any-text"
     named = "ANTHROPIC_API_KEY" if config.anthropic_api_key else "AUTH_TOKEN"
     asked = accepted_keys(config) and (config.anthropic_api_key or config.auth_token)

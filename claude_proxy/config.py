@@ -360,6 +360,14 @@ def parse_proxy_url(text: str) -> str:
     return f"{scheme.lower()}://{user}{at}{place}" if text else ""
 
 
+def parse_all_proxy_url(text: str) -> str:
+    """As `parse_proxy_url`. One of SOCKS is kept: it matters only if an upstream needs it."""
+    scheme, mark, rest = text.partition("://")
+    if not re.fullmatch(r"socks(4a?|5h?)?", scheme.lower()):
+        return parse_proxy_url(text)
+    return scheme.lower() + parse_proxy_url("http" + mark + rest)[len("http"):]
+
+
 def is_plain_url(text: str) -> bool:
     try:
         parts = urlsplit(text)

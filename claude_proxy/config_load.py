@@ -87,7 +87,8 @@ def load_config(
 
 def named_paths(values: Mapping[str, Any]) -> List[Tuple[str, Sequence[str]]]:
     """The settings that name files or folders, with what they name."""
-    files = ("CA_FILE", "CA_DIR", "CLIENT_CERT_FILE", "CLIENT_KEY_FILE")
+    files = ("CA_FILE", "CA_DIR", "CLIENT_CERT_FILE", "CLIENT_KEY_FILE",
+             "TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE")
     own = [(name, [values[name]]) for name in files if values.get(name)]
     return [*own, ("SUBAGENT_FOLDERS", values.get("SUBAGENT_FOLDERS", ()))]
 
@@ -285,6 +286,15 @@ CROSS_CHECKS: Tuple[Tuple[Tuple[str, ...], Callable[..., bool], str], ...] = (
     (("CLIENT_KEY_PASSPHRASE", "CLIENT_CERT_FILE"),
      lambda passphrase, certificate: not passphrase or bool(certificate),
      "needs CLIENT_CERT_FILE, and the key there or in CLIENT_KEY_FILE"),
+    (("TLS_KEY_FILE", "TLS_CERT_FILE"),
+     lambda key, certificate: not key or bool(certificate),
+     "needs TLS_CERT_FILE, the certificate that the key belongs to"),
+    (("TLS_KEY_PASSPHRASE", "TLS_CERT_FILE"),
+     lambda passphrase, certificate: not passphrase or bool(certificate),
+     "needs TLS_CERT_FILE, and the key there or in TLS_KEY_FILE"),
+    (("TLS_CLIENT_CA_FILE", "TLS_CERT_FILE"),
+     lambda roots, certificate: not roots or bool(certificate),
+     "needs TLS_CERT_FILE: without TLS no client shows a certificate"),
     (("AUDIT", "AUDIT_FILE"),
      lambda audit, file: audit != "file" or bool(file),
      "file needs AUDIT_FILE"),

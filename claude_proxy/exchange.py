@@ -65,6 +65,7 @@ class Exchange:
         self.not_repeated: FrozenSet[int] = frozenset()  # statuses that another key may not get
         self.forward: Dict[str, Any] = {}  # what a log has to know of the request to an upstream
         self.failures: List[Dict[str, Any]] = []  # of requests to upstreams, a log line each
+        self.bytes_out = 0  # of the body, as it was given to the connection
         self.first_event: Optional[float] = None
         self.open_block: Tuple[int, str] = (-1, "")
         self.usage: Dict[str, Any] = {}

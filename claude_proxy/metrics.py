@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
+from claude_proxy.circuit import CIRCUIT_CLOSED
 from claude_proxy.config import VERSION
 from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest
@@ -58,11 +59,14 @@ SPANS_LOST = MetricRow(
 IN_FLIGHT = MetricRow("claude_proxy_requests_in_flight", "gauge", "Requests being answered.")
 CONNECTIONS = MetricRow("claude_proxy_client_connections", "gauge", "Open client connections.")
 DRAINING = MetricRow("claude_proxy_draining", "gauge", "1 while the proxy is being stopped.")
+UPSTREAM_DOWN = MetricRow(
+    "claude_proxy_circuit_open", "gauge", "1 while an upstream is left alone, or being tried."
+)
 STARTED = MetricRow("process_start_time_seconds", "gauge", "Start, in seconds since the epoch.")
 BUILD = MetricRow("claude_proxy_build_info", "gauge", "The version, as a label.")
 METRIC_ROWS = (
     REQUESTS, FAILURES, RETRIES, MOVED, DURATION, FIRST_TOKEN, TOKEN_USAGE, SPANS_LOST, IN_FLIGHT,
-    CONNECTIONS, DRAINING, STARTED, BUILD,
+    CONNECTIONS, DRAINING, UPSTREAM_DOWN, STARTED, BUILD,
 )  # fmt: skip
 TOKEN_TYPES = (
     ("input", "input_tokens"), ("output", "output_tokens"),
@@ -193,22 +197,38 @@ def label_text(text: str) -> str:
 
 
 def gauge_samples(
-    metrics: Metrics, in_flight: int, connections: int, draining: bool
+    metrics: Metrics,
+    in_flight: int,
+    connections: int,
+    draining: bool,
+    circuits: Mapping[str, str] = {},
 ) -> Tuple[MetricSample, ...]:
+    """What is so now; `circuits` has each upstream's state."""
     return (
         MetricSample(IN_FLIGHT, (), in_flight),
         MetricSample(CONNECTIONS, (), connections),
         MetricSample(DRAINING, (), int(draining)),
+        *(down_sample(*circuit) for circuit in circuits.items()),
         MetricSample(STARTED, (), metrics.started),
         MetricSample(BUILD, (("version", VERSION),), 1),
     )
 
 
-def render_metrics(metrics: Metrics, in_flight: int, connections: int, draining: bool) -> str:
+def render_metrics(
+    metrics: Metrics,
+    in_flight: int,
+    connections: int,
+    draining: bool,
+    circuits: Mapping[str, str] = {},
+) -> str:
     """The text of /metrics."""
-    gauges = gauge_samples(metrics, in_flight, connections, draining)
+    gauges = gauge_samples(metrics, in_flight, connections, draining, circuits)
     shown = [(gauge.row, sample_line(gauge.row.name, *gauge[1:3])) for gauge in gauges]
     return "\n".join(metric_blocks([*metrics.lines(), *shown])) + "\n"
+
+
+def down_sample(upstream: str, state: str) -> MetricSample:
+    return MetricSample(UPSTREAM_DOWN, (("upstream", upstream),), int(state != CIRCUIT_CLOSED))
 
 
 def metric_blocks(lines: Iterable[Tuple[MetricRow, str]]) -> Iterator[str]:

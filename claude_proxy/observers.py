@@ -7,6 +7,7 @@ from typing import Callable, Optional, Protocol, Tuple
 
 from claude_proxy.answering import LONGEST_LOGGED_NAME, joined_notes
 from claude_proxy.audit import Audit
+from claude_proxy.auth import OPEN_PATHS
 from claude_proxy.exchange import Exchange
 from claude_proxy.forwards import forward_failures
 from claude_proxy.http1 import HttpRequest
@@ -18,7 +19,7 @@ from claude_proxy.rate_limits import Gate
 LOGGED_USAGE = (
     "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
 )  # fmt: skip
-QUIET_PATHS = ("/health", "/livez", "/metrics", "/openapi.json", "/")
+QUIET_PATHS = (*OPEN_PATHS, "/metrics", "/openapi.json", "/")
 
 
 class Watchers(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Callable, Dict, Tuple
 
+from claude_proxy.auth import OPEN_PATHS
 from claude_proxy.config import VERSION
 
 ApiDict = Dict[str, Any]
@@ -36,6 +37,11 @@ MODEL_SCHEMA = object_schema(
         "owned_by": TEXT_TYPE,
     }
 )
+# Upstream -> closed, open or half_open.
+CIRCUIT_SCHEMA = {
+    "type": "object",
+    "additionalProperties": {"enum": ["closed", "open", "half_open"]},
+}
 SCHEMAS: Dict[str, ApiDict] = {
     "Message": object_schema(
         {
@@ -72,7 +78,15 @@ SCHEMAS: Dict[str, ApiDict] = {
         }
     ),
     "Health": object_schema(
-        {"status": {"enum": ["ok", "draining"]}, "version": TEXT_TYPE, "upstream": TEXT_TYPE}
+        {
+            "status": {"enum": ["ok", "draining"]},
+            "version": TEXT_TYPE,
+            "upstream": TEXT_TYPE,
+            "circuit": CIRCUIT_SCHEMA,
+        }
+    ),
+    "Readiness": object_schema(
+        {"status": {"enum": ["ready", "draining", "upstreams_down"]}, "circuit": CIRCUIT_SCHEMA}
     ),
     "Livez": object_schema(
         {
@@ -113,13 +127,14 @@ ANSWERS: Dict[Tuple[str, str], Tuple[Tuple[int, str], ...]] = {
     ("GET", "/v1/models"): ((200, "Models"),),
     ("GET", "/v1/models/{id}"): ((200, "Model"),),
     ("GET", "/health"): ((200, "Health"), (503, "Health")),
+    ("GET", "/healthz"): ((200, "Health"), (503, "Health")),
     ("GET", "/livez"): ((200, "Livez"),),
+    ("GET", "/readyz"): ((200, "Readiness"), (503, "Readiness")),
     ("GET", "/metrics"): ((200, "text/plain"),),
     ("GET", "/test-connection"): ((200, "Connection"),),
     ("GET", "/openapi.json"): ((200, "Document"),),
     ("GET", "/"): ((200, "Facts"),),
 }
-OPEN_ENDPOINTS = ("/health", "/livez")
 
 
 def openapi_document(endpoints: Mapping[Tuple[str, str], Callable[..., Any]]) -> ApiDict:
@@ -155,7 +170,7 @@ def describe_operation(method: str, path: str, summary: str) -> ApiDict:
         found["requestBody"] = {"required": True, **json_content("MessageRequest")}
     if "{id}" in path:
         found["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": TEXT_TYPE}]
-    if path in OPEN_ENDPOINTS:
+    if path in OPEN_PATHS:
         found["security"] = []
     return found
 

@@ -91,7 +91,7 @@ class Telemetry:
     def begin(self) -> None:
         """From now on there is a thread, if there is a collector."""
         self._begun = True
-        plan, _, log = self._way
+        plan, log = self._way.plan, self._way.log
         if not (plan.metrics_url or plan.traces_url):
             return
         log.info("otlp_export", metrics=plan.metrics_url or None, traces=plan.traces_url or None)
@@ -190,7 +190,7 @@ class Telemetry:
     def _counted(self) -> List[Dict[str, Any]]:
         metrics, inflight = self._metrics, self._inflight
         now = len(inflight.exchanges()), inflight.connections(), inflight.draining
-        samples = [*metrics.snapshot(), *gauge_samples(metrics, *now)]
+        samples = [*metrics.snapshot(), *gauge_samples(metrics, *now, self._way.circuits())]
         return otlp_metrics(samples, metrics.started, time.time())
 
     def _own_instance(self) -> str:

@@ -9,7 +9,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.config import VERSION, parse_otlp_pairs
 from claude_proxy.errors import ProxyError, retry_after_seconds
@@ -74,6 +74,7 @@ class ExportWay(NamedTuple):
     plan: ExportPlan
     transport: Transport
     log: Log
+    circuits: Callable[[], Mapping[str, str]] = dict  # the state of each upstream's
 
 
 # --- one request to the collector --------------------------------------------------------------

@@ -77,11 +77,13 @@ def split_url(url: str) -> Tuple[Target, str]:
 
 
 class ClientCertificate(NamedTuple):
-    """What is shown to upstreams that ask who is there: files, and what opens the key."""
+    """What is shown to those who ask who is there: files, what opens the key, and how the names of
+    the settings begin that say so."""
 
     cert_file: str = ""
     key_file: str = ""
     passphrase: str = ""
+    named: str = "CLIENT"
 
     def __repr__(self) -> str:
         return f"ClientCertificate({self.cert_file!r})"
@@ -122,14 +124,15 @@ def add_client_certificate(context: ssl.SSLContext, client: ClientCertificate) -
 
 def client_certificate_problem(client: ClientCertificate, error: Exception, locked: bool) -> str:
     reason = getattr(error, "reason", "") or getattr(error, "strerror", "") or "not usable"
+    named = client.named
     if reason == "KEY_VALUES_MISMATCH":
-        return "CLIENT_KEY_FILE: this key does not belong to the certificate in CLIENT_CERT_FILE"
+        return f"{named}_KEY_FILE: this key does not belong to the certificate in {named}_CERT_FILE"
     if locked and client.passphrase:
-        return "CLIENT_KEY_PASSPHRASE: does not open the key"
+        return f"{named}_KEY_PASSPHRASE: does not open the key"
     if locked:
-        return "CLIENT_KEY_PASSPHRASE: the key is encrypted; set what opens it"
-    hint = "" if client.key_file else " (if the key is in another file: CLIENT_KEY_FILE)"
-    return f"CLIENT_CERT_FILE: cannot be used as a certificate and its key: {reason}{hint}"
+        return f"{named}_KEY_PASSPHRASE: the key is encrypted; set what opens it"
+    hint = "" if client.key_file else f" (if the key is in another file: {named}_KEY_FILE)"
+    return f"{named}_CERT_FILE: cannot be used as a certificate and its key: {reason}{hint}"
 
 
 class InnerTls:

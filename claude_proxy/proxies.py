@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import List, NamedTuple, Optional, Tuple, Union
 from urllib.parse import unquote_to_bytes
 
+from claude_proxy.config import ConfigError
 from claude_proxy.pool import Target, WebProxy, split_url
 
 Address = Union[IPv4Address, IPv6Address]
@@ -22,11 +23,14 @@ class ProxySettings(NamedTuple):
     no_proxy: Tuple[str, ...] = ()
 
 
-def read_proxies(https_url: str, http_url: str, no_proxy: Sequence[str]) -> ProxySettings:
-    """From the three settings, as `config` has checked them."""
+def read_proxies(
+    https_url: str, http_url: str, no_proxy: Sequence[str], all_url: str = ""
+) -> ProxySettings:
+    """From the settings, as `config` has checked them."""
+    either = read_web_proxy(all_url, "ALL_PROXY")
     return ProxySettings(
-        read_web_proxy(https_url, "HTTPS_PROXY"),
-        read_web_proxy(http_url, "HTTP_PROXY"),
+        read_web_proxy(https_url, "HTTPS_PROXY") or either,
+        read_web_proxy(http_url, "HTTP_PROXY") or either,
         tuple(rule for text in no_proxy for rule in text.split()),
     )
 
@@ -38,6 +42,25 @@ def read_web_proxy(url: str, setting: str) -> Optional[WebProxy]:
     target, _ = split_url(place)
     basic = "Basic " + base64.b64encode(plain_userinfo(user)).decode("ascii")
     return WebProxy(target, basic if user else "", setting)
+
+
+def is_socks(proxy: WebProxy) -> bool:
+    return proxy.target.scheme.startswith("socks")
+
+
+def check_no_socks(targets: Iterable[Target], settings: ProxySettings) -> None:
+    """ConfigError if one of these upstreams would have to be reached by a SOCKS proxy: to go
+    straight would be to pass over what the setting says."""
+    for target in targets:
+        proxy = proxy_for(target, settings)
+        if proxy is not None and is_socks(proxy):
+            raise ConfigError([SOCKS_PROXY.format(target=target, scheme=target.scheme.upper())])
+
+
+SOCKS_PROXY = (
+    "ALL_PROXY: SOCKS is not spoken here, and {target} would be reached by it; set {scheme}_PROXY"
+    " to an http proxy, or name the host in NO_PROXY to reach it without one"
+)
 
 
 def split_userinfo(url: str) -> Tuple[str, str]:

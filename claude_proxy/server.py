@@ -13,9 +13,11 @@ from typing import Any, Optional
 from claude_proxy.app import App
 from claude_proxy.auth import OPEN_PATHS
 from claude_proxy.errors import CLIENT_GONE_STATUS, ProxyError
-from claude_proxy.exchange import Exchange, client_gone
+from claude_proxy.exchange import NEVER, Exchange, client_gone
 from claude_proxy.http1 import HttpRequest, bad_request, request_body
 from claude_proxy.inflight import Inflight
+from claude_proxy.listen_tls import TlsLink
+from claude_proxy.pool import connect_reason
 from claude_proxy.wire import Reply, Wire
 
 # Beyond MAX_CONNECTIONS a few more are let in, to be told 503 or to ask for /health.
@@ -32,15 +34,33 @@ class Handler(socketserver.StreamRequestHandler):
     server: Server
 
     def handle(self) -> None:
-        config = self.server.app.config
-        self.wire = Wire(self.connection, self.wfile, config.write_timeout)
+        config, tls = self.server.app.config, self.server.app.tls
+        try:
+            link: Any = TlsLink(self.connection, tls) if tls else None
+        except OSError:
+            return  # the client has gone already
+        self.wire = Wire(link or self.connection, link or self.wfile, config.write_timeout)
         self.overload = self.server.inflight.connections() >= config.max_connections
         self.server.inflight.add(self.wire)
         try:
-            while self.serve():
+            while (link is None or link.ready or self.begin_tls(link)) and self.serve():
                 pass
         finally:
             self.server.inflight.remove(self.wire)
+            if link is not None:
+                link.close()
+
+    def begin_tls(self, link: TlsLink) -> bool:
+        """Shake hands within the time that a head has; whether that went well."""
+        self.wire.deadline = self.wire.clock() + self.server.app.config.header_timeout
+        try:
+            link.handshake()
+        except OSError as error:
+            facts = {"client": self.client_address[0], "reason": connect_reason(error)}
+            self.server.app.log.debug("tls_not_begun", **facts)
+            self.wire.linger()
+        self.wire.deadline = NEVER
+        return link.ready
 
     def serve(self) -> bool:
         """Answer one request; whether there may be another."""

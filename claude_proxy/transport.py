@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Callable, List, NamedTuple, Optional, Tuple
 
+from claude_proxy.circuit import Circuits
 from claude_proxy.errors import ProxyError, retry_after_seconds
 from claude_proxy.events import CUT_SHORT
 from claude_proxy.exchange import Exchange
@@ -137,18 +138,27 @@ class Transport:
         context: Optional[ssl.SSLContext] = None,
         chance: Callable[[], float] = random_chance,
         proxies: ProxySettings = ProxySettings(),
+        circuits: Optional[Circuits] = None,
     ) -> None:
         self._timeouts = timeouts
         self._max_retries = max_retries
         self._context = context
         self._chance = chance
         self._proxies = proxies
+        self._circuits = circuits or Circuits()
         self._pool = Pool()
 
     def close(self) -> None:
         self._pool.close()
 
     def request(self, exchange: Exchange, call: Call) -> UpstreamResponse:
+        """As `_request`; ProxyError(529) at once while what asks a model is not sent there."""
+        circuit = self._circuits.at(call.target) if call.method == "POST" else None
+        if circuit is None:
+            return self._request(exchange, call)
+        return circuit.guard(exchange, call.once, partial(self._request, exchange, call))
+
+    def _request(self, exchange: Exchange, call: Call) -> UpstreamResponse:
         """Send the call and read the answer's head, with retries; the caller closes the answer.
 
         Any status comes back as an answer, redirects too: they are never followed.

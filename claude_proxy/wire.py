@@ -312,6 +312,7 @@ class Reply:
                 return self._frame(body) + self._end()
             self.status = response.status
             head = self._head(response.status, (*response.headers, *self._length(response, body)))
+            self._exchange.bytes_out += 0 if self._head_only else len(body)
             return head if self._head_only else head + body
 
         self._wire.send_locked(make)
@@ -371,6 +372,7 @@ class Reply:
         return self._head(status, (*headers, *framing)) + self._frame(opening)
 
     def _frame(self, piece: bytes) -> bytes:
+        self._exchange.bytes_out += len(piece)
         # An empty chunk would be the last one.
         return encode_chunk(piece) if self._chunked and piece else piece
 

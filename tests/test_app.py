@@ -64,10 +64,14 @@ def test_the_facts_have_no_secret():
 
 def test_health_and_livez():
     app = make()
-    assert json_of(call("GET", "/health", app=app)) == {"status": "ok", "version": VERSION, "upstream": "demo"}
+    for path in ("/health", "/healthz"):
+        facts = {"status": "ok", "version": VERSION, "upstream": "demo", "circuit": {}}
+        assert json_of(call("GET", path, app=app)) == facts
+    assert json_of(call("GET", "/readyz", app=app)) == {"status": "ready", "circuit": {}}
     assert json_of(call("GET", "/livez", app=app)).keys() == {"status", "in_flight", "draining", "timestamp"}
     app.inflight.draining = True
-    assert call("GET", "/health", app=app).status == 503
+    for path in ("/health", "/healthz", "/readyz"):
+        assert call("GET", path, app=app).status == 503
     assert json_of(call("GET", "/livez", app=app))["draining"] is True
 
 

@@ -43,11 +43,14 @@ from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest
 from claude_proxy.log import Log
 from tests.support import (
+    HANG_UP,
     ROOT,
+    Pause,
     RawClient,
     ScriptedUpstream,
     ask,
     json_answer,
+    load_form,
     message_body,
     request_bytes,
     running_proxy,
@@ -414,7 +417,7 @@ def test_outcomes(status, facts, cancelled, outcome, kind):
 FIELDS = {
     "seq", "time", "id", "session", "agent", "client", "credential", "method", "path", "bytes_in", "model", "upstream",
     "upstream_model", "route", "tried", "status", "outcome", "stop_reason", "error_type", "input_tokens",
-    "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "ms", "key", "prev", "hash",
+    "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens", "bytes_out", "ms", "key", "prev", "hash",
 }
 
 
@@ -449,6 +452,34 @@ def test_a_line_for_each_request(form, path):
     text = path.read_text()
     assert CANARY not in text and "client-secret" not in text and KEY not in text
     assert problem_of(path) is None
+
+
+PATHS_AND_METHODS = [
+    ("whole", "POST", "/v1/messages", {}), ("streamed", "POST", "/v1/messages", {"stream": True}),
+    ("refused", "POST", "/v1/nothing", {}), ("listed", "GET", "/v1/models", None), ("the head alone", "HEAD", "/v1/models", None),
+]
+
+
+def test_the_bytes_of_each_body_are_counted(path):
+    """What a client read of a body, and no more: neither head nor framing."""
+    with running_proxy(load_form("package"), {"AUDIT_FILE": str(path)}) as proxy:
+        read = []
+        for _, method, where, more in PATHS_AND_METHODS:
+            with RawClient(proxy.port) as client:
+                client.send(request_bytes(None if more is None else message_body(**more), where, method))
+                read.append(len(client.answer(head_only=method == "HEAD").body))
+        counted = [line["bytes_out"] for line in audited(proxy, path, len(PATHS_AND_METHODS))]
+    assert counted == read and read[-1] == 0 and min(read[:-1]) > 50
+
+
+def test_pings_and_a_late_error_are_counted(path):
+    with ScriptedUpstream([Pause(0.1), HANG_UP]) as upstream:
+        environ = {**upstream_environ(upstream), "AUDIT_FILE": str(path)}
+        with running_proxy(load_form("package"), environ, ping_interval=0.03) as proxy:
+            answer = ask(proxy.port, message_body(stream=True))
+            [line] = audited(proxy, path, 1)
+    assert b"event: ping" in answer.body and b"event: error" in answer.body
+    assert line["bytes_out"] == len(answer.body)
 
 
 REFUSED = [

@@ -30,7 +30,7 @@ def test_the_readmes_table_is_printed_from_the_table():
 
 def test_every_variable_that_the_readme_names_exists():
     known = {name for setting in SETTINGS for name in (setting.name, *setting.aliases)}
-    of_clients = re.compile(r"(CLAUDE_CODE|ANTHROPIC|OLLAMA)_\w+|NO_PROXY|NAME|HOST|PORT|README")
+    of_clients = re.compile(r"(CLAUDE_CODE|ANTHROPIC|OLLAMA|NODE)_\w+|NO_PROXY|NAME|HOST|PORT|README")
     named = set(re.findall(r"`([A-Z][A-Z0-9]*_[A-Z0-9_]+)\b", README))
     unknown = {n for n in named - known if not of_clients.fullmatch(n) and not n.startswith("CUSTOM_HEADER_")
                and n.rpartition("_FILE")[0] not in known}

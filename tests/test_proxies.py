@@ -196,6 +196,68 @@ def test_both_cases_of_the_names():
     assert config.https_proxy == "http://user:word@p:1"
 
 
+# (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, who is asked for https and for http)
+FALLBACKS = [
+    ("", "", "http://all.test:1", "ALL_PROXY all.test:1", "ALL_PROXY all.test:1"),
+    ("s.test:1", "", "all.test:1", "HTTPS_PROXY s.test:1", "ALL_PROXY all.test:1"),
+    ("", "p.test:1", "https://user:w@all.test", "ALL_PROXY all.test:443", "HTTP_PROXY p.test:1"),
+    ("s.test:1", "p.test:2", "socks5://all.test:1", "HTTPS_PROXY s.test:1", "HTTP_PROXY p.test:2"),
+]
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize("secure,plain,both,https,http", FALLBACKS)
+def test_one_for_all_goes_behind_the_others(name, secure, plain, both, https, http):
+    config = load_config({name: both}, {"HTTPS_PROXY": secure, "HTTP_PROXY": plain})
+    settings = read_proxies(config.https_proxy, config.http_proxy, ("near.test",), config.all_proxy)
+    found = [proxy_for(Target(scheme, "a.test", 1), settings) for scheme in ("https", "http")]
+    assert [f"{proxy.setting} {proxy}" for proxy in found] == [https, http]
+    assert proxy_for(Target("https", "near.test", 1), settings) is None
+    assert "all.test" not in trust_roots(config) or "; ALL_PROXY is all.test" in trust_roots(config)
+
+
+def check_config(tmp_path, environ):
+    (tmp_path / "empty").write_text("")
+    out, err = io.StringIO(), io.StringIO()
+    return main(["--check-config", "--env-file", str(tmp_path / "empty")], environ, out, err), out.getvalue(), err.getvalue()
+
+
+HTTPS, PLAIN = "https://up.test/v1", "http://up.test/v1"
+# (ALL_PROXY, upstream, more settings, the way out that is told of, "" where it does not matter)
+SOCKS = [
+    ("socks5://u:canary@p.test:1080", HTTPS, {}, "set HTTPS_PROXY to an http proxy"),
+    ("SOCKS5H://p.test:1080", PLAIN, {}, "set HTTP_PROXY to an http proxy"),
+    ("socks4a://p.test", HTTPS, {"HTTP_PROXY": "p:1"}, "set HTTPS_PROXY to an http proxy"),
+    ("socks://p.test:1080", HTTPS, {"HTTPS_PROXY": "p:1"}, ""),
+    ("socks5://p.test:1080", HTTPS, {"NO_PROXY": "up.test"}, ""),
+    ("socks5://p.test:1080", "http://localhost:11434/v1", {}, ""),
+    ("socks5://p.test:1080", "", {}, ""),
+]
+
+
+@pytest.mark.parametrize("proxy,upstream,more,words", SOCKS)
+def test_socks_is_told_of_where_it_would_be_needed(tmp_path, proxy, upstream, more, words):
+    code, out, err = check_config(tmp_path, {"ALL_PROXY": proxy, "OPENAI_BASE_URL": upstream, **more})
+    assert code == (1 if words else 0) and words in err and "canary" not in out + err and "; ALL_PROXY is" not in out
+    if words:
+        assert err.startswith("ALL_PROXY: SOCKS is not spoken here, and up.test:")
+        assert main(["--env-file", str(tmp_path / "empty")], {"ALL_PROXY": proxy, "OPENAI_BASE_URL": upstream, **more},
+                    io.StringIO(), io.StringIO()) == 2
+
+
+@pytest.mark.parametrize("text", ["socks5://", "socks9://canary:1", "socks5://canary:99999", "socks5://canary/x", "ftp://canary:1"])
+def test_urls_that_are_refused_for_all(text):
+    with pytest.raises(ConfigError) as caught:
+        load_config({"ALL_PROXY": text})
+    [problem] = caught.value.problems
+    assert problem.startswith("ALL_PROXY: must be an http or https proxy") and "canary" not in problem
+
+
+def test_credentials_of_one_for_all_are_secrets():
+    config = load_config({"ALL_PROXY": "socks5://user:can%61ry@p.test:1"})
+    assert {"can%61ry", "canary"} <= set(secret_values(config))
+
+
 def test_credentials_are_shown_nowhere():
     environ = {"HTTPS_PROXY": "http://user:can%61ry-word@proxy.test:3128", "HTTP_PROXY": "http://other.test:81"}
     config = load_config(environ)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -14,7 +15,7 @@ import warnings
 import pytest
 
 from claude_proxy.app import build_app
-from claude_proxy.cli import main, trust_roots
+from claude_proxy.cli import Loaded, main, reload_settings, trust_roots
 from claude_proxy.config import ConfigError
 from claude_proxy.config_load import load_config
 from claude_proxy.errors import ProxyError
@@ -24,12 +25,17 @@ from claude_proxy.proxies import ProxySettings, read_proxies
 from claude_proxy.transport import Call, Timeouts, Transport
 from tests.support import (
     WAIT_FOR_CLOSE,
+    Pause,
+    RawClient,
     ScriptedUpstream,
     Tunnel,
     ask,
+    chat_stream,
+    delta,
     http_answer,
     load_form,
     message_body,
+    request_bytes,
     running_proxy,
     text_answer,
     wait_until,
@@ -403,3 +409,89 @@ def test_straight_if_no_proxy_is_named(made):
         call = Call("GET", Target("https", "localhost", upstream.port), "/", (), b"")
         assert read_all(transport.request(Exchange(), call)) == b"hello"
         transport.close()
+
+
+# --- files that were changed ---------------------------------------------------------------------
+
+
+class Rewritable:
+    """A proxy whose certificates are in files that are written anew; its settings stay as they are."""
+
+    def __init__(self, proxy, made, folder, environ):
+        self.proxy, self.made, self.folder, self.environ = proxy, made, folder, environ
+
+    def write(self, **names):
+        for name, source in names.items():
+            for end in ("pem", "key"):
+                (self.folder / f"{name}.{end}").write_text(self.made.text(f"{source}.{end}"))
+
+    def reload(self):
+        reload_settings(self.proxy.server, lambda: Loaded(load_config(self.environ), "", ()), self.proxy.log_text)
+        return self.proxy.log_lines()[-1]
+
+    def said(self):
+        answer = ask(self.proxy.port, message_body()).json
+        return answer["error"]["message"] if "error" in answer else answer["content"][0]["text"]
+
+
+@contextlib.contextmanager
+def rewritable(made, folder, upstream, **files):
+    environ = {"LISTEN_PORT": "0", "MODEL_LIMITS": "false", "OPENAI_API_KEY": "k", "OPENAI_BASE_URL": upstream.url,
+               "MAX_RETRIES": "0", "CA_FILE": str(folder / "trusted.pem"), "CLIENT_CERT_FILE": str(folder / "shown.pem"),
+               "CLIENT_KEY_FILE": str(folder / "shown.key")}
+    bench = Rewritable(None, made, folder, environ)
+    bench.write(**files)
+    with running_proxy(load_form("package"), environ) as bench.proxy:
+        yield bench
+        bench.proxy.server.app.transport.close()
+
+
+def test_a_changed_ca_file_is_read_anew_and_old_connections_are_dropped(made, tmp_path):
+    with ScriptedUpstream(text_answer("hi"), context=made.server()) as upstream:
+        with rewritable(made, tmp_path, upstream, trusted="ca", shown="client") as bench:
+            assert (bench.said(), bench.said(), upstream.connections) == ("hi", "hi", 1)
+            bench.write(trusted="other-ca")
+            assert bench.said() == "hi", "nobody has said that the file is a new one"
+            line = bench.reload()
+            assert (line["event"], line["changed"]) == ("reloaded", "nothing")
+            assert "its certificate is not trusted" in bench.said()
+            bench.write(trusted="ca")
+            bench.reload()
+            assert bench.said() == "hi"
+
+
+def test_a_changed_client_certificate_is_shown_next(made, tmp_path):
+    with ScriptedUpstream(text_answer("hi"), context=made.server(asks_client=True)) as upstream:
+        with rewritable(made, tmp_path, upstream, trusted="ca", shown="stranger") as bench:
+            assert "does not accept the client certificate" in bench.said()
+            bench.write(shown="client")
+            bench.reload()
+            assert (bench.said(), bench.said()) == ("hi", "hi")
+            bench.write(shown="stranger")
+            bench.reload()
+            assert "does not accept the client certificate" in bench.said()
+
+
+@pytest.mark.parametrize("name,problem", [("trusted", "CA_FILE or CA_DIR: cannot be used"), ("shown", "CLIENT_CERT_FILE: cannot be used")])
+def test_a_file_that_is_bad_now_changes_nothing(made, tmp_path, name, problem):
+    with ScriptedUpstream(text_answer("hi"), context=made.server(asks_client=True)) as upstream:
+        with rewritable(made, tmp_path, upstream, trusted="ca", shown="client") as bench:
+            assert bench.said() == "hi"
+            (tmp_path / f"{name}.pem").write_text("nothing of use")
+            line = bench.reload()
+            assert line["event"] == "reload_refused" and problem in line["problem"]
+            assert bench.said() == "hi" and upstream.connections == 1
+
+
+def test_an_answer_under_way_keeps_its_connection(made, tmp_path):
+    go = threading.Event()
+    begun = chat_stream(delta(content="be"), Pause(5, go), delta(content="gun"), delta("stop"))
+    with ScriptedUpstream(begun, text_answer("hi"), context=made.server()) as upstream:
+        with rewritable(made, tmp_path, upstream, trusted="ca", shown="client") as bench, RawClient(bench.proxy.port) as client:
+            client.send(request_bytes(message_body(stream=True)))
+            client.read_until(b'"be"')
+            bench.reload()
+            assert bench.said() == "hi"
+            go.set()
+            assert b'"gun"' in client.read_until(b"message_stop")
+            assert bench.said() == "hi" and upstream.connections == 2
