@@ -14,7 +14,7 @@ import pytest
 
 from claude_proxy.amalgamate import build
 from claude_proxy.config import VERSION
-from claude_proxy.release import main, make_sbom, release_files, sums_text
+from claude_proxy.release import main, make_sbom, sums_text
 from tests.support import ROOT
 
 PACKAGE = ROOT / "claude_proxy"
@@ -118,18 +118,24 @@ def test_sums_are_those_that_sha256sum_reads():
     assert sums_text({"b": b"", "a": b"a file"}) == f"{DIGEST}  a\n{hashlib.sha256().hexdigest()}  b\n"
 
 
-def test_the_release_is_the_source_and_nothing_else():
-    files = release_files(PACKAGE, 1_800_000_000)
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("release") / "dist"
+    assert main(["--output", str(folder), "--time", "1800000000"]) == 0
+    return folder
+
+
+def test_the_release_is_the_source_and_nothing_else(released):
+    files = {path.name: path.read_bytes() for path in released.iterdir()}
     assert sorted(files) == NAMES and files["claude_api_proxy.py"] == build(PACKAGE).encode()
     assert files["LICENSE"] == (ROOT / "LICENSE").read_bytes()
     bom = json.loads(files["sbom.cdx.json"])
     assert mistakes(bom, ("bom",)) == [] and bom["metadata"]["timestamp"] == "2027-01-15T08:00:00Z"
 
 
-def test_two_runs_write_the_same_bytes(tmp_path):
-    """In another process too, with another order of hashes, another time zone and another umask."""
-    one, other = tmp_path / "one", tmp_path / "other"
-    assert main(["--output", str(one), "--time", "1800000000"]) == 0
+def test_two_runs_write_the_same_bytes(released, tmp_path):
+    """In another process too, with another order of hashes, in another time zone and language."""
+    one, other = released, tmp_path / "other"
     environ = {**os.environ, "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
     command = [sys.executable, "-m", "claude_proxy.release", "--output", str(other), "--time", "1800000000"]
     subprocess.run(command, cwd=ROOT, env=environ, check=True)
@@ -138,19 +144,18 @@ def test_two_runs_write_the_same_bytes(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("sha256sum"), reason="sha256sum is not here")
-def test_sha256sum_agrees_and_sees_a_change(tmp_path):
-    assert main(["--output", str(tmp_path)]) == 0
-    check = ["sha256sum", "-c", "SHA256SUMS"]
-    assert subprocess.run(check, cwd=tmp_path, capture_output=True).returncode == 0
-    with open(tmp_path / "claude_api_proxy.py", "ab") as file:
+def test_sha256sum_agrees_and_sees_a_change(released, tmp_path):
+    folder, check = shutil.copytree(released, tmp_path / "copy"), ["sha256sum", "-c", "SHA256SUMS"]
+    assert subprocess.run(check, cwd=folder, capture_output=True).returncode == 0
+    with open(folder / "claude_api_proxy.py", "ab") as file:
         file.write(b"#")
-    assert b"claude_api_proxy.py: FAILED" in subprocess.run(check, cwd=tmp_path, capture_output=True).stdout
+    assert b"claude_api_proxy.py: FAILED" in subprocess.run(check, cwd=folder, capture_output=True).stdout
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a mode is a matter of POSIX")
-def test_the_released_file_can_be_run_and_tells_the_sum(tmp_path):
-    assert main(["--output", str(tmp_path)]) == 0
-    told = subprocess.run([sys.executable, "-I", "-S", str(tmp_path / "claude_api_proxy.py"), "--version"],
+def test_the_released_file_can_be_run_and_tells_the_sum(released):
+    program = released / "claude_api_proxy.py"
+    told = subprocess.run([sys.executable, "-I", "-S", str(program), "--version"],
                           capture_output=True, text=True, check=True).stdout
-    sums = dict(line.split()[::-1] for line in (tmp_path / "SHA256SUMS").read_text().splitlines())
-    assert f"sha256 {sums['claude_api_proxy.py']}\n" in told and os.access(tmp_path / "claude_api_proxy.py", os.X_OK)
+    sums = dict(line.split()[::-1] for line in (released / "SHA256SUMS").read_text().splitlines())
+    assert f"sha256 {sums[program.name]}\n" in told and os.access(program, os.X_OK)
