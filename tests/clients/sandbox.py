@@ -3,7 +3,7 @@
 Each check starts it in a root of its own, made with bubblewrap: read-only, another user (65532), no
 capability, no new privileges, a temporary folder that has to stay empty. `unit` runs ExecStart of the
 systemd unit, with its credentials and with one folder for the audit; `image` runs the Dockerfile's
-ENTRYPOINT where there is nothing but Python and that file. No strace: trees are compared by SHA-256.
+RUN and ENTRYPOINT where there is nothing but Python and that file. No strace: trees are compared by SHA-256.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Callable, Dict, List, NamedTuple
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 from tests.clients.lab import (
     START_SECONDS,
@@ -105,8 +105,9 @@ class Box(NamedTuple):
             "--unshare-user", "--uid", str(USER), "--gid", str(USER)]
         launch = [self.python, "-I", "-S", "-c", LAUNCH] if as_root else []
         alone = ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent", "--new-session"]
-        return [shutil.which("bwrap"), *open_parents(self.mounts[2::3]), *self.mounts, "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/",
-                *alone, *rights, "--", *launch, *words]
+        kernel = ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
+        return [shutil.which("bwrap"), *open_parents(self.mounts[2::3]), *self.mounts, *kernel, *alone, *rights,
+                "--", *launch, *words]
 
     def see(self) -> Dict[str, Dict[str, str]]:
         return {name: contents(path) for name, path in self.folders.items()}
@@ -180,16 +181,29 @@ def image_box(lab: Lab, version: str, settings: str, secrets: Dict[str, str]) ->
     """As the image has it: Python, the libraries that it is linked with, and the file."""
     own = {f"/run/secrets/{name}": text for name, text in secrets.items()}
     folders = {"/": folder(lab, "root"), "/run/secrets": folder(lab, "secrets", 0o500, USER, **secrets)}
-    path = pathlib.Path(shutil.copy(SINGLE_FILE, folders["/"]))
-    path.chmod(0o444)
+    shutil.copy(SINGLE_FILE, folders["/"])
     prefix = base_prefix(find_python(version))
-    mounts = ["--ro-bind", prefix, prefix, "--ro-bind", str(path), f"/{path.name}"]
-    mounts += [word for library in libraries(prefix) for word in ("--ro-bind", library, library)]
-    mounts += ["--ro-bind", str(folders["/run/secrets"]), "/run/secrets"]
+    paths = [(path, path) for path in (prefix, *libraries(prefix))]
+    compile_file(lab, [*paths, (f"{folders['/']}/{SINGLE_FILE.name}", f"/{SINGLE_FILE.name}")], prefix, folders["/"])
+    paths += [(str(path), f"/{path.name}") for path in folders["/"].iterdir()]
+    paths.append((str(folders["/run/secrets"]), "/run/secrets"))
+    mounts = [word for path, place in paths for word in ("--ro-bind", path, place)]
     lines = [line.split("=", 1) for line in settings.splitlines()]
     environ = {**dict(lines), **dockerfile_environ(), "LISTEN_PORT": "0", "PATH": f"{prefix}/bin"}
     environ.update({f"{name.rpartition('/')[2]}_FILE": name for name in own})
     return Box(mounts, dockerfile_words("ENTRYPOINT"), "python3", [], folders, environ)
+
+
+def compile_file(lab: Lab, paths: Iterable[Tuple[str, str]], prefix: str, out: pathlib.Path) -> None:
+    """The Dockerfile's RUN, in a root like the image's; what it made goes into `out`."""
+    mounts = [word for path, place in paths for word in ("--ro-bind", path, place)]
+    work = "import subprocess, shutil, sys; subprocess.run(sys.argv[1:], check=True); shutil.copy(sys.argv[-1] + 'c', '/out')"
+    command = ["/usr/bin/env", "bwrap", *mounts, "--bind", str(out), "/out", "--proc", "/proc", "--dev", "/dev", "--", "python3"]
+    environ = {**lab.environ(), "PATH": f"{prefix}/bin:{os.environ.get('PATH', os.defpath)}"}
+    done = lab.run([*command, "-I", "-S", "-c", work, *dockerfile_words("RUN")], environ)
+    expect_equal((done.status, done.err), (0, ""), "exit status and errors of RUN")
+    for path in out.iterdir():
+        path.chmod(0o444)
 
 
 def base_prefix(python: str) -> str:
