@@ -70,7 +70,7 @@ def scalar(text: str) -> Any:
     if re.fullmatch("[0-9]+", text):
         return int(text)
     # What other readers take for a number, a truth or nothing has to stand in quotes.
-    odd = re.fullmatch(r"[0-9.:_-]+|[0-9.]+e[0-9]+|(?i:y|n|yes|no|on|off|true|false|null)", text)
+    odd = re.fullmatch(r"[0-9.:_-]*[0-9][0-9.:_-]*|[0-9.]+e[0-9]+|(?i:y|n|yes|no|on|off|true|false|null)", text)
     if re.fullmatch(r"[A-Za-z0-9./][A-Za-z0-9 ./:_-]*", text) and ": " not in text and not odd:
         return text
     raise ValueError(f"a scalar of another kind: {text}")
