@@ -157,3 +157,12 @@ def test_systemd_takes_the_unit_with_its_drop_ins(tmp_path):
         pytest.skip(f"systemd-analyze cannot work here: {done.stderr[-200:]}")
     # Another release may lack a key, and where there is no such Python there is no such program.
     assert [line for line in complaints if "Unknown key" not in line and "not executable" not in line] == []
+
+
+def test_systemd_finds_little_exposed():
+    program = shutil.which("systemd-analyze")
+    if not program or "--threshold" not in subprocess.run([program, "--help"], capture_output=True, text=True).stdout:
+        pytest.skip("no systemd-analyze that judges a file")
+    command = [program, "security", "--offline=true", "--threshold=20", str(DEPLOY / "claude-proxy.service")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0 and "exposure level" in done.stdout, done.stdout[-300:] + done.stderr[-300:]
