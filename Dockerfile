@@ -10,7 +10,7 @@ LABEL org.opencontainers.image.title="claude_proxy" \
 
 # The mode is set here, so that a checkout under a strict umask can still be read by the user below.
 COPY --chmod=0444 claude_api_proxy.py /claude_api_proxy.py
-# What runs is that file compiled, which starts in a third of the time and with less than half of the
+# What runs is that file compiled, which starts in half of the time or less, with less than half of the
 # memory; the file stays beside it to be read, and --version tells its SHA-256.
 RUN ["python3", "-I", "-S", "-m", "compileall", "-q", "-b", "--invalidation-mode", "unchecked-hash", "/claude_api_proxy.py"]
 
