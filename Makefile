@@ -10,7 +10,7 @@ VENV = .venv/$(PYTHON_VERSION)
 VENV_PYTHON = $(VENV)/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-cache-dir
 
-.PHONY: help run test test-clients bench bench-peers single lint image env clean
+.PHONY: help run test test-clients bench bench-peers single release lint image env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,12 @@ bench-peers: ## measure beside other proxies too, which are installed outside; A
 
 single: ## write claude_api_proxy.py from claude_proxy/
 	$(PYTHON) -m claude_proxy.amalgamate
+
+# Of the commit, so that the same commit is the same release.
+RELEASE_TIME := $(shell git log -1 --format=%ct 2>/dev/null)
+
+release: ## write the file, its licence, SHA256SUMS and bill of materials into dist/
+	$(PYTHON) -m claude_proxy.release $(if $(RELEASE_TIME),--time $(RELEASE_TIME))
 
 lint: $(VENV)/ruff ## check style and common mistakes
 	$(VENV_PYTHON) -m ruff check --output-format concise .

@@ -15,11 +15,11 @@ it in place; the model maps are at the top of its first section. Sections, each 
   dialects/chat_request, dialects/chat_profiles, dialects/chat_repairs, dialects/chat_calls,
   dialects/chat_usage, dialects/thought_writer, dialects/chat_frames, dialects/chat_stream,
   dialects/text_tools, dialects/text_calls, dialects/text_turns, routing, auth, exchange,
-  rate_limits, inflight, slots, late, pool, proxies, transport, limits, reasoning_memory, json_edit,
-  phi_rules, phi, agents, relay, routes, keys, forwards, fallback, upstreams/upstream,
-  upstreams/openai, upstreams/redcap_form, upstreams/redcap_reply, upstreams/redcap, upstreams/demo,
-  upstreams/anthropic, wire, answering, metrics, openapi, audit, observers, app, server, explain,
-  checks, cli, __main__
+  rate_limits, inflight, slots, late, pool, circuit, listen_tls, proxies, transport, limits,
+  reasoning_memory, json_edit, phi_rules, phi, agents, relay, routes, keys, forwards, fallback,
+  upstreams/upstream, upstreams/openai, upstreams/redcap_form, upstreams/redcap_reply,
+  upstreams/redcap, upstreams/demo, upstreams/anthropic, wire, answering, metrics, openapi, audit,
+  otlp, otlp_send, otlp_export, observers, app, server, explain, checks, cli, __main__
 """
 
 from __future__ import annotations
@@ -341,6 +341,31 @@ def parse_model_map(text: str) -> Tuple[Tuple[str, str], ...]:
     return rows
 
 
+def parse_otlp_pairs(text: str) -> Tuple[Tuple[str, str], ...]:
+    """Pairs as OpenTelemetry writes them: name=value, with %XX for what would be misread."""
+    pairs = [pair.partition("=") for pair in parse_text(text).split(",") if pair.strip()]
+    if not all(name.strip() and mark for name, mark, _ in pairs):
+        raise ValueError("must be name=value pairs with commas between, %2C for one in a value")
+    return tuple((unquote(name.strip()), unquote(value.strip())) for name, _, value in pairs)
+
+
+def parse_otlp_headers(text: str) -> str:
+    """Stays as written, for it is a secret as a whole; `parse_otlp_pairs` reads it."""
+    for name, value in parse_otlp_pairs(text):
+        named = re.fullmatch(r"[A-Za-z0-9_.-]+", name) and name.lower() not in FRAMING_HEADERS
+        if not (named and re.fullmatch(HEADER_TEXT, value)):
+            raise ValueError("must be header=value pairs, with commas between")
+    return text
+
+
+def parse_otlp_url(text: str) -> str:
+    if text and not is_plain_url(text):
+        raise ValueError(
+            "must be an http or https URL such as http://localhost:4318, without user name or query"
+        )
+    return text
+
+
 def parse_agent_map(text: str) -> Tuple[Tuple[str, str], ...]:
     """Pairs agent:model; a model may carry its upstream's name (agent:openai:gpt-4o)."""
     pairs = [pair.partition(":") for pair in parse_text(text).split(",") if pair.strip()]
@@ -407,6 +432,14 @@ def parse_proxy_url(text: str) -> str:
     return f"{scheme.lower()}://{user}{at}{place}" if text else ""
 
 
+def parse_all_proxy_url(text: str) -> str:
+    """As `parse_proxy_url`. One of SOCKS is kept: it matters only if an upstream needs it."""
+    scheme, mark, rest = text.partition("://")
+    if not re.fullmatch(r"socks(4a?|5h?)?", scheme.lower()):
+        return parse_proxy_url(text)
+    return scheme.lower() + parse_proxy_url("http" + mark + rest)[len("http"):]
+
+
 def is_plain_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
@@ -458,6 +491,15 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("LISTEN_REUSE_PORT", "false", parse_bool,
             "true lets several processes listen on one port; the kernel shares connections out",
             "Listening"),
+    Setting("TLS_CERT_FILE", "", parse_text,
+            "certificate to listen with (https), in PEM form, with those that lead to its root",
+            "Listening"),
+    Setting("TLS_KEY_FILE", "", parse_text,
+            "the key of TLS_CERT_FILE, if it is not in the same file", "Listening"),
+    Setting("TLS_KEY_PASSPHRASE", "", parse_text,
+            "what opens that key, if it is encrypted", "Listening", secret=True),
+    Setting("TLS_CLIENT_CA_FILE", "", parse_text,
+            "certificates of which one must have signed each client's (mTLS)", "Listening"),
     Setting("ALLOWED_HOSTS", "", parse_hosts,
             "further host names clients may use, with commas between; * for any", "Listening"),
     Setting("TRUST_PROXY", "false", parse_bool,
@@ -531,6 +573,11 @@ SETTINGS: Tuple[Setting, ...] = (
             "seconds of silence after which a waiting client is sent a ping", "Upstream"),
     Setting("MAX_RETRIES", "1", number_parser(0, 10),
             "repeats of a request that failed before its answer began", "Upstream"),
+    Setting("CIRCUIT_FAILURES", "5", number_parser(0, 1000),
+            "failures in a row after which an upstream counts as down; 0: never", "Upstream"),
+    Setting("CIRCUIT_OPEN_SECONDS", "10", seconds_parser(0.1, 3600),
+            "seconds in which one that is down is sent nothing; then one request tries it",
+            "Upstream"),
     Setting("SSL_VERIFY", "true", parse_bool,
             "false accepts any certificate of the upstream: for tests only", "Upstream"),
     Setting("CA_FILE", "", parse_text,
@@ -550,6 +597,9 @@ SETTINGS: Tuple[Setting, ...] = (
             "Upstream", secret=True, aliases=("https_proxy",)),
     Setting("HTTP_PROXY", "", parse_proxy_url,
             "proxy on the way to http upstreams", "Upstream", secret=True, aliases=("http_proxy",)),
+    Setting("ALL_PROXY", "", parse_all_proxy_url,
+            "proxy in place of each of those two that is unset; http, not SOCKS", "Upstream",
+            secret=True, aliases=("all_proxy",)),
     Setting("NO_PROXY", "", parse_names,
             "who is reached without a proxy: names with all below them, addresses, 10.0.0.0/8, *",
             "Upstream", aliases=("no_proxy",)),
@@ -657,6 +707,31 @@ SETTINGS: Tuple[Setting, ...] = (
             "true answers nothing (503) while the audit cannot be written", "Audit"),
     Setting("AUDIT_SYSLOG", "/dev/log", parse_text,
             "socket of the system's log, for AUDIT=syslog", "Audit"),
+    Setting("OTEL_EXPORTER_OTLP_ENDPOINT", "", parse_otlp_url,
+            "collector for metrics and spans, such as http://localhost:4318; unset, none are sent",
+            "OpenTelemetry"),
+    Setting("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "", parse_otlp_url,
+            "whole URL for metrics, in place of /v1/metrics of the collector", "OpenTelemetry"),
+    Setting("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "", parse_otlp_url,
+            "whole URL for spans, in place of /v1/traces of the collector", "OpenTelemetry"),
+    Setting("OTEL_EXPORTER_OTLP_HEADERS", "", parse_otlp_headers,
+            "headers for the collector: name=value with commas between, values URL-encoded",
+            "OpenTelemetry", secret=True),
+    Setting("OTEL_EXPORTER_OTLP_PROTOCOL", "", parse_text,
+            "http/json is what is spoken; any other word brings a warning", "OpenTelemetry"),
+    Setting("OTEL_EXPORTER_OTLP_TIMEOUT", "10000", number_parser(1, 600_000),
+            "longest wait for the collector, in milliseconds", "OpenTelemetry"),
+    Setting("OTEL_METRIC_EXPORT_INTERVAL", "60000", number_parser(100, 86_400_000),
+            "milliseconds between two exports of metrics", "OpenTelemetry"),
+    Setting("OTEL_BSP_SCHEDULE_DELAY", "5000", number_parser(100, 86_400_000),
+            "longest time that a span waits for others, in milliseconds", "OpenTelemetry"),
+    Setting("OTEL_SERVICE_NAME", "", parse_text,
+            "service.name; unset, that of OTEL_RESOURCE_ATTRIBUTES, else claude_proxy",
+            "OpenTelemetry"),
+    Setting("OTEL_RESOURCE_ATTRIBUTES", "", parse_otlp_pairs,
+            "further attributes of this service: name=value with commas between", "OpenTelemetry"),
+    Setting("OTEL_SDK_DISABLED", "false", parse_bool,
+            "true sends nothing, whatever else is set", "OpenTelemetry"),
     Setting("LOG_LEVEL", "info", choice_parser("debug", "info", "warning", "error", "critical"),
             "debug, info, warning, error or critical", "Logging"),
     Setting("LOG_FORMAT", "auto", choice_parser("auto", "text", "json"),
@@ -713,10 +788,12 @@ def load_config(
     """The settings in force, or ConfigError with every mistake.
 
     The environment goes before the .env, whichever of its names a setting has there; in one source
-    the setting's own name goes before NAME_FILE (secrets) and its aliases. Empty means unset.
+    the setting's own name goes before NAME_FILE (secrets) and its aliases. Between the two are
+    systemd's credentials. Empty means unset.
     """
     sources = (
-        ("environment", environ), (".env", dotenv or {}), ("CONFIG_FILE", settings_file or {})
+        ("environment", environ), ("credentials", credential_files(environ, path_exists)),
+        (".env", dotenv or {}), ("CONFIG_FILE", settings_file or {}),
     )  # fmt: skip
     values: Dict[str, Any] = {}
     found: Dict[str, FoundSetting] = {}
@@ -746,7 +823,8 @@ def load_config(
 
 def named_paths(values: Mapping[str, Any]) -> List[Tuple[str, Sequence[str]]]:
     """The settings that name files or folders, with what they name."""
-    files = ("CA_FILE", "CA_DIR", "CLIENT_CERT_FILE", "CLIENT_KEY_FILE")
+    files = ("CA_FILE", "CA_DIR", "CLIENT_CERT_FILE", "CLIENT_KEY_FILE",
+             "TLS_CERT_FILE", "TLS_KEY_FILE", "TLS_CLIENT_CA_FILE")
     own = [(name, [values[name]]) for name in files if values.get(name)]
     return [*own, ("SUBAGENT_FOLDERS", values.get("SUBAGENT_FOLDERS", ()))]
 
@@ -754,6 +832,16 @@ def named_paths(values: Mapping[str, Any]) -> List[Tuple[str, Sequence[str]]]:
 def read_text_file(path: str) -> str:
     with open(path, encoding="utf-8-sig") as file:
         return file.read(65536)
+
+
+def credential_files(
+    environ: Mapping[str, str], path_exists: Callable[[str], bool]
+) -> Dict[str, str]:
+    """NAME_FILE -> path of each secret that systemd hands over (LoadCredential=NAME:...)."""
+    folder = environ.get("CREDENTIALS_DIRECTORY", "")
+    secrets = [setting.name for setting in SETTINGS if setting.secret and folder]
+    paths = ((name, os.path.join(folder, name)) for name in secrets)
+    return {f"{name}_FILE": path for name, path in paths if path_exists(path)}
 
 
 def clean_text(text: str) -> str:
@@ -944,6 +1032,15 @@ CROSS_CHECKS: Tuple[Tuple[Tuple[str, ...], Callable[..., bool], str], ...] = (
     (("CLIENT_KEY_PASSPHRASE", "CLIENT_CERT_FILE"),
      lambda passphrase, certificate: not passphrase or bool(certificate),
      "needs CLIENT_CERT_FILE, and the key there or in CLIENT_KEY_FILE"),
+    (("TLS_KEY_FILE", "TLS_CERT_FILE"),
+     lambda key, certificate: not key or bool(certificate),
+     "needs TLS_CERT_FILE, the certificate that the key belongs to"),
+    (("TLS_KEY_PASSPHRASE", "TLS_CERT_FILE"),
+     lambda passphrase, certificate: not passphrase or bool(certificate),
+     "needs TLS_CERT_FILE, and the key there or in TLS_KEY_FILE"),
+    (("TLS_CLIENT_CA_FILE", "TLS_CERT_FILE"),
+     lambda roots, certificate: not roots or bool(certificate),
+     "needs TLS_CERT_FILE: without TLS no client shows a certificate"),
     (("AUDIT", "AUDIT_FILE"),
      lambda audit, file: audit != "file" or bool(file),
      "file needs AUDIT_FILE"),
@@ -8853,7 +8950,7 @@ def display_name(config: Config, name: str) -> str:
 HeaderPairs = Tuple[Tuple[str, str], ...]
 
 LOOPBACK_NAMES = ("localhost",)
-OPEN_PATHS = ("/health", "/livez")
+OPEN_PATHS = ("/health", "/healthz", "/livez", "/readyz")
 
 
 def host_name(authority: str) -> str:
@@ -9177,6 +9274,7 @@ class Exchange:
         self.not_repeated: FrozenSet[int] = frozenset()  # statuses that another key may not get
         self.forward: Dict[str, Any] = {}  # what a log has to know of the request to an upstream
         self.failures: List[Dict[str, Any]] = []  # of requests to upstreams, a log line each
+        self.bytes_out = 0  # of the body, as it was given to the connection
         self.first_event: Optional[float] = None
         self.open_block: Tuple[int, str] = (-1, "")
         self.usage: Dict[str, Any] = {}
@@ -9983,11 +10081,13 @@ def split_url(url: str) -> Tuple[Target, str]:
 
 
 class ClientCertificate(NamedTuple):
-    """What is shown to upstreams that ask who is there: files, and what opens the key."""
+    """What is shown to those who ask who is there: files, what opens the key, and how the names of
+    the settings begin that say so."""
 
     cert_file: str = ""
     key_file: str = ""
     passphrase: str = ""
+    named: str = "CLIENT"
 
     def __repr__(self) -> str:
         return f"ClientCertificate({self.cert_file!r})"
@@ -10028,14 +10128,15 @@ def add_client_certificate(context: ssl.SSLContext, client: ClientCertificate) -
 
 def client_certificate_problem(client: ClientCertificate, error: Exception, locked: bool) -> str:
     reason = getattr(error, "reason", "") or getattr(error, "strerror", "") or "not usable"
+    named = client.named
     if reason == "KEY_VALUES_MISMATCH":
-        return "CLIENT_KEY_FILE: this key does not belong to the certificate in CLIENT_CERT_FILE"
+        return f"{named}_KEY_FILE: this key does not belong to the certificate in {named}_CERT_FILE"
     if locked and client.passphrase:
-        return "CLIENT_KEY_PASSPHRASE: does not open the key"
+        return f"{named}_KEY_PASSPHRASE: does not open the key"
     if locked:
-        return "CLIENT_KEY_PASSPHRASE: the key is encrypted; set what opens it"
-    hint = "" if client.key_file else " (if the key is in another file: CLIENT_KEY_FILE)"
-    return f"CLIENT_CERT_FILE: cannot be used as a certificate and its key: {reason}{hint}"
+        return f"{named}_KEY_PASSPHRASE: the key is encrypted; set what opens it"
+    hint = "" if client.key_file else f" (if the key is in another file: {named}_KEY_FILE)"
+    return f"{named}_CERT_FILE: cannot be used as a certificate and its key: {reason}{hint}"
 
 
 class InnerTls:
@@ -10393,6 +10494,372 @@ class Pool:
 
 
 # ==================================================================================================
+# circuit
+# ==================================================================================================
+# Whether an upstream is down: after some failures in a row it is left alone for a while.
+#
+#     closed --failures in a row--> open --its time is over--> half-open: one request goes
+#        ^                            ^                            |
+#        |                            '--------- it fails ---------|
+#        '----------------------------------- it is answered ------'
+#
+# A failure is what says that the upstream itself is down: no connection, no TLS, no byte of an answer
+# in time, a gateway's page where an answer should be. An API that refuses, or asks for patience, is
+# up; a client that goes away says nothing. An answer that has begun is a success. It costs a request
+# a look at a flag; the clock is given, and nothing waits here.
+
+DOWN_STATUSES = frozenset((502, 503, 520, 521, 522, 523, 525, 526, 530))
+# That a gateway has waited too long.
+LATE_STATUSES = frozenset((504, 524))
+# How an exchange's own deadline is told (`Exchange.overdue`), other than that of TOTAL_TIMEOUT,
+# which an upstream may not have had for itself.
+WAITED_IN_VAIN = "timed out waiting for "
+
+CIRCUIT_CLOSED, CIRCUIT_OPEN, CIRCUIT_HALF_OPEN = "closed", "open", "half_open"
+
+
+class BegunAnswer(Protocol):
+    """What is looked at of an answer."""
+
+    status: int
+    headers: Dict[str, str]
+
+
+AnswerKind = TypeVar("AnswerKind", bound=BegunAnswer)
+# The event's name, and its facts.
+TellCircuit = Callable[..., Any]
+
+
+class Circuit:
+    """Counts the failures of one upstream. Safe to call from any thread.
+
+    A request belongs to the era that it began in. One that fails in a later era says nothing of
+    that: it began before the upstream was given up, or before it was found to be back. One that is
+    answered tells of now, whenever it began.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        most: int,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        tell: Optional[TellCircuit] = None,
+    ) -> None:
+        self._name = name
+        self._most, self._seconds = most, seconds
+        self._clock, self._tell = clock, tell
+        self._open = False
+        self._era = 0  # another one with each opening, probe and closing
+        self._failures = 0  # in a row
+        self._why = ""  # the last of them
+        self._opened = 0.0
+        self._next = 0.0  # when the next probe may go, while it is open
+        self._probe: Optional[float] = None  # since when one is under way
+        self._lock = threading.Lock()
+
+    def guard(self, exchange: Exchange, slow: bool, send: Callable[[], AnswerKind]) -> AnswerKind:
+        """What `send` gives, or ProxyError(529) if nothing is sent now.
+
+        An upstream that is `slow`, for it tells an answer when it has all of it, is not down
+        because it has not answered in time.
+        """
+        turn = self.enter()
+        failure: Optional[str] = None
+        try:
+            answer = send()
+            failure = answer_failure(answer.status, answer.headers, slow)
+            return answer
+        except ProxyError as error:
+            failure = raised_failure(error, exchange.cancelled, slow)
+            raise
+        finally:
+            self.leave(turn, failure)
+
+    def enter(self) -> int:
+        """A request's era, for `leave`; ProxyError(529) if none may go now."""
+        era = self._era  # first of all: if it opens now, the request began before that
+        if not self._open:
+            return era
+        with self._lock:
+            now = self._clock()
+            if self._open and now < self._next:
+                raise self._refusal(now)
+            if self._open:
+                # Another may go before this one has an outcome: an answer can take minutes.
+                self._era += 1
+                self._probe, self._next = now, now + self._seconds
+            return self._era
+
+    def leave(self, era: int, failure: Optional[str]) -> None:
+        """A request's outcome: why it failed, "" if it was answered, None if that says nothing."""
+        if failure == "" and not self._open and not self._failures:
+            return
+        event = ""
+        with self._lock:
+            now = self._clock()
+            down = now - self._opened
+            if failure == "":
+                event = self._answered()
+            elif era == self._era and failure is None:
+                self._probe, self._next = None, now
+            elif era == self._era and failure is not None:
+                event = self._failed(failure, now)
+            facts = {"failures": self._failures, "error": self._why, "seconds": self._seconds}
+        if event and self._tell is not None:
+            facts = facts if event == "circuit_opened" else {"seconds": round(down, 1)}
+            self._tell(event, upstream=self._name, **facts)
+
+    def _answered(self) -> str:
+        was_open, self._open = self._open, False
+        self._failures, self._probe = 0, None
+        self._era += was_open
+        return "circuit_closed" if was_open else ""
+
+    def _failed(self, why: str, now: float) -> str:
+        self._failures += 1
+        self._why = why
+        if not self._open and self._failures < self._most:
+            return ""
+        opened, self._open = not self._open, True
+        self._opened = now if opened else self._opened
+        self._probe, self._next = None, now + self._seconds
+        self._era += 1
+        return "circuit_opened" if opened else ""
+
+    def _refusal(self, now: float) -> ProxyError:
+        seconds, when = self._next - now, "in {} s"
+        if self._probe is not None:
+            # The longer the probe takes, the later it is worth asking what came of it.
+            seconds, when = min(seconds, now - self._probe + 1), "just now"
+        whole = max(1, math.ceil(seconds))
+        message = (
+            f"the upstream {self._name} is down: it has failed {self._failures} times in a row, the"
+            f" last time with: {self._why}; it is tried again {when.format(whole)}"
+        )
+        return ProxyError(529, message, headers=[("retry-after", str(whole))])
+
+    # --- to be shown ----------------------------------------------------------------------------
+
+    def state(self) -> str:
+        """closed; open; or half_open, where a probe is under way or may go."""
+        if not self._open:
+            return CIRCUIT_CLOSED
+        waits = self._probe is None and self._clock() < self._next
+        return CIRCUIT_OPEN if waits else CIRCUIT_HALF_OPEN
+
+    def refuses(self) -> bool:
+        return self._open and self._clock() < self._next
+
+
+def answer_failure(status: int, headers: Mapping[str, str], slow: bool) -> str:
+    """Why an answer says that the upstream is down, "" if it does not. An API's own error is JSON;
+    what a gateway says where there is no upstream is a page, or nothing."""
+    down = status in DOWN_STATUSES or status in LATE_STATUSES and not slow
+    if not down or "json" in headers.get("content-type", "").lower():
+        return ""
+    return f"status {status} without an error of its API"
+
+
+def raised_failure(error: ProxyError, cancelled: Optional[ProxyError], slow: bool) -> Optional[str]:
+    """The same where there is no answer; None if somebody else has ended the wait for it."""
+    if cancelled is None:
+        return error.message
+    return error.message if error.message.startswith(WAITED_IN_VAIN) and not slow else None
+
+
+def upstream_targets(config: Config) -> Dict[str, Target]:
+    """Where the upstreams listen that are configured, by name."""
+    urls = {
+        "openai": config.openai_base_url,
+        "redcap": config.redcap_api_url,
+        "anthropic": config.anthropic_forward_url,
+    }
+    return {name: split_url(url)[0] for name, url in urls.items() if url}
+
+
+def make_circuits(config: Config, log: Log) -> Circuits:
+    def tell(event: str, **facts: Any) -> None:
+        log.write("warning", event, facts)
+
+    targets = upstream_targets(config)
+    return Circuits(targets, config.circuit_failures, config.circuit_open_seconds, tell=tell)
+
+
+class Circuits:
+    """The circuits of all upstreams. Those that listen at one place have one together."""
+
+    def __init__(
+        self,
+        targets: Mapping[str, Target] = {},
+        failures: int = 0,
+        seconds: float = 0,
+        clock: Callable[[], float] = time.monotonic,
+        tell: Optional[TellCircuit] = None,
+    ) -> None:
+        """`targets` is where each upstream listens, by its name; no failures, no circuits."""
+        self._targets = dict(targets) if failures else {}
+        named: Dict[Target, List[str]] = {}
+        for name, target in self._targets.items():
+            named.setdefault(target, []).append(name)
+        self._circuits = {
+            target: Circuit(" and ".join(names), failures, seconds, clock, tell)
+            for target, names in named.items()
+        }
+
+    def at(self, target: Target) -> Optional[Circuit]:
+        return self._circuits.get(target)
+
+    def states(self) -> Dict[str, str]:
+        """Upstream -> closed, open or half_open."""
+        return {name: self._circuits[target].state() for name, target in self._targets.items()}
+
+    def all_refuse(self) -> bool:
+        """Whether nothing would be sent to any upstream now. Where a probe may go, one has to come:
+        so that is no state to be taken out of service in."""
+        circuits = self._circuits.values()
+        return bool(circuits) and all(circuit.refuses() for circuit in circuits)
+
+
+# ==================================================================================================
+# listen_tls
+# ==================================================================================================
+# TLS to clients: the listening context of the settings, and a client's connection with TLS on it.
+#
+# The ssl module's socket is for one thread at a time, knows no flags, and goes on in plain text after
+# its `shutdown`; but here a sweeper looks at connections, pings and ends waits. So `TlsLink` stands
+# between: it never waits within OpenSSL, only for the descriptor, and shuts down below TLS.
+
+RAW_BYTES = 65536
+# So much of what a client has still sent is read before the end, or the end would be a reset.
+LAST_READS = 16
+# An end of input is an end, as without TLS: HTTP itself knows whether a request was whole, and its
+# sender is still to be answered. (OpenSSL 1.1 needs no word for it; Python 3.9 may have none.)
+IGNORE_EOF = getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+
+
+def listening_context(config: Config) -> Optional[ssl.SSLContext]:
+    """The context of the settings, None without a certificate. Reads files; ConfigError names the
+    setting that is wrong."""
+    if not config.tls_cert_file:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | IGNORE_EOF
+    context.set_alpn_protocols(["http/1.1"])
+    files = (config.tls_cert_file, config.tls_key_file, config.tls_key_passphrase)
+    add_client_certificate(context, ClientCertificate(*files, "TLS"))
+    if config.tls_client_ca_file:
+        context.verify_mode = ssl.CERT_REQUIRED
+        try:
+            context.load_verify_locations(config.tls_client_ca_file)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", "") or getattr(error, "strerror", "") or "not usable"
+            problem = f"TLS_CLIENT_CA_FILE: cannot be used as certificates: {reason}"
+            raise ConfigError([problem]) from None
+    return context
+
+
+def wait_for(sock: socket.socket, writing: bool) -> None:
+    """Until there is something to read, or room to write; or until it is shut down."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT if writing else select.POLLIN)
+        poll.poll()
+    else:
+        lists = ([], [sock]) if writing else ([sock], [])
+        select.select(*lists, [])
+
+
+class TlsLink:
+    """A client's connection with TLS: what `Wire` and the sweeper need of a socket.
+
+    The thread that owns the connection reads, writes and closes; the sweeper may send a ping, peek,
+    and shut down.
+    """
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        """Takes the socket over; nothing is said yet. OSError if it is gone."""
+        sock.settimeout(0)
+        self._tls = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        self._lock = threading.Lock()
+        self._ending = False
+        self.ready = False
+
+    def handshake(self) -> None:
+        self._run(self._tls.do_handshake)
+        self.ready = True
+
+    def _run(self, step: Callable[..., Any], *arguments: Any) -> Any:
+        """Do a step of TLS, with as much waiting as it takes; none of it under the lock."""
+        while True:
+            try:
+                with self._lock:
+                    return step(*arguments)
+            except (ssl.SSLWantReadError, BlockingIOError):
+                writing = False
+            except ssl.SSLWantWriteError:
+                writing = True
+            wait_for(self._tls, writing)
+
+    # --- as a socket and as a file --------------------------------------------------------------
+
+    def fileno(self) -> int:
+        return self._tls.fileno()
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """The next piece. With flags, or once the end has begun, of what is below TLS."""
+        if flags:
+            return socket.socket.recv(self._tls, size, flags)
+        if self._ending:
+            return self._run(socket.socket.recv, self._tls, size)
+        return self._run(self._tls.recv, size)
+
+    def send(self, data: bytes, flags: int = 0) -> int:
+        """Send at once: all of it, or nothing and 0 if there is no room."""
+        with self._lock:
+            if self._ending:
+                raise BrokenPipeError("TLS has ended")
+            try:
+                return self._tls.send(data)
+            except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+                return 0
+
+    def write(self, data: bytes) -> int:
+        sent = 0
+        with memoryview(data) as view:
+            while sent < len(view):
+                sent += self._run(self._tls.send, view[sent:])
+        return sent
+
+    def flush(self) -> None:
+        pass
+
+    def shutdown(self, how: int) -> None:
+        """Shut the connection down; TLS is ended in its own way where only writing ends."""
+        if how == socket.SHUT_WR:
+            self._say_end()
+        socket.socket.shutdown(self._tls, how)
+
+    def _say_end(self) -> None:
+        """Send close_notify, once. The client's own is not waited for."""
+        with self._lock:
+            begun, self._ending = self._ending, True
+            if not begun:
+                with suppress(OSError, ValueError):
+                    self._tls.unwrap()
+
+    def close(self) -> None:
+        """End the connection without a reset, so that the client reads what was said last."""
+        with suppress(OSError):
+            self.shutdown(socket.SHUT_WR)
+            for _ in range(LAST_READS):
+                if not socket.socket.recv(self._tls, RAW_BYTES):
+                    break
+        self._tls.close()
+
+
+# ==================================================================================================
 # proxies
 # ==================================================================================================
 # Web proxies on the way to upstreams: which one, if any, and who goes without (NO_PROXY). Pure.
@@ -10408,11 +10875,14 @@ class ProxySettings(NamedTuple):
     no_proxy: Tuple[str, ...] = ()
 
 
-def read_proxies(https_url: str, http_url: str, no_proxy: Sequence[str]) -> ProxySettings:
-    """From the three settings, as `config` has checked them."""
+def read_proxies(
+    https_url: str, http_url: str, no_proxy: Sequence[str], all_url: str = ""
+) -> ProxySettings:
+    """From the settings, as `config` has checked them."""
+    either = read_web_proxy(all_url, "ALL_PROXY")
     return ProxySettings(
-        read_web_proxy(https_url, "HTTPS_PROXY"),
-        read_web_proxy(http_url, "HTTP_PROXY"),
+        read_web_proxy(https_url, "HTTPS_PROXY") or either,
+        read_web_proxy(http_url, "HTTP_PROXY") or either,
         tuple(rule for text in no_proxy for rule in text.split()),
     )
 
@@ -10424,6 +10894,25 @@ def read_web_proxy(url: str, setting: str) -> Optional[WebProxy]:
     target, _ = split_url(place)
     basic = "Basic " + base64.b64encode(plain_userinfo(user)).decode("ascii")
     return WebProxy(target, basic if user else "", setting)
+
+
+def is_socks(proxy: WebProxy) -> bool:
+    return proxy.target.scheme.startswith("socks")
+
+
+def check_no_socks(targets: Iterable[Target], settings: ProxySettings) -> None:
+    """ConfigError if one of these upstreams would have to be reached by a SOCKS proxy: to go
+    straight would be to pass over what the setting says."""
+    for target in targets:
+        proxy = proxy_for(target, settings)
+        if proxy is not None and is_socks(proxy):
+            raise ConfigError([SOCKS_PROXY.format(target=target, scheme=target.scheme.upper())])
+
+
+SOCKS_PROXY = (
+    "ALL_PROXY: SOCKS is not spoken here, and {target} would be reached by it; set {scheme}_PROXY"
+    " to an http proxy, or name the host in NO_PROXY to reach it without one"
+)
 
 
 def split_userinfo(url: str) -> Tuple[str, str]:
@@ -10619,18 +11108,27 @@ class Transport:
         context: Optional[ssl.SSLContext] = None,
         chance: Callable[[], float] = random_chance,
         proxies: ProxySettings = ProxySettings(),
+        circuits: Optional[Circuits] = None,
     ) -> None:
         self._timeouts = timeouts
         self._max_retries = max_retries
         self._context = context
         self._chance = chance
         self._proxies = proxies
+        self._circuits = circuits or Circuits()
         self._pool = Pool()
 
     def close(self) -> None:
         self._pool.close()
 
     def request(self, exchange: Exchange, call: Call) -> UpstreamResponse:
+        """As `_request`; ProxyError(529) at once while what asks a model is not sent there."""
+        circuit = self._circuits.at(call.target) if call.method == "POST" else None
+        if circuit is None:
+            return self._request(exchange, call)
+        return circuit.guard(exchange, call.once, partial(self._request, exchange, call))
+
+    def _request(self, exchange: Exchange, call: Call) -> UpstreamResponse:
         """Send the call and read the answer's head, with retries; the caller closes the answer.
 
         Any status comes back as an answer, redirects too: they are never followed.
@@ -14558,6 +15056,7 @@ class Reply:
                 return self._frame(body) + self._end()
             self.status = response.status
             head = self._head(response.status, (*response.headers, *self._length(response, body)))
+            self._exchange.bytes_out += 0 if self._head_only else len(body)
             return head if self._head_only else head + body
 
         self._wire.send_locked(make)
@@ -14617,6 +15116,7 @@ class Reply:
         return self._head(status, (*headers, *framing)) + self._frame(opening)
 
     def _frame(self, piece: bytes) -> bytes:
+        self._exchange.bytes_out += len(piece)
         # An empty chunk would be the last one.
         return encode_chunk(piece) if self._chunked and piece else piece
 
@@ -15114,19 +15614,35 @@ FIRST_TOKEN = MetricRow(
 TOKEN_USAGE = MetricRow(
     "gen_ai_client_token_usage", "histogram", "Tokens of a request, by type.", TOKEN_BUCKETS
 )
+SPANS_LOST = MetricRow(
+    "claude_proxy_spans_dropped_total", "counter", "Spans that did not reach the collector."
+)
 IN_FLIGHT = MetricRow("claude_proxy_requests_in_flight", "gauge", "Requests being answered.")
 CONNECTIONS = MetricRow("claude_proxy_client_connections", "gauge", "Open client connections.")
 DRAINING = MetricRow("claude_proxy_draining", "gauge", "1 while the proxy is being stopped.")
+UPSTREAM_DOWN = MetricRow(
+    "claude_proxy_circuit_open", "gauge", "1 while an upstream is left alone, or being tried."
+)
 STARTED = MetricRow("process_start_time_seconds", "gauge", "Start, in seconds since the epoch.")
 BUILD = MetricRow("claude_proxy_build_info", "gauge", "The version, as a label.")
 METRIC_ROWS = (
-    REQUESTS, FAILURES, RETRIES, MOVED, DURATION, FIRST_TOKEN, TOKEN_USAGE, IN_FLIGHT, CONNECTIONS,
-    DRAINING, STARTED, BUILD,
+    REQUESTS, FAILURES, RETRIES, MOVED, DURATION, FIRST_TOKEN, TOKEN_USAGE, SPANS_LOST, IN_FLIGHT,
+    CONNECTIONS, DRAINING, UPSTREAM_DOWN, STARTED, BUILD,
 )  # fmt: skip
 TOKEN_TYPES = (
     ("input", "input_tokens"), ("output", "output_tokens"),
     ("cache_read", "cache_read_input_tokens"), ("cache_write", "cache_creation_input_tokens"),
 )  # fmt: skip
+
+
+class MetricSample(NamedTuple):
+    """A metric's number at one moment. A histogram's are its sum, count and buckets."""
+
+    row: MetricRow
+    labels: Labels
+    total: float
+    count: int = 0
+    counts: Tuple[int, ...] = ()
 
 
 class Series:
@@ -15188,12 +15704,25 @@ class Metrics:
         self._models.add(model)
         return model
 
+    def count(self, row: MetricRow, value: float) -> None:
+        """Count what belongs to no exchange."""
+        with self._lock:
+            self._add(row, (), value)
+
     def _add(self, row: MetricRow, labels: Labels, value: float = 1) -> None:
         key = (row, labels)
         series = self._series.get(key)
         if series is None:
             series = self._series[key] = Series(row.buckets)
         series.add(row, value)
+
+    def snapshot(self) -> List[MetricSample]:
+        """All that was counted, as it is now."""
+        with self._lock:
+            return [
+                MetricSample(row, labels, series.total, series.count, tuple(series.counts))
+                for (row, labels), series in self._series.items()
+            ]
 
     def lines(self) -> List[Tuple[MetricRow, str]]:
         """The sample lines of all that was counted, each with its metric."""
@@ -15228,16 +15757,39 @@ def label_text(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def render_metrics(metrics: Metrics, in_flight: int, connections: int, draining: bool) -> str:
-    """The text of /metrics."""
-    gauges = (
-        (IN_FLIGHT, sample_line(IN_FLIGHT.name, (), in_flight)),
-        (CONNECTIONS, sample_line(CONNECTIONS.name, (), connections)),
-        (DRAINING, sample_line(DRAINING.name, (), int(draining))),
-        (STARTED, sample_line(STARTED.name, (), metrics.started)),
-        (BUILD, sample_line(BUILD.name, (("version", VERSION),), 1)),
+def gauge_samples(
+    metrics: Metrics,
+    in_flight: int,
+    connections: int,
+    draining: bool,
+    circuits: Mapping[str, str] = {},
+) -> Tuple[MetricSample, ...]:
+    """What is so now; `circuits` has each upstream's state."""
+    return (
+        MetricSample(IN_FLIGHT, (), in_flight),
+        MetricSample(CONNECTIONS, (), connections),
+        MetricSample(DRAINING, (), int(draining)),
+        *(down_sample(*circuit) for circuit in circuits.items()),
+        MetricSample(STARTED, (), metrics.started),
+        MetricSample(BUILD, (("version", VERSION),), 1),
     )
-    return "\n".join(metric_blocks([*metrics.lines(), *gauges])) + "\n"
+
+
+def render_metrics(
+    metrics: Metrics,
+    in_flight: int,
+    connections: int,
+    draining: bool,
+    circuits: Mapping[str, str] = {},
+) -> str:
+    """The text of /metrics."""
+    gauges = gauge_samples(metrics, in_flight, connections, draining, circuits)
+    shown = [(gauge.row, sample_line(gauge.row.name, *gauge[1:3])) for gauge in gauges]
+    return "\n".join(metric_blocks([*metrics.lines(), *shown])) + "\n"
+
+
+def down_sample(upstream: str, state: str) -> MetricSample:
+    return MetricSample(UPSTREAM_DOWN, (("upstream", upstream),), int(state != CIRCUIT_CLOSED))
 
 
 def metric_blocks(lines: Iterable[Tuple[MetricRow, str]]) -> Iterator[str]:
@@ -15286,6 +15838,11 @@ MODEL_SCHEMA = object_schema(
         "owned_by": TEXT_TYPE,
     }
 )
+# Upstream -> closed, open or half_open.
+CIRCUIT_SCHEMA = {
+    "type": "object",
+    "additionalProperties": {"enum": ["closed", "open", "half_open"]},
+}
 SCHEMAS: Dict[str, ApiDict] = {
     "Message": object_schema(
         {
@@ -15322,7 +15879,15 @@ SCHEMAS: Dict[str, ApiDict] = {
         }
     ),
     "Health": object_schema(
-        {"status": {"enum": ["ok", "draining"]}, "version": TEXT_TYPE, "upstream": TEXT_TYPE}
+        {
+            "status": {"enum": ["ok", "draining"]},
+            "version": TEXT_TYPE,
+            "upstream": TEXT_TYPE,
+            "circuit": CIRCUIT_SCHEMA,
+        }
+    ),
+    "Readiness": object_schema(
+        {"status": {"enum": ["ready", "draining", "upstreams_down"]}, "circuit": CIRCUIT_SCHEMA}
     ),
     "Livez": object_schema(
         {
@@ -15363,13 +15928,14 @@ ANSWERS: Dict[Tuple[str, str], Tuple[Tuple[int, str], ...]] = {
     ("GET", "/v1/models"): ((200, "Models"),),
     ("GET", "/v1/models/{id}"): ((200, "Model"),),
     ("GET", "/health"): ((200, "Health"), (503, "Health")),
+    ("GET", "/healthz"): ((200, "Health"), (503, "Health")),
     ("GET", "/livez"): ((200, "Livez"),),
+    ("GET", "/readyz"): ((200, "Readiness"), (503, "Readiness")),
     ("GET", "/metrics"): ((200, "text/plain"),),
     ("GET", "/test-connection"): ((200, "Connection"),),
     ("GET", "/openapi.json"): ((200, "Document"),),
     ("GET", "/"): ((200, "Facts"),),
 }
-OPEN_ENDPOINTS = ("/health", "/livez")
 
 
 def openapi_document(endpoints: Mapping[Tuple[str, str], Callable[..., Any]]) -> ApiDict:
@@ -15405,7 +15971,7 @@ def describe_operation(method: str, path: str, summary: str) -> ApiDict:
         found["requestBody"] = {"required": True, **json_content("MessageRequest")}
     if "{id}" in path:
         found["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": TEXT_TYPE}]
-    if path in OPEN_ENDPOINTS:
+    if path in OPEN_PATHS:
         found["security"] = []
     return found
 
@@ -15574,6 +16140,7 @@ def what_became(names: AuditNames, exchange: Exchange, status: int) -> Dict[str,
         "stop_reason": names.name(facts.get("stop_reason")),
         "error_type": names.name(audited_error(exchange, status)),
         **{name: value if type(value) is int else None for name, value in figures},
+        "bytes_out": exchange.bytes_out,
         "ms": round((exchange.clock() - exchange.started) * 1000),
     }
 
@@ -15710,14 +16277,644 @@ AUDIT_SINKS: Dict[str, Callable[[Config, ChainKey, Log], Optional[AuditSink]]] =
 
 
 # ==================================================================================================
+# otlp
+# ==================================================================================================
+# Metrics and spans as OTLP/JSON has them, the form that OpenTelemetry's collectors read. Pure.
+#
+# Numbers of 64 bits are decimal strings there, identifiers are hexadecimal, enums are numbers. Names
+# are OpenTelemetry's where it has some. A span tells what the log tells: names, figures and types,
+# nothing that was said. What a client or an upstream could have put anything into is told if it looks
+# like a name, else as "other".
+
+SERVER_SPAN = 2
+FAILED_STATUS = 2
+CUMULATIVE = 2
+# Sampled; and bits 8 and 9: it is known whether the parent is of another process, and it is.
+ROOT_FLAGS, CHILD_FLAGS = 0x101, 0x301
+
+LONGEST_TOLD_NAME = 128
+NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits + "._:/[]@+-")
+MOST_TOKENS = 2**53
+TOLD_METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
+# What a request to one of our endpoints is to OpenTelemetry.
+GEN_AI_OPERATIONS = {"/v1/messages": "chat"}
+# What is counted -> (name, unit). A collector's way to Prometheus makes the names of /metrics of
+# these again. What has no row is sent under the name that it has there.
+OTLP_METRICS: Dict[MetricRow, Tuple[str, str]] = {
+    REQUESTS: ("claude_proxy.requests", "{request}"),
+    FAILURES: ("claude_proxy.upstream.failures", "{failure}"),
+    RETRIES: ("claude_proxy.upstream.retries", "{retry}"),
+    MOVED: ("claude_proxy.fallbacks", "{fallback}"),
+    DURATION: ("gen_ai.server.request.duration", "s"),
+    FIRST_TOKEN: ("gen_ai.server.time_to_first_token", "s"),
+    TOKEN_USAGE: ("gen_ai.client.token.usage", "{token}"),
+    SPANS_LOST: ("claude_proxy.spans.dropped", "{span}"),
+    IN_FLIGHT: ("claude_proxy.requests.in_flight", "{request}"),
+    CONNECTIONS: ("claude_proxy.client.connections", "{connection}"),
+    DRAINING: ("claude_proxy.draining", "1"),
+}
+# Every point has its start, and the resource has the version.
+NOT_EXPORTED = (STARTED, BUILD)
+OTLP_LABELS = {
+    "path": "http.route",
+    "status": "http.response.status_code",
+    "upstream": "gen_ai.provider.name",
+    "model": "gen_ai.response.model",
+    "gen_ai_token_type": "gen_ai.token.type",
+}
+# Counted apart in answers; to OpenTelemetry the first includes the others.
+CACHED_USAGE = (
+    ("gen_ai.usage.cache_read.input_tokens", "cache_read_input_tokens"),
+    ("gen_ai.usage.cache_creation.input_tokens", "cache_creation_input_tokens"),
+)
+
+Attributes = Mapping[str, Any]
+
+
+def told_name(value: Any) -> Optional[str]:
+    """A name as it is; "other" if it does not look like one, None for none."""
+    text = "" if value is None else str(value)
+    plain = len(text) <= LONGEST_TOLD_NAME and set(text) <= NAME_CHARACTERS
+    return (text if plain else OTHER_LABEL) or None
+
+
+# --- values ------------------------------------------------------------------------------------
+
+
+def otlp_value(value: Any) -> Dict[str, Any]:
+    """Texts, numbers and tuples of them."""
+    if isinstance(value, tuple):
+        return {"arrayValue": {"values": [otlp_value(one) for one in value]}}
+    if isinstance(value, float):
+        return {"doubleValue": value}
+    return {"intValue": str(value)} if isinstance(value, int) else {"stringValue": str(value)}
+
+
+def otlp_attributes(attributes: Attributes) -> List[Dict[str, Any]]:
+    return [{"key": key, "value": otlp_value(value)} for key, value in attributes.items()]
+
+
+def otlp_nanoseconds(seconds: float) -> str:
+    return str(int(seconds * 10**9))
+
+
+def otlp_resource(given: Iterable[Tuple[str, str]], service: str, instance: str) -> Attributes:
+    """Who sends; the administrator's own attributes go before ours."""
+    return {
+        "service.name": service or "claude_proxy",
+        "service.version": VERSION,
+        "service.instance.id": instance,
+        "telemetry.sdk.name": "claude_proxy",
+        "telemetry.sdk.language": "python",
+        "telemetry.sdk.version": VERSION,
+        **dict(given),
+        **({"service.name": service} if service else {}),
+    }
+
+
+def otlp_envelope(kind: str, resource: Attributes, items: List[Dict[str, Any]]) -> Dict[str, Any]:
+    """The body of a request; `kind` is Metrics or Spans."""
+    scope = {"name": "claude_proxy", "version": VERSION}
+    scoped = {"scope": scope, kind.lower(): items}
+    whole = {"resource": {"attributes": otlp_attributes(resource)}, f"scope{kind}": [scoped]}
+    return {f"resource{kind}": [whole]}
+
+
+# --- metrics -----------------------------------------------------------------------------------
+
+
+def otlp_metrics(
+    samples: Iterable[MetricSample], started: float, now: float
+) -> List[Dict[str, Any]]:
+    """What was counted between two moments, in seconds since the epoch; each name and each set of
+    attributes once."""
+    found: Dict[MetricRow, Dict[Labels, MetricSample]] = {}
+    for sample in samples:
+        if sample.row not in NOT_EXPORTED:
+            labels = told_labels(sample.labels)
+            same = found.setdefault(sample.row, {})
+            same[labels] = merged_sample(same.get(labels), sample._replace(labels=labels))
+    span = {
+        "startTimeUnixNano": otlp_nanoseconds(started),
+        "timeUnixNano": otlp_nanoseconds(now),
+    }
+    return [
+        otlp_metric(row, [{**otlp_point(sample), **span} for sample in same.values()])
+        for row, same in found.items()
+    ]
+
+
+def told_labels(labels: Labels) -> Labels:
+    named = ((OTLP_LABELS.get(name, name), told_name(text)) for name, text in labels)
+    return tuple((name, text) for name, text in named if text and text != "none")
+
+
+def merged_sample(one: Optional[MetricSample], other: MetricSample) -> MetricSample:
+    """Two models whose names are not told are one here."""
+    if one is None:
+        return other
+    counts = tuple(a + b for a, b in zip(one.counts, other.counts))
+    return other._replace(
+        total=one.total + other.total, count=one.count + other.count, counts=counts
+    )
+
+
+def otlp_point(sample: MetricSample) -> Dict[str, Any]:
+    attributes = {
+        name: int(text) if name == OTLP_LABELS["status"] and text.isdigit() else text
+        for name, text in sample.labels
+    }
+    point: Dict[str, Any] = {"attributes": otlp_attributes(attributes)}
+    if not sample.row.buckets:
+        return {**point, "asInt": str(int(sample.total))}
+    counts = (*sample.counts, sample.count - sum(sample.counts))
+    # Figures that upstreams make up may add up to no number, which JSON does not have.
+    total = {"sum": sample.total} if math.isfinite(sample.total) else {}
+    return {
+        **point,
+        **total,
+        "count": str(sample.count),
+        "bucketCounts": [str(count) for count in counts],
+        "explicitBounds": list(sample.row.buckets),
+    }
+
+
+# Kind of metric -> (the member that holds its points, what else is in there).
+OTLP_KINDS: Dict[str, Tuple[str, Dict[str, Any]]] = {
+    "counter": ("sum", {"aggregationTemporality": CUMULATIVE, "isMonotonic": True}),
+    "gauge": ("gauge", {}),
+    "histogram": ("histogram", {"aggregationTemporality": CUMULATIVE}),
+}
+
+
+def otlp_metric(row: MetricRow, points: List[Dict[str, Any]]) -> Dict[str, Any]:
+    name, unit = OTLP_METRICS.get(row, (row.name, ""))
+    member, more = OTLP_KINDS[row.kind]
+    data = {"dataPoints": points, **more}
+    return {"name": name, "description": row.help, "unit": unit, member: data}
+
+
+# --- spans -------------------------------------------------------------------------------------
+
+
+class FinishedSpan(NamedTuple):
+    """What is kept of an exchange until its span is sent. Times are nanoseconds of the epoch."""
+
+    name: str
+    traceparent: str  # as the client sent it
+    started: int
+    ended: int
+    attributes: Dict[str, Any]
+    failed: bool
+
+
+def finished_span(
+    exchange: Exchange, request: Optional[HttpRequest], status: int, now: int
+) -> FinishedSpan:
+    """The span of an exchange that has just ended."""
+    outcome = audit_outcome(exchange, status)
+    failed = outcome == "failed" and not 400 <= status < 500
+    method = told_method(request)
+    name = f"{'HTTP' if method == '_OTHER' else method} {exchange.endpoint}".rstrip()
+    parent = request.headers.get("traceparent", "") if request else ""
+    began = now - int((exchange.clock() - exchange.started) * 10**9)
+    attributes = {
+        "http.request.method": method,
+        "http.response.status_code": status or None,
+        "claude_proxy.outcome": outcome,
+        **span_attributes(exchange),
+        "error.type": told_name(audited_error(exchange, status)),
+    }
+    told = {key: value for key, value in attributes.items() if value is not None}
+    return FinishedSpan(name, parent, began, now, told, failed or status >= 500)
+
+
+def told_method(request: Optional[HttpRequest]) -> str:
+    method = request.method if request else ""
+    return method if method in TOLD_METHODS else "_OTHER"
+
+
+def span_attributes(exchange: Exchange) -> Dict[str, Any]:
+    facts, route = exchange.facts, exchange.endpoint or None
+    reason = told_name(facts.get("stop_reason"))
+    return {
+        "http.route": route,
+        "url.path": route,
+        "claude_proxy.request.id": exchange.id,
+        "claude_proxy.upstream.retries": facts.get("retries"),
+        "gen_ai.operation.name": GEN_AI_OPERATIONS.get(exchange.endpoint),
+        "gen_ai.provider.name": facts.get("upstream"),
+        "gen_ai.request.model": told_name(facts.get("model")),
+        "gen_ai.response.model": told_name(facts.get("upstream_model")),
+        "gen_ai.response.finish_reasons": (reason,) if reason else None,
+        **span_usage(exchange.usage),
+    }
+
+
+def span_usage(usage: Mapping[str, Any]) -> Dict[str, int]:
+    """The figures that an answer had; none are made up."""
+    figures = {
+        name: count
+        for name, count in usage.items()
+        if type(count) is int and 0 <= count <= MOST_TOKENS
+    }
+    told = {name: figures[own] for name, own in CACHED_USAGE if own in figures}
+    if "input_tokens" in figures:
+        told["gen_ai.usage.input_tokens"] = figures["input_tokens"] + sum(told.values())
+    if "output_tokens" in figures:
+        told["gen_ai.usage.output_tokens"] = figures["output_tokens"]
+    return told
+
+
+def trace_parent(text: str) -> Tuple[str, str]:
+    """(trace, span) of a W3C traceparent; ("", "") where it is none, or not valid."""
+    match = re.fullmatch(
+        r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(-.*)?",
+        text,
+    )
+    if match is None or (match[1] == "00" and match[4]):
+        return "", ""
+    return match[2], match[3]
+
+
+def otlp_span(span: FinishedSpan) -> Dict[str, Any]:
+    """A span with identifiers of its own. It is sent whether or not the client samples its own."""
+    trace, parent = trace_parent(span.traceparent)
+    return {
+        "traceId": trace or secrets.token_hex(16),
+        "spanId": secrets.token_hex(8),
+        **({"parentSpanId": parent} if parent else {}),
+        "flags": CHILD_FLAGS if parent else ROOT_FLAGS,
+        "name": span.name,
+        "kind": SERVER_SPAN,
+        "startTimeUnixNano": str(span.started),
+        "endTimeUnixNano": str(span.ended),
+        "attributes": otlp_attributes(span.attributes),
+        "status": {"code": FAILED_STATUS} if span.failed else {},
+    }
+
+
+# ==================================================================================================
+# otlp_send
+# ==================================================================================================
+# Where telemetry goes by the settings, and one request to a collector: OTLP/HTTP with JSON.
+#
+# Connections are made as those to upstreams are: with CA_FILE and web proxies, no redirect followed.
+
+LONGEST_TOLD_WAIT = 300.0
+LONGEST_COLLECTOR_WORDS = 200
+# These alone may be sent again (OTLP 1.x, "Retryable Response Codes").
+REPEATED_EXPORTS = (429, 502, 503, 504)
+EXPORT_AGENT = f"claude_proxy-OTLP-Exporter-Python/{VERSION}"
+
+
+class ExportPlan(NamedTuple):
+    """What goes where: URLs, "" for nowhere; times in seconds."""
+
+    metrics_url: str = ""
+    traces_url: str = ""
+    headers: Tuple[Tuple[str, str], ...] = ()
+    timeout: float = 10.0
+    metrics_every: float = 60.0
+    traces_every: float = 5.0
+    service: str = ""
+    attributes: Tuple[Tuple[str, str], ...] = ()
+    protocol: str = ""
+
+    def __repr__(self) -> str:
+        """Without the headers, which have keys in them."""
+        return f"ExportPlan({self.metrics_url!r}, {self.traces_url!r})"
+
+
+def read_plan(config: Config) -> ExportPlan:
+    base = config.otel_exporter_otlp_endpoint.rstrip("/")
+    if config.otel_sdk_disabled:
+        return ExportPlan()
+    return ExportPlan(
+        config.otel_exporter_otlp_metrics_endpoint or (base and f"{base}/v1/metrics"),
+        config.otel_exporter_otlp_traces_endpoint or (base and f"{base}/v1/traces"),
+        parse_otlp_pairs(config.otel_exporter_otlp_headers),
+        config.otel_exporter_otlp_timeout / 1000,
+        config.otel_metric_export_interval / 1000,
+        config.otel_bsp_schedule_delay / 1000,
+        config.otel_service_name,
+        config.otel_resource_attributes,
+        config.otel_exporter_otlp_protocol.lower(),
+    )
+
+
+def otlp_secrets(headers: str) -> List[str]:
+    """Every form in which the headers' values could turn up in a text."""
+    plain = [value for _, value in parse_otlp_pairs(headers)]
+    written = [pair.partition("=")[2].strip() for pair in headers.split(",")]
+    return [*plain, *written, *(value.rpartition(" ")[2] for value in plain)]
+
+
+class ExportWay(NamedTuple):
+    """A plan, and what carries it out; all of it changes at once."""
+
+    plan: ExportPlan
+    transport: Transport
+    log: Log
+    circuits: Callable[[], Mapping[str, str]] = dict  # the state of each upstream's
+
+
+# --- one request to the collector --------------------------------------------------------------
+
+
+class ExportResult(NamedTuple):
+    """What became of a request: `problem` is "" if there is nothing to tell."""
+
+    problem: str = ""
+    again: bool = False
+    wait: Optional[float] = None  # what the collector asks for
+    lost: Optional[int] = None  # what was refused of it; None: all
+
+
+ALL_TAKEN = ExportResult(lost=0)
+
+
+def judge_export(status: int, headers: Mapping[str, str], body: bytes, now: float) -> ExportResult:
+    """What an answer means."""
+    if status // 100 == 2:
+        return judge_partial(read_words(body).get("partialSuccess"))
+    words = str(read_words(body).get("message") or "")[:LONGEST_COLLECTOR_WORDS]
+    problem = f"status {status}" + (f": {words}" if words else "")
+    if status not in REPEATED_EXPORTS:
+        return ExportResult(problem)
+    wait = retry_after_seconds(headers, now)
+    return ExportResult(problem, True, None if wait is None else min(wait, LONGEST_TOLD_WAIT))
+
+
+def read_words(body: bytes) -> Dict[str, Any]:
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def judge_partial(partial: Any) -> ExportResult:
+    """A request that was taken, but for what was rejected of it; it may not be sent again."""
+    if not isinstance(partial, dict):
+        return ALL_TAKEN
+    words = str(partial.get("errorMessage") or "")[:LONGEST_COLLECTOR_WORDS]
+    counts = (str(partial.get(name, "")) for name in ("rejectedSpans", "rejectedDataPoints"))
+    lost = sum(int(count) for count in counts if count.isdecimal() and len(count) < 10)
+    return ExportResult(f"{lost} rejected: {words}" if lost or words else "", lost=lost)
+
+
+def post_export(way: ExportWay, url: str, body: bytes, exchange: Exchange) -> ExportResult:
+    """Send one request. `exchange` is there to be cancelled; a timer does it when time is up."""
+    target, path = split_url(url)
+    own = {"user-agent": EXPORT_AGENT}
+    named = {name.lower(): value for name, value in way.plan.headers}
+    fields = {**own, **named, "content-type": "application/json"}
+    call = Call("POST", target, path, tuple(fields.items()), body, retries=0)
+    late = ProxyError(504, f"no answer within {way.plan.timeout:g} s (OTEL_EXPORTER_OTLP_TIMEOUT)")
+    timer = threading.Timer(way.plan.timeout, exchange.cancel, [late])
+    timer.daemon = True
+    timer.start()
+    try:
+        response = way.transport.request(exchange, call)
+        try:
+            answer = response.read()
+        finally:
+            response.close()
+    except ProxyError as error:
+        return ExportResult(error.message.replace("the upstream", "the collector"), True)
+    finally:
+        timer.cancel()
+    return judge_export(response.status, response.headers, answer, time.time())
+
+
+# ==================================================================================================
+# otlp_export
+# ==================================================================================================
+# Sends metrics and spans to an OpenTelemetry collector, if settings name one.
+#
+# One thread does all of it; who answers a request only puts a small record into a bounded queue. A
+# collector that is away costs records, which are counted, and one line in the log until it is back.
+
+MOST_SPANS_QUEUED = 2048
+MOST_SPANS_SENT = 512
+MOST_TRIES = 10
+LAST_EXPORT_SECONDS = 3.0
+CANCEL_SECONDS = 0.5
+
+
+class ExportLane:
+    """The way of one kind of telemetry: when it is due, what is on its way, and how it goes."""
+
+    def __init__(self, signal: str) -> None:
+        self.signal = signal
+        self.due = NEVER
+        self.body = b""  # what is to be sent again
+        self.spans = 0  # in there
+        self.tries = 0
+        self.trouble = False
+
+    def url(self, plan: ExportPlan) -> str:
+        return plan.traces_url if self.signal == "traces" else plan.metrics_url
+
+    def every(self, plan: ExportPlan) -> float:
+        return plan.traces_every if self.signal == "traces" else plan.metrics_every
+
+
+class Telemetry:
+    """The exporter of this process. Does nothing until it has begun, and without a collector."""
+
+    def __init__(
+        self,
+        way: ExportWay,
+        metrics: Metrics,
+        inflight: Inflight,
+        pause: Callable[[int, Optional[float], float], float] = backoff,
+    ) -> None:
+        self._way = way
+        self._metrics = metrics
+        self._inflight = inflight
+        self._pause = pause
+        self._spans: Deque[FinishedSpan] = deque()
+        self._lanes = (ExportLane("traces"), ExportLane("metrics"))
+        self._instance = ""
+        self._wake = threading.Event()
+        self._begun = self._ending = self._over = False
+        self._thread: Optional[threading.Thread] = None
+        self._exchange: Optional[Exchange] = None
+
+    # --- for other threads ----------------------------------------------------------------------
+
+    def note(self, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
+        """Keep the span of a finished exchange, if there is room."""
+        if not self._way.plan.traces_url:
+            return
+        if len(self._spans) >= MOST_SPANS_QUEUED:
+            self._metrics.count(SPANS_LOST, 1)
+            return
+        self._spans.append(finished_span(exchange, request, status, time.time_ns()))
+        if len(self._spans) == MOST_SPANS_SENT:
+            self._wake.set()
+
+    def begin(self) -> None:
+        """From now on there is a thread, if there is a collector."""
+        self._begun = True
+        plan, log = self._way.plan, self._way.log
+        if not (plan.metrics_url or plan.traces_url):
+            return
+        log.info("otlp_export", metrics=plan.metrics_url or None, traces=plan.traces_url or None)
+        if plan.protocol not in ("", "http/json"):
+            log.warning(
+                "otlp_protocol",
+                asked=plan.protocol,
+                meaning="only http/json is spoken here, and that is what the collector gets; "
+                "its port for it is 4318 as a rule",
+            )
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="otlp", daemon=True)
+            self._thread.start()
+
+    def follow(self, newer: Telemetry) -> Telemetry:
+        """Go on with the settings of another that has not begun."""
+        old, self._way = self._way, newer._way
+        old.transport.close()
+        if self._begun and old.plan != self._way.plan:
+            self.begin()
+        self._wake.set()
+        return self
+
+    def end(self, seconds: float = LAST_EXPORT_SECONDS) -> None:
+        """Send what is there, once, and no longer than so many seconds."""
+        self._ending = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(seconds)
+            self._over = True
+            exchange = self._exchange
+            if exchange is not None:
+                exchange.cancel(ProxyError(503, "the proxy is stopped"))
+            self._thread.join(CANCEL_SECONDS)
+        lost = len(self._spans) + sum(lane.spans for lane in self._lanes)
+        if lost:
+            self._way.log.warning("otlp_spans_lost", spans=lost)
+        self._way.transport.close()
+
+    # --- the thread -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        way: Optional[ExportWay] = None
+        while not self._ending:
+            if way is not self._way:
+                way = self._way
+                self._schedule(way.plan)
+            for lane in self._lanes:
+                if lane.due <= time.monotonic() or self._crowded(lane):
+                    self._export(lane, way)
+            if not any(self._crowded(lane) for lane in self._lanes):
+                due = min(lane.due for lane in self._lanes) - time.monotonic()
+                self._wake.wait(min(max(due, 0), 3600))
+            self._wake.clear()
+        self._export_last(self._way)
+
+    def _schedule(self, plan: ExportPlan) -> None:
+        for lane in self._lanes:
+            lane.tries = 0
+            lane.due = time.monotonic() + lane.every(plan) if lane.url(plan) else NEVER
+
+    def _crowded(self, lane: ExportLane) -> bool:
+        """Whether a batch is full, and none is waiting for its next try."""
+        full = len(self._spans) >= MOST_SPANS_SENT
+        return full and lane.signal == "traces" and lane.due < NEVER and not lane.tries
+
+    def _export(self, lane: ExportLane, way: ExportWay) -> bool:
+        """Send what there is of a kind; whether the collector is there."""
+        try:
+            lane.body = lane.body or self._make_body(lane, way.plan)
+            result = self._post(way, lane) if lane.body else ALL_TAKEN
+        except Exception as error:  # a defect of ours may cost a batch, but never the thread
+            result = ExportResult(f"defect: {type(error).__name__}")
+        if lane.body or result.problem:
+            self._tell(lane, way, result.problem)
+        lane.tries += 1
+        wait = lane.every(way.plan)
+        if result.again and lane.tries < MOST_TRIES:
+            wait = self._pause(lane.tries - 1, result.wait, random_chance())
+            lane.body = lane.body if lane.spans else b""  # newer metrics are there by then
+        else:
+            self._settle(lane, result)
+        lane.due = time.monotonic() + wait
+        return not result.again
+
+    def _make_body(self, lane: ExportLane, plan: ExportPlan) -> bytes:
+        """The next request, b"" if there is nothing to say."""
+        if lane.signal == "metrics":
+            items, kind = self._counted(), "Metrics"
+        else:
+            lane.spans = min(len(self._spans), MOST_SPANS_SENT)
+            items, kind = [otlp_span(self._spans.popleft()) for _ in range(lane.spans)], "Spans"
+        resource = otlp_resource(plan.attributes, plan.service, self._own_instance())
+        return json.dumps(otlp_envelope(kind, resource, items)).encode() if items else b""
+
+    def _counted(self) -> List[Dict[str, Any]]:
+        metrics, inflight = self._metrics, self._inflight
+        now = len(inflight.exchanges()), inflight.connections(), inflight.draining
+        samples = [*metrics.snapshot(), *gauge_samples(metrics, *now, self._way.circuits())]
+        return otlp_metrics(samples, metrics.started, time.time())
+
+    def _own_instance(self) -> str:
+        if not self._instance:
+            import uuid  # only who has a collector needs it
+
+            self._instance = str(uuid.uuid4())
+        return self._instance
+
+    def _post(self, way: ExportWay, lane: ExportLane) -> ExportResult:
+        exchange = self._exchange = Exchange()
+        try:
+            if self._over:  # only now: `end` cancels what it finds
+                return ExportResult("the proxy is stopped", True)
+            return post_export(way, lane.url(way.plan), lane.body, exchange)
+        finally:
+            self._exchange = None
+
+    def _settle(self, lane: ExportLane, result: ExportResult) -> None:
+        """Nothing more is done about what was sent."""
+        lost = lane.spans if result.lost is None else result.lost
+        if lost and lane.signal == "traces":
+            self._metrics.count(SPANS_LOST, lost)
+        lane.body, lane.spans, lane.tries = b"", 0, 0
+
+    def _tell(self, lane: ExportLane, way: ExportWay, problem: str) -> None:
+        """One line when trouble begins, and one when it is over."""
+        if problem and not lane.trouble:
+            way.log.warning(
+                "otlp_export_failed",
+                signal=lane.signal,
+                to=lane.url(way.plan),
+                reason=problem,
+                meaning="answers are not affected; not told again until it works",
+            )
+        elif lane.trouble and not problem:
+            way.log.info("otlp_export_works", signal=lane.signal)
+        lane.trouble = bool(problem)
+
+    def _export_last(self, way: ExportWay) -> None:
+        for lane in self._lanes:
+            going = bool(lane.url(way.plan))
+            while going and not self._over:
+                going = self._export(lane, way) and lane.signal == "traces" and bool(self._spans)
+
+
+# ==================================================================================================
 # observers
 # ==================================================================================================
-# Who is told of a finished exchange: log, metrics, limits, audit. None can break an answer.
+# Who is told of a finished exchange: log, metrics, limits, audit, telemetry. None can break an
+# answer.
 
 LOGGED_USAGE = (
     "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
 )  # fmt: skip
-QUIET_PATHS = ("/health", "/livez", "/metrics", "/openapi.json", "/")
+QUIET_PATHS = (*OPEN_PATHS, "/metrics", "/openapi.json", "/")
 
 
 class Watchers(Protocol):
@@ -15735,8 +16932,16 @@ class Watchers(Protocol):
     @property
     def audit(self) -> Audit: ...
 
+    @property
+    def telemetry(self) -> Telemetry: ...
+
 
 Observer = Callable[[Watchers, Exchange, Optional[HttpRequest], int], None]
+
+
+def is_quiet(request: Optional[HttpRequest], status: int) -> bool:
+    """Whether it was a probe, as they come all day."""
+    return request is not None and request.path in QUIET_PATHS and status < 400
 
 
 def log_exchange(
@@ -15759,10 +16964,8 @@ def log_exchange(
         "notes": joined_notes(exchange) or None,
         "error": error,
     }
-    quiet = request is not None and request.path in QUIET_PATHS and status < 400
-    app.log.write(
-        "debug" if quiet else "warning" if status >= 400 or error else "info", "request", fields
-    )
+    level = "warning" if status >= 400 or error else "info"
+    app.log.write("debug" if is_quiet(request, status) else level, "request", fields)
 
 
 def log_failed_forwards(
@@ -15791,9 +16994,17 @@ def audit_exchange(
     app.audit.note(exchange, request, status)
 
 
+def trace_exchange(
+    app: Watchers, exchange: Exchange, request: Optional[HttpRequest], status: int
+) -> None:
+    if not is_quiet(request, status):
+        app.telemetry.note(exchange, request, status)
+
+
 # Told of every finished exchange, in this order.
 OBSERVERS: Tuple[Observer, ...] = (
     leave_gate, log_failed_forwards, log_exchange, count_exchange, audit_exchange,
+    trace_exchange,
 )  # fmt: skip
 
 
@@ -15827,14 +17038,20 @@ class App(NamedTuple):
     metrics: Metrics
     gate: Gate
     audit: Audit
+    telemetry: Telemetry
+    circuits: Circuits
+    tls: Optional[ssl.SSLContext]  # to listen with
 
     def inherit(self, old: App) -> App:
-        """This app, going on with what an old one has counted, and learned of agents, and with its
-        audit."""
+        """This app, going on with what an old one has counted, and learned of agents, with its
+        audit, and with its exporter, which sends by these settings now."""
         answerer = self.answerer._replace(
             agent_calls=old.answerer.agent_calls, summaries=old.answerer.summaries
         )
-        return self._replace(answerer=answerer, metrics=old.metrics, audit=old.audit)
+        telemetry = old.telemetry.follow(self.telemetry)
+        return self._replace(
+            answerer=answerer, metrics=old.metrics, audit=old.audit, telemetry=telemetry
+        )
 
     def check(self, request: HttpRequest, exchange: Exchange) -> None:
         """Refuse a request for what its head says, before its body is read."""
@@ -15884,13 +17101,19 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     client = ClientCertificate(
         config.client_cert_file, config.client_key_file, config.client_key_passphrase
     )
+    plan = read_plan(config)
     urls = (config.openai_base_url, config.redcap_api_url, config.anthropic_forward_url, *roots,
-            config.https_proxy, config.http_proxy, client.cert_file)  # fmt: skip
+            config.https_proxy, config.http_proxy, config.all_proxy, client.cert_file,
+            plan.metrics_url, plan.traces_url)  # fmt: skip
     secure = any(url for url in urls if not url.startswith("http:"))
     context = make_ssl_context(config.ssl_verify, *roots, client) if secure else None
-    proxies = read_proxies(config.https_proxy, config.http_proxy, config.no_proxy)
+    proxies = read_proxies(
+        config.https_proxy, config.http_proxy, config.no_proxy, config.all_proxy
+    )
+    check_no_socks(upstream_targets(config).values(), proxies)
     timeouts = Timeouts(config.connect_timeout, config.request_timeout, config.stream_idle_timeout)
-    transport = Transport(timeouts, config.max_retries, context, proxies=proxies)
+    circuits = make_circuits(config, log)
+    transport = Transport(timeouts, config.max_retries, context, proxies=proxies, circuits=circuits)
     made = {name: make(config, transport) for name, make in UPSTREAMS.items()}
     upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
     try:
@@ -15901,7 +17124,13 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
     metrics = Metrics(time.time())
     gate = Gate(config)
     audit = make_audit(config, log)
-    return App(config, log, upstreams, transport, inflight, answerer, metrics, gate, audit)
+    connect = min(config.connect_timeout, plan.timeout)
+    sender = Transport(Timeouts(connect, 0, 0), 0, context, proxies=proxies)
+    telemetry = Telemetry(ExportWay(plan, sender, log, circuits.states), metrics, inflight)
+    return App(
+        config, log, upstreams, transport, inflight, answerer, metrics, gate, audit, telemetry,
+        circuits, listening_context(config),
+    )
 
 
 def read_agent_prompts(folders: Tuple[str, ...]) -> Dict[str, str]:
@@ -16056,12 +17285,18 @@ def show_model(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
 
 
 def show_health(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
-    """GET /health: 200, or 503 while draining. Asks no upstream."""
-    status = 503 if app.inflight.draining else 200
-    word = "draining" if app.inflight.draining else "ok"
-    return json_response(
-        status, {"status": word, "version": VERSION, "upstream": app.config.upstream}
-    )
+    """GET /health, /healthz: 200, or 503 while draining. Asks no upstream."""
+    status, word = (503, "draining") if app.inflight.draining else (200, "ok")
+    facts = {"status": word, "version": VERSION, "upstream": app.config.upstream}
+    return json_response(status, {**facts, "circuit": app.circuits.states()})
+
+
+def show_readiness(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
+    """GET /readyz: 503 while draining, or while every upstream is down and none may be tried."""
+    status, word = (503, "draining") if app.inflight.draining else (200, "ready")
+    if status == 200 and app.circuits.all_refuse():
+        status, word = 503, "upstreams_down"
+    return json_response(status, {"status": word, "circuit": app.circuits.states()})
 
 
 def show_livez(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
@@ -16082,7 +17317,11 @@ def show_metrics(app: App, http: HttpRequest, exchange: Exchange) -> HttpRespons
     """GET /metrics: counters and histograms for Prometheus."""
     in_flight = sum(1 for other in app.inflight.exchanges() if other is not exchange)
     text = render_metrics(
-        app.metrics, in_flight, app.inflight.connections(), app.inflight.draining
+        app.metrics,
+        in_flight,
+        app.inflight.connections(),
+        app.inflight.draining,
+        app.circuits.states(),
     )
     return HttpResponse(200, METRICS_HEADERS, text.encode())
 
@@ -16156,7 +17395,9 @@ ENDPOINTS: Dict[Tuple[str, str], Endpoint] = {
     ("GET", "/v1/models"): list_models,
     ("GET", MODELS_PREFIX + "{id}"): show_model,
     ("GET", "/health"): show_health,
+    ("GET", "/healthz"): show_health,
     ("GET", "/livez"): show_livez,
+    ("GET", "/readyz"): show_readiness,
     ("GET", "/metrics"): show_metrics,
     ("GET", "/openapi.json"): show_openapi,
     ("GET", "/test-connection"): check_connection,
@@ -16210,15 +17451,33 @@ class Handler(socketserver.StreamRequestHandler):
     server: Server
 
     def handle(self) -> None:
-        config = self.server.app.config
-        self.wire = Wire(self.connection, self.wfile, config.write_timeout)
+        config, tls = self.server.app.config, self.server.app.tls
+        try:
+            link: Any = TlsLink(self.connection, tls) if tls else None
+        except OSError:
+            return  # the client has gone already
+        self.wire = Wire(link or self.connection, link or self.wfile, config.write_timeout)
         self.overload = self.server.inflight.connections() >= config.max_connections
         self.server.inflight.add(self.wire)
         try:
-            while self.serve():
+            while (link is None or link.ready or self.begin_tls(link)) and self.serve():
                 pass
         finally:
             self.server.inflight.remove(self.wire)
+            if link is not None:
+                link.close()
+
+    def begin_tls(self, link: TlsLink) -> bool:
+        """Shake hands within the time that a head has; whether that went well."""
+        self.wire.deadline = self.wire.clock() + self.server.app.config.header_timeout
+        try:
+            link.handshake()
+        except OSError as error:
+            facts = {"client": self.client_address[0], "reason": connect_reason(error)}
+            self.server.app.log.debug("tls_not_begun", **facts)
+            self.wire.linger()
+        self.wire.deadline = NEVER
+        return link.ready
 
     def serve(self) -> bool:
         """Answer one request; whether there may be another."""
@@ -16439,16 +17698,29 @@ def ask_in_time(app: App, shown: str) -> Dict[str, Any]:
 def healthcheck(config: Config, err: TextIO) -> int:
     """Ask the proxy that these settings describe for its health, for containers without curl."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen_host, config.listen_host)
-    connection = http.client.HTTPConnection(host, config.listen_port, timeout=HEALTHCHECK_SECONDS)
+    connection = health_connection(config, host)
     try:
         connection.request("GET", "/health", headers={"Host": "localhost"})
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
+        if config.tls_client_ca_file and isinstance(error, ssl.SSLError) and "alert" in str(error):
+            return EXIT_OK  # it listens and asks who is there: without a certificate that is all
         print(f"no answer from {host}:{config.listen_port}: {error}", file=err)
         return EXIT_FAILED
     finally:
         connection.close()
     return EXIT_OK if status == 200 else EXIT_FAILED
+
+
+def health_connection(config: Config, host: str) -> http.client.HTTPConnection:
+    """Whose certificate it is does not matter to who asks itself, by an address that no certificate
+    has, and shows no key."""
+    port, seconds = config.listen_port, HEALTHCHECK_SECONDS
+    if not config.tls_cert_file:
+        return http.client.HTTPConnection(host, port, timeout=seconds)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return http.client.HTTPSConnection(host, port, timeout=seconds, context=context)
 
 
 def verify(paths: Sequence[str], secret: str, out: TextIO, err: TextIO) -> int:
@@ -16481,9 +17753,11 @@ def trust_roots(config: Config) -> str:
 
 def ways_out(config: Config) -> str:
     """The web proxies, without their credentials."""
-    proxies = read_proxies(config.https_proxy, config.http_proxy, config.no_proxy)
-    used = [proxy for proxy in (proxies.https, proxies.http) if proxy]
-    return "".join(f"; {proxy.setting} is {proxy}" for proxy in used)
+    proxies = read_proxies(
+        config.https_proxy, config.http_proxy, config.no_proxy, config.all_proxy
+    )
+    used = [p for p in (proxies.https, proxies.http) if p and not is_socks(p)]
+    return "".join(f"; {proxy.setting} is {proxy}" for proxy in dict.fromkeys(used))
 
 
 def certificate_roots(config: Config) -> str:
@@ -16652,8 +17926,10 @@ def secret_values(config: Config) -> List[str]:
     """Every secret that this process knows, for the redaction of logs."""
     custom = [value for _, value in config.custom_headers]
     keys = [*own_keys(config), config.redcap_api_token, config.client_key_passphrase]
-    keys.append(config.audit_key)
-    keys += [*proxy_secrets(config.https_proxy), *proxy_secrets(config.http_proxy)]
+    keys += [config.audit_key, config.tls_key_passphrase]
+    keys += otlp_secrets(config.otel_exporter_otlp_headers)
+    proxies = (config.https_proxy, config.http_proxy, config.all_proxy)
+    keys += [secret for url in proxies for secret in proxy_secrets(url)]
     several = (config.openai_api_key, config.anthropic_upstream_key)
     return [*keys, *(key for text in several for key in parse_keys(text)), *custom]
 
@@ -16762,6 +18038,7 @@ def run(loaded: Loaded, out: TextIO, err: TextIO, reread: Callable[[], Loaded]) 
     if not config.ssl_verify:
         fields = {"meaning": "any certificate is accepted from the upstream"}
         app.log.write("critical", "ssl_verify_off", fields)  # shown at every level
+    app.telemetry.begin()
     return serve_until_stopped(server, partial(reload_settings, server, reread, err))
 
 
@@ -16802,7 +18079,8 @@ def banner(app: App, port: int, loaded: Loaded) -> str:
     """Where it listens, what answers, what to tell Claude Code. The first line is for scripts."""
     config = app.config
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.listen_host, config.listen_host)
-    url = f"http://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{port}"
+    scheme = "https" if app.tls else "http"
+    url = f"{scheme}://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{port}"
     own = "your-REDCap-API-token" if config.upstream == "redcap" else "any-text"
     named = "ANTHROPIC_API_KEY" if config.anthropic_api_key else "AUTH_TOKEN"
     asked = accepted_keys(config) and (config.anthropic_api_key or config.auth_token)
@@ -16929,6 +18207,7 @@ def drain(server: Server, app: App, config: Config) -> None:
     server.inflight.stop()
     app.transport.close()
     app.audit.end()
+    app.telemetry.end()
     app.log.info("stopped")
 
 

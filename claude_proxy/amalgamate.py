@@ -43,7 +43,7 @@ MODULES = (
     "explain", "checks", "cli",
     "__main__",
 )
-NOT_JOINED = ("amalgamate.py", "__init__.py")
+NOT_JOINED = ("amalgamate.py", "release.py", "__init__.py")
 # What these say about a module is not so of the single file.
 UNSAFE = ("__file__", "__name__", "__doc__", "__package__", "__spec__", "__loader__", "globals")
 MAIN_LINE = 'if __name__ == "__main__":'

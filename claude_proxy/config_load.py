@@ -54,10 +54,12 @@ def load_config(
     """The settings in force, or ConfigError with every mistake.
 
     The environment goes before the .env, whichever of its names a setting has there; in one source
-    the setting's own name goes before NAME_FILE (secrets) and its aliases. Empty means unset.
+    the setting's own name goes before NAME_FILE (secrets) and its aliases. Between the two are
+    systemd's credentials. Empty means unset.
     """
     sources = (
-        ("environment", environ), (".env", dotenv or {}), ("CONFIG_FILE", settings_file or {})
+        ("environment", environ), ("credentials", credential_files(environ, path_exists)),
+        (".env", dotenv or {}), ("CONFIG_FILE", settings_file or {}),
     )  # fmt: skip
     values: Dict[str, Any] = {}
     found: Dict[str, FoundSetting] = {}
@@ -96,6 +98,16 @@ def named_paths(values: Mapping[str, Any]) -> List[Tuple[str, Sequence[str]]]:
 def read_text_file(path: str) -> str:
     with open(path, encoding="utf-8-sig") as file:
         return file.read(65536)
+
+
+def credential_files(
+    environ: Mapping[str, str], path_exists: Callable[[str], bool]
+) -> Dict[str, str]:
+    """NAME_FILE -> path of each secret that systemd hands over (LoadCredential=NAME:...)."""
+    folder = environ.get("CREDENTIALS_DIRECTORY", "")
+    secrets = [setting.name for setting in SETTINGS if setting.secret and folder]
+    paths = ((name, os.path.join(folder, name)) for name in secrets)
+    return {f"{name}_FILE": path for name, path in paths if path_exists(path)}
 
 
 def clean_text(text: str) -> str:

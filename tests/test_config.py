@@ -232,6 +232,41 @@ def test_only_secrets_are_read_from_files():
     assert config.big_model == "gpt-4o"
 
 
+CREDENTIALS = {"/run/credentials/u/OPENAI_API_KEY": "sk-credential\n", "/run/credentials/u/AUDIT_KEY": "0123456789abcdef" * 2}
+
+
+def load_with_credentials(environ, dotenv=None):
+    """As systemd starts it: a folder of files, each named as the secret that it holds."""
+    return load_config({"CREDENTIALS_DIRECTORY": "/run/credentials/u", **environ}, dotenv,
+                       read_file=CREDENTIALS.__getitem__, path_exists=CREDENTIALS.__contains__)
+
+
+@pytest.mark.parametrize("environ,dotenv,key,source", [
+    ({}, {}, "sk-credential", "file"),
+    ({}, {"OPENAI_API_KEY": "sk-dotenv"}, "sk-credential", "file"),
+    ({"OPENAI_API_KEY": "sk-own"}, {}, "sk-own", "environment"),
+    ({"CREDENTIALS_DIRECTORY": ""}, {"OPENAI_API_KEY": "sk-dotenv"}, "sk-dotenv", ".env"),
+    ({"CREDENTIALS_DIRECTORY": "/elsewhere"}, {}, "", "default"),
+])
+def test_a_secret_that_systemd_hands_over(environ, dotenv, key, source):
+    config = load_with_credentials(environ, dotenv)
+    assert (config.openai_api_key, source_of(config, "OPENAI_API_KEY")) == (key, source)
+
+
+def test_other_secrets_keep_their_own_place_beside_credentials():
+    config = load_with_credentials({}, {"ANTHROPIC_API_KEY": "for-clients"})
+    assert (config.audit_key, config.anthropic_api_key) == ("0123456789abcdef" * 2, "for-clients")
+
+
+def test_credentials_in_a_real_folder(tmp_path):
+    (tmp_path / "ANTHROPIC_API_KEY").write_text("ward:one-key\nlab:another\n")
+    (tmp_path / "BIG_MODEL").write_text("no secret, so not read")
+    config = load_config({"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert (config.anthropic_api_key, config.big_model) == ("ward:one-key,lab:another", "gpt-4o")
+    (tmp_path / "OPENAI_API_KEY").write_text("")
+    assert problems_of({"CREDENTIALS_DIRECTORY": str(tmp_path)}) == ["OPENAI_API_KEY_FILE: the file is empty"]
+
+
 def test_custom_headers():
     environ = {"CUSTOM_HEADER_X_API_KEY": "'new'", "CUSTOM_HEADER_EMPTY": "", "PATH": "x"}
     config = load_config(environ, {"CUSTOM_HEADER_X_API_KEY": "old", "CUSTOM_HEADER_ACCEPT": "a/b"})

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -21,7 +25,7 @@ def instructions(name: str = "Dockerfile") -> list:
     return [tuple(line.split(None, 1)) for line in joined.split("\n") if line.strip()]
 
 
-RUN_IT = '["python3", "-I", "-S", "/claude_api_proxy.py"]'
+RUN_IT = '["python3", "-I", "-S", "/claude_api_proxy.pyc"]'
 
 
 @pytest.mark.parametrize("instruction, expected", [
@@ -32,6 +36,8 @@ RUN_IT = '["python3", "-I", "-S", "/claude_api_proxy.py"]'
     ("ENV", "LISTEN_HOST=0.0.0.0"),
     ("EXPOSE", "8765"),
     ("COPY", "--chmod=0444 claude_api_proxy.py /claude_api_proxy.py"),
+    ("RUN", '["python3", "-I", "-S", "-m", "compileall", "-q", "-b", "--invalidation-mode", "unchecked-hash", '
+            '"/claude_api_proxy.py"]'),
 ])
 def test_the_image(instruction, expected):
     assert [rest for word, rest in instructions() if word == instruction] == [expected]
@@ -44,7 +50,18 @@ def test_the_image_asks_itself_for_its_health():
 
 def test_nothing_else_enters_the_image():
     assert read(".dockerignore").split() == ["*", f"!{SINGLE_FILE.name}"] and SINGLE_FILE.is_file()
-    assert {word for word, _ in instructions()}.isdisjoint({"ADD", "RUN", "VOLUME"})
+    assert {word for word, _ in instructions()}.isdisjoint({"ADD", "VOLUME"})
+
+
+def test_the_image_runs_the_file_that_lies_beside_it(tmp_path):
+    """Compiled as the image has it: the same program, which tells the SHA-256 of the file as it was copied."""
+    file = tmp_path / SINGLE_FILE.name
+    file.write_bytes(SINGLE_FILE.read_bytes())
+    compiling = json.loads(dict(instructions())["RUN"])
+    subprocess.run([sys.executable, *compiling[1:-1], str(file)], cwd=tmp_path, check=True)
+    told = subprocess.run([sys.executable, "-I", "-S", f"{file}c", "--version"], capture_output=True, text=True, check=True).stdout
+    assert f"sha256 {hashlib.sha256(file.read_bytes()).hexdigest()}\n" in told
+    assert sorted(path.name for path in tmp_path.iterdir()) == [file.name, f"{file.name}c"]
 
 
 def compose_settings() -> dict:
@@ -81,7 +98,7 @@ def test_the_project_needs_nothing():
 
 
 @pytest.mark.parametrize("target", [
-    "run", "test", "test-clients", "single", "lint", "image", "env", "clean",
+    "run", "test", "test-clients", "single", "release", "lint", "image", "env", "clean",
 ])
 def test_make_lists_its_targets(target):
     makefile = read("Makefile")

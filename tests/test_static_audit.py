@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import re
 import subprocess
@@ -19,6 +20,9 @@ SOURCES = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8"
            for path in sorted(PACKAGE.rglob("*.py"))}
 PRINTING = ("cli.py", "checks.py", "amalgamate.py", "__main__.py")
 ENVIRONMENT = ("cli.py", "config.py")
+# What SECURITY.md says of files and processes rests on these two: change them together.
+WRITING = ("audit_files.py", "amalgamate.py", "release.py")
+STARTING = ()
 FORBIDDEN_MODULES = {"random", "pickle", "marshal", "shelve", "ctypes", "importlib", "imp", "runpy"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_MEMBERS = {"os.system", "os.popen", "hashlib.md5", "hashlib.sha1", "subprocess.getoutput"}
@@ -87,6 +91,25 @@ def reads_environment(node: ast.AST, file: str) -> bool:
     return file not in ENVIRONMENT and bool(names & {"os.environ", "os.getenv", "os.environb"})
 
 
+def writes_files(node: ast.AST, file: str) -> bool:
+    """Whatever makes, opens for writing, renames or removes a file."""
+    members = {"os.open", "os.rename", "os.replace", "os.remove", "os.unlink", "os.mkdir", "os.makedirs", "os.truncate"}
+    methods = {"write_text", "write_bytes", "mkdir", "touch", "rename", "unlink", "symlink_to"}
+    if not isinstance(node, ast.Call) or file in WRITING:
+        return False
+    name = getattr(node.func, "id", "") or getattr(node.func, "attr", "")
+    # `open(path, mode)`, and `path.open(mode)`.
+    modes = node.args[:1] if isinstance(node.func, ast.Attribute) else node.args[1:2]
+    modes = [*modes, *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
+    changing = any(not isinstance(mode, ast.Constant) or set("wax+") & set(str(mode.value)) for mode in modes)
+    return dotted(node.func) in members or name in methods or name == "open" and changing
+
+
+def starts_processes(node: ast.AST, file: str) -> bool:
+    names = {dotted(node), *imported(node)} - {""} if file not in STARTING else set()
+    return any(re.match(r"(subprocess|multiprocessing|pty)\b|os\.(fork|exec|spawn|posix_spawn|startfile)", name) for name in names)
+
+
 def swallows(node: ast.AST, file: str) -> bool:
     """`except:` at all, and a broad one that only passes."""
     if not isinstance(node, ast.ExceptHandler):
@@ -117,6 +140,11 @@ RULES = [
     (prints, ["print('x')", "f = print"], ["log.info('print')", "x.print()"]),
     (reads_environment, ["os.environ['A']", "os.getenv('A')", "from os import environ"],
      ["environ['A']", "os.path"]),
+    (writes_files,
+     ["open(p, 'w')", "p.open('ab')", "open(p, mode='r+')", "open(p, m)", "os.open(p, 1)", "p.write_text(t)", "os.replace(a, b)"],
+     ["open(p)", "open(p, 'rb')", "open(p, encoding='utf-8')", "p.read_text()", "os.path.join(a, b)"]),
+    (starts_processes, ["import subprocess", "os.fork()", "os.execv(a, b)", "from multiprocessing import Pool"],
+     ["import os", "os.getpid()", "process.exec_it()"]),
     (swallows, ["try: f()\nexcept: log()", "try: f()\nexcept Exception: pass"],
      ["try: f()\nexcept Exception: log()", "try: f()\nexcept OSError: pass"]),
     (long_function, [LONG, "async " + LONG], ["def f():\n    x = 1"]),
@@ -124,8 +152,13 @@ RULES = [
 RULE_NAMES = [rule.__name__ for rule, _, _ in RULES]
 
 
+@functools.cache
+def nodes_of(text: str) -> list:
+    return list(ast.walk(ast.parse(text)))
+
+
 def findings(rule, file: str, text: str) -> list:
-    nodes = [node for node in ast.walk(ast.parse(text)) if rule(node, file)]
+    nodes = [node for node in nodes_of(text) if rule(node, file)]
     return [f"{file}:{getattr(node, 'lineno', 0)} {getattr(node, 'name', '')}" for node in nodes]
 
 

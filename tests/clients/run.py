@@ -28,6 +28,7 @@ from tests.clients.other_server import OTHER_SERVER_CHECKS
 from tests.clients.providers import PROVIDER_CHECKS
 from tests.clients.redcap import REDCAP_CHECKS, SLOW_REDCAP_CHECKS
 from tests.clients.relay import RELAY_CHECKS
+from tests.clients.sandbox import SANDBOX_CHECKS
 from tests.clients.sdks import SDK_CHECKS
 from tests.clients.single_file import SINGLE_FILE_CHECKS
 
@@ -35,6 +36,7 @@ Check = Callable[[Lab], str]
 
 CHECKS: Dict[str, Check] = {
     **SINGLE_FILE_CHECKS,
+    **SANDBOX_CHECKS,
     **CLAUDE_CODE_CHECKS,
     **PROVIDER_CHECKS,
     **REDCAP_CHECKS,
