@@ -16312,6 +16312,7 @@ OTLP_METRICS: Dict[MetricRow, Tuple[str, str]] = {
     IN_FLIGHT: ("claude_proxy.requests.in_flight", "{request}"),
     CONNECTIONS: ("claude_proxy.client.connections", "{connection}"),
     DRAINING: ("claude_proxy.draining", "1"),
+    UPSTREAM_DOWN: ("claude_proxy.circuit.open", "1"),
 }
 # Every point has its start, and the resource has the version.
 NOT_EXPORTED = (STARTED, BUILD)
