@@ -20,7 +20,7 @@ from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 # In the order of dependence: a module imports only from those before it.
 MODULES = (
     "config", "settings", "config_load", "settings_file", "settings_text", "dotenv", "log",
-    "audit_files",
+    "names", "crashes", "audit_files",
     "overflow", "errors", "http1", "sse", "events", "tokens", "prompt_parts", "compression",
     "summaries",
     "dialects/dialect", "dialects/anthropic", "dialects/carriers", "dialects/chat_options",
@@ -39,7 +39,7 @@ MODULES = (
     "upstreams/upstream", "upstreams/openai", "upstreams/redcap_form", "upstreams/redcap_reply",
     "upstreams/redcap", "upstreams/demo", "upstreams/anthropic",
     "wire", "answering", "metrics", "openapi", "audit", "observers", "app", "server",
-    "explain", "checks", "cli",
+    "explain", "checks", "redaction", "cli",
     "__main__",
 )
 NOT_JOINED = ("amalgamate.py", "__init__.py")

@@ -43,7 +43,8 @@ def healthcheck(config: Config, err: TextIO) -> int:
         connection.request("GET", "/health", headers={"Host": "localhost"})
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
-        print(f"no answer from {host}:{config.listen_port}: {error}", file=err)
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        print(f"no answer from {host}:{config.listen_port}: {reason}", file=err)
         return EXIT_FAILED
     finally:
         connection.close()
