@@ -24,9 +24,9 @@ LOG_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 5
 REDACTED = "[redacted]"
 SECRET_SHAPES = re.compile(
     r"(?i)\b(bearer\s+)(?=[\w.~+/=-]{0,99}[0-9]|[\w.~+/=-]{24})[\w.~+/=-]{6,}"
-    r"|\b(basic\s+)(?=[\w+/]{0,99}[0-9=])[\w+/]{10,}"
+    r"|\b(basic\s+)(?=[\w+/]{0,99}[0-9=])[\w+/]{10,}=*"
     r"|((?:password|passwd|secret|authorization)\\?[\"']?\s*[:=]\s*\\?[\"']?"
-    r"(?:(?:bearer|basic)\s+)?)[\w.~+/=*-]{6,}"
+    r"(?:(?:bearer|basic)\s+)?)(?!(?:bearer|basic)\s)[\w.~+/=*-]{6,}"
     r"|((?:api[-_ ]?key(?: provided)?|token)\\?[\"']?\s*[:=]\s*\\?[\"']?)"
     r"(?=[\w.~+/=-]{0,99}[a-z])(?=[\w.~+/=-]{0,99}[0-9*]|[\w.~+/=-]{24})[\w.~+/=*-]{6,}"
     r"|(?<=[?&])((?:key|sig|code)=)[^\s&\"']{6,}"
