@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests import halves  # noqa: E402
 from tests.canary import SHORTEST_NEEDLE, Hit, Needles  # noqa: E402
+from tests.canary_tee import NOT_KEPT  # noqa: E402
 
 KEY_LOOKS = re.compile(
     r"(?i)\b(?:sk|pk|key)-(?=[\w.-]*\d)[\w.-]{5,}|\b\w*canary\w*|\b[0-9a-f]{32}(?:[0-9a-f]{32})?\b|(?<=bearer )\S{6,}|(?<=basic )\S{8,}"
@@ -41,8 +42,6 @@ SAID_BY = frozenset("message_body text_answer reply call call_ai_reply delta use
 SHORTEST_TEXT = 12
 # Files whose literals are identifiers of patients, all of them.
 SAID_FILES = ("phi_samples.py",)
-# Tests that hand a text to the log themselves, to see what it does with it.
-LOG_TESTS = ("test_log.py", "test_canary.py", "test_names.py")
 
 
 def literals(node: ast.AST) -> Iterator[str]:
@@ -101,7 +100,7 @@ def suite_words(folder: pathlib.Path) -> Tuple[Dict[str, str], int]:
     words: Dict[str, str] = {}
     for path in sorted((ROOT / "tests").glob("*.py")):
         for word, kind in file_words(path).items():
-            if path.name in LOG_TESTS or word in words:
+            if path.name in NOT_KEPT or word in words:
                 continue
             words[word] = f"{kind}, {path.name}: {word}"
     for path in folder.glob("*.said"):
@@ -115,7 +114,7 @@ def suite_words(folder: pathlib.Path) -> Tuple[Dict[str, str], int]:
 def tells(word: str, place: str) -> bool:
     """Whether a word is long and peculiar enough to be looked for."""
     if place.startswith("key"):
-        return len(word) >= SHORTEST_NEEDLE
+        return len(word) >= SHORTEST_NEEDLE and not re.fullmatch(r"[\w-]+\.[a-z]{2,5}", word)  # a file's name
     return len(re.sub(r"\W", "", word)) >= SHORTEST_TEXT and (" " in word or bool(re.search(r"\d|[A-Z]", word)))
 
 

@@ -540,7 +540,7 @@ class Bench:
         self.upstream.__exit__()
 
     def send(self, data: bytes, end: bool = True) -> bytes:
-        with RawClient(self.port) as client:
+        with RawClient(self.port, timeout=20) as client:
             with contextlib.suppress(OSError):  # it may be answered before it has been read
                 client.send(data)
             answer = bytearray()
