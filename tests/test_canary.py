@@ -522,8 +522,8 @@ class Bench:
         }
         self.shown: List[str] = made.pop("shown")
         self.frames: List[Any] = made.pop("frames", [])
-        # Where nothing is there to quote, a part of the ways to fail will do.
-        self.thorough: bool = make_settings not in (keyed_demo, open_demo, plain_proxy, tunnel, unreachable)
+        # Where nothing is there to quote, or another row is much the same, a part of the ways to fail will do.
+        self.thorough: bool = make_settings in (keyed_openai, keyed_anthropic, open_anthropic, told_anthropic, keyed_redcap)
         self.err = open(folder / "stderr", "wb")
         system = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen([sys.executable, "-m", "claude_proxy"], cwd=folder, env={**system, **self.environ},
