@@ -10,7 +10,7 @@ VENV = .venv/$(PYTHON_VERSION)
 VENV_PYTHON = $(VENV)/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-cache-dir
 
-.PHONY: help run test test-clients bench bench-peers single release lint image env clean
+.PHONY: help run test canary test-clients bench bench-peers single release lint image env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,9 @@ ifeq ($(ARGS),)
 else
 	$(VENV_PYTHON) -m pytest $(ARGS)
 endif
+
+canary: $(VENV)/pytest ## run the whole suite at DEBUG and search all output for its keys and prompts
+	$(VENV_PYTHON) tests/canary_suite.py
 
 test-clients: $(VENV)/pytest ## drive the real Claude Code, SDKs, LiteLLM and llama.cpp through the proxy
 	$(VENV_PYTHON) tests/clients/run.py

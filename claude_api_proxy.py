@@ -7,9 +7,9 @@ The whole program in one file: Python 3.9 or later, standard library only. Run i
 This file is generated from claude_proxy/: change it there. On a host with this file alone, edit
 it in place; the model maps are at the top of its first section. Sections, each under a banner:
 
-  config, patterns, settings, config_load, settings_file, settings_text, dotenv, log, audit_files,
-  overflow, errors, http1, sse, events, tokens, prompt_parts, compression, summaries,
-  dialects/dialect, dialects/anthropic, dialects/carriers, dialects/chat_options,
+  config, patterns, settings, config_load, settings_file, settings_text, dotenv, log, names,
+  crashes, audit_files, overflow, errors, http1, sse, events, tokens, prompt_parts, compression,
+  summaries, dialects/dialect, dialects/anthropic, dialects/carriers, dialects/chat_options,
   dialects/chat_blocks, dialects/chat_schemas, dialects/chat_tools, dialects/think_tags,
   dialects/stop_watch, dialects/chat_thinking, dialects/chat_members, dialects/chat_shapes,
   dialects/chat_request, dialects/chat_profiles, dialects/chat_repairs, dialects/chat_calls,
@@ -19,7 +19,7 @@ it in place; the model maps are at the top of its first section. Sections, each 
   reasoning_memory, json_edit, phi_rules, phi, agents, relay, routes, keys, forwards, fallback,
   upstreams/upstream, upstreams/openai, upstreams/redcap_form, upstreams/redcap_reply,
   upstreams/redcap, upstreams/demo, upstreams/anthropic, wire, answering, metrics, openapi, audit,
-  otlp, otlp_send, otlp_export, observers, app, server, explain, checks, cli, __main__
+  otlp, otlp_send, otlp_export, observers, app, server, explain, checks, redaction, cli, __main__
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ from typing import (
     Any, BinaryIO, Callable, ContextManager, Deque, Dict, FrozenSet, Generic, Hashable, List,
     NamedTuple, NoReturn, Optional, Pattern, Protocol, Set, TextIO, Tuple, TypeVar, Union,
 )
-from urllib.parse import parse_qs, quote, unquote, unquote_to_bytes, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, quote_plus, unquote, unquote_to_bytes, urlencode, urlsplit
 
 
 # ==================================================================================================
@@ -1469,16 +1469,16 @@ LOG_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 5
 # What a credential looks like when somebody else's error text quotes it back to us. A digit (or a
 # mask's star) tells it from prose such as "Bearer authentication"; only after a password's label
 # does any word count. Identifiers (msg_, req_ and 24 hex, UUIDs) fit none of these. Look-aheads are
-# bounded, so that a long text costs no more than its length.
+# bounded, so that a long text costs no more than its length. What is in a group, a label, stays.
 REDACTED = "[redacted]"
 SECRET_SHAPES = LazyPattern(
-    r"(?i)\bbearer\s+(?=[\w.~+/=-]{0,99}[0-9]|[\w.~+/=-]{24})[\w.~+/=-]{6,}"
-    r"|\bbasic\s+(?=[\w+/]{0,99}[0-9=])[\w+/]{10,}"
-    r"|(?:password|passwd|secret|authorization)\\?[\"']?\s*[:=]\s*\\?[\"']?"
-    r"(?:(?:bearer|basic)\s+)?[\w.~+/=*-]{6,}"
-    r"|(?:api[-_ ]?key(?: provided)?|token)\\?[\"']?\s*[:=]\s*\\?[\"']?"
+    r"(?i)\b(bearer\s+)(?=[\w.~+/=-]{0,99}[0-9]|[\w.~+/=-]{24})[\w.~+/=-]{6,}"
+    r"|\b(basic\s+)(?=[\w+/]{0,99}[0-9=])[\w+/]{10,}=*"
+    r"|((?:password|passwd|secret|authorization)\\?[\"']?\s*[:=]\s*\\?[\"']?"
+    r"(?:(?:bearer|basic)\s+)?)(?!(?:bearer|basic)\s)[\w.~+/=*-]{6,}"
+    r"|((?:api[-_ ]?key(?: provided)?|token)\\?[\"']?\s*[:=]\s*\\?[\"']?)"
     r"(?=[\w.~+/=-]{0,99}[a-z])(?=[\w.~+/=-]{0,99}[0-9*]|[\w.~+/=-]{24})[\w.~+/=*-]{6,}"
-    r"|(?<=[?&])(?:key|sig|code)=[^\s&\"']{6,}"
+    r"|(?<=[?&])((?:key|sig|code)=)[^\s&\"']{6,}"
     r"|(?<=://)[^/\s?#@]{1,999}(?=@)"
     r"|\bsk-(?=[\w.-]{0,99}[0-9*]|[\w.-]{40})[\w*.-]{6,}"
     r"|\b(?:pk|rk|csk|xai|pplx|nvapi)-(?=[\w-]{0,99}[0-9])[\w-]{24,}|\bkey-[0-9a-z]{16,}"
@@ -1489,6 +1489,11 @@ SECRET_SHAPES = LazyPattern(
 )
 SHORTEST_SECRET = 4
 LONGEST_REMEMBERED = 100
+# Shorter ones could be a part of other words.
+SHORTEST_ENCODED = 8
+SHORTEST_CORE = 10
+# What a credential may consist of.
+CREDENTIAL_SIGNS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.~+/=*%-"
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
@@ -1497,7 +1502,49 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= SHORTEST_SECRET:
             text = text.replace(secret, REDACTED)
-    return SECRET_SHAPES.sub(REDACTED, text)
+    return SECRET_SHAPES.sub(redacted_match, text)
+
+
+def redacted_match(match: re.Match) -> str:
+    return "".join(filter(None, match.groups())) + REDACTED
+
+
+def shortened(text: str, limit: int) -> str:
+    """The text, cut where no credential can be: half of one is known to nobody who looks for it."""
+    return text if len(text) <= limit else text[:limit].rstrip(CREDENTIAL_SIGNS) or "..."
+
+
+def secret_forms(secret: str) -> Iterator[str]:
+    """A secret as others may quote it, in lower case: as it is, in a URL, in JSON, in base64 with
+    something before it or not, in hexadecimal digits."""
+    data = secret.encode("utf-8", "replace")
+    yield from (secret, quote(data, safe=""), quote_plus(data), json.dumps(secret)[1:-1])
+    yield data.hex()
+    for before in range(3):
+        shifted = b"." * before + data
+        # Whole groups of three bytes; the first characters and others' bytes have no say in these.
+        whole = base64.b64encode(shifted[: len(shifted) // 3 * 3]).decode("ascii")
+        core = whole[(0, 2, 3)[before] :]
+        if len(core) >= SHORTEST_CORE:
+            yield from (core, core.translate({43: "-", 47: "_"}))
+
+
+def all_forms(secrets: Iterable[str]) -> Tuple[str, ...]:
+    """Every form of these secrets, the longest first."""
+    found: Set[str] = set()
+    for secret in secrets:
+        if len(secret) >= SHORTEST_ENCODED:
+            found.update(form.lower() for form in secret_forms(secret))
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def without_forms(text: str, forms: Iterable[str]) -> str:
+    """The text without these, in any case; the same object if there are none."""
+    lowered = text.lower()
+    found = [form for form in forms if form in lowered]
+    if not found:
+        return text
+    return re.sub("(?i)" + "|".join(map(re.escape, found)), REDACTED, text)
 
 
 def format_text_line(moment: str, level: str, event: str, fields: Mapping[str, Any]) -> str:
@@ -1534,7 +1581,8 @@ class Log:
         self._stream = stream
         self._threshold = LOG_LEVELS[level]
         self._format = format_json_line if as_json else format_text_line
-        self._secrets = tuple(secret for secret in secrets if secret)
+        self._secrets = tuple(sorted(filter(None, secrets), key=len, reverse=True))
+        self._forms: Tuple[str, ...] = ()
         self._clock = clock
         self._lock = threading.Lock()
         # Models, paths and addresses are the same in line after line.
@@ -1552,9 +1600,22 @@ class Log:
     def error(self, event: str, **fields: Any) -> None:
         self.write("error", event, fields)
 
-    def redact(self, text: str) -> str:
-        """The text without the secrets that this process knows, and without the shape of any."""
-        return redact(text, self._secrets)
+    def redact(self, text: str, shown: Iterable[str] = ()) -> str:
+        """Somebody else's text without the secrets that this process knows, those that a client has
+        shown among them, in any form; and without what is shaped like one."""
+        return redact(self.without_secrets(text, shown), self._secrets)
+
+    def without_secrets(self, text: str, shown: Iterable[str] = ()) -> str:
+        """The same without a look at shapes."""
+        if not self._forms:
+            self._forms = all_forms(self._secrets)
+        return without_forms(text, (*self._forms, *all_forms(shown)))
+
+    def clean_bytes(self, data: bytes, shown: Iterable[str] = ()) -> bytes:
+        """The same for bytes that are passed on: what has no secret in it stays as it is."""
+        text = data.decode("utf-8", "surrogateescape")
+        clean = self.without_secrets(text, shown)
+        return data if clean is text else clean.encode("utf-8", "surrogateescape")
 
     def _clean(self, value: Any) -> Any:
         """Numbers as they are; anything else, an exception for instance, as redacted text."""
@@ -1578,6 +1639,115 @@ class Log:
         with self._lock:
             self._stream.write(line + "\n")
             self._stream.flush()
+
+
+# ==================================================================================================
+# names
+# ==================================================================================================
+# What of a name that somebody else has chosen may stand in a log. Pure.
+#
+# A path, a method, a model, an error's type: whoever sends them can put anything there, a key or what
+# a patient said. So they are told as they are only if they look like what programs call things; the
+# rest becomes a mark. Of a model any name is told, but no sentence.
+
+HTTP_METHODS = frozenset(
+    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")
+)
+UNTOLD = "*"
+# Keys have digits or capitals, people's words have blanks.
+PLAIN_WORD = r"[a-z]{1,24}(?:[_.-][a-z]{1,24}){0,5}(?:_20[0-9]{6})?"
+PATH_STEP = rf"{PLAIN_WORD}|v[0-9]{{1,2}}|"
+MODEL_NAME = r"[A-Za-z0-9._:/\[\]@+-]*"
+BETA_NAME = r"(?:[a-z0-9]{1,20}-){1,8}20[0-9]{2}(?:-?[0-9]{2}-?[0-9]{2})?|[a-z]-20[0-9]{2}"
+QUERY_PAIR = rf"(?:{PLAIN_WORD})(?:=(?:{PLAIN_WORD}|[0-9]{{1,4}}))?"
+LONGEST_MODEL_TOLD = 200
+LONGEST_BETAS = 500
+LONGEST_QUERY = 200
+
+
+def plain_word(value: Any) -> str:
+    """The value if it is such a word as programs have for things (end_turn), else ""."""
+    return value if isinstance(value, str) and re.fullmatch(PLAIN_WORD, value) else ""
+
+
+def logged_method(method: str) -> str:
+    return method if method in HTTP_METHODS else UNTOLD
+
+
+def logged_path(path: str, untold: str = UNTOLD) -> str:
+    """The path with a mark for each step that may be an identifier, a key or a text."""
+    steps = path[:LONGEST_QUERY].split("/")
+    return "/".join(step if re.fullmatch(PATH_STEP, step) else untold for step in steps)
+
+
+def logged_model(name: str) -> str:
+    name = name[:LONGEST_MODEL_TOLD]
+    return name if re.fullmatch(MODEL_NAME, name) else UNTOLD
+
+
+def logged_models(facts: Mapping[str, Any]) -> Dict[str, str]:
+    """The models among an exchange's facts, as they may be told."""
+    named = (name for name in ("model", "upstream_model") if facts.get(name))
+    return {name: logged_model(str(facts[name])) for name in named}
+
+
+def logged_betas(value: str) -> str:
+    """The names in an anthropic-beta header; all of them end with a date."""
+    return logged_parts(value, ",", BETA_NAME)[:LONGEST_BETAS]
+
+
+def logged_query(query: str) -> str:
+    return logged_parts(query, "&", QUERY_PAIR)[:LONGEST_QUERY]
+
+
+def logged_parts(text: str, mark: str, pattern: str) -> str:
+    parts = [part.strip() for part in text[:4096].split(mark)]
+    return mark.join(part if re.fullmatch(pattern, part) else UNTOLD for part in parts)
+
+
+def told_variable(name: str) -> str:
+    """The name of a variable in a .env; a key's second line may look like one."""
+    cased = name in (name.upper(), name.lower())
+    plain = cased and all(len(part) <= 16 for part in name.split("_")) and len(name) <= 64
+    return name if plain else f"a name of {len(name)} characters"
+
+
+# ==================================================================================================
+# crashes
+# ==================================================================================================
+# Defects of our own: told by the kind of exception and by where it was raised, in one line.
+#
+# Python's own tracebacks end with the exception's words, and those may quote a key or a prompt. So
+# nothing that is raised gets as far as the interpreter's hooks, or the hooks are ours.
+
+MOST_PLACES = 6
+
+
+def place_of(error: Optional[BaseException]) -> str:
+    """Where an exception was raised: functions and lines, the innermost last, and no values."""
+    places = []
+    trace = error.__traceback__ if error is not None else None
+    while trace is not None:
+        places.append(f"{trace.tb_frame.f_code.co_name}:{trace.tb_lineno}")
+        trace = trace.tb_next
+    return " > ".join(places[-MOST_PLACES:]) or "unknown"
+
+
+@contextmanager
+def told_crashes(log: Log) -> Iterator[None]:
+    """While it lasts, what ends a thread, or fails unheard, is a line of the log."""
+
+    def tell(event: str, found: Any) -> None:
+        kind = found.exc_type.__name__ if found.exc_type else "unknown"
+        log.error(event, error=kind, at=place_of(found.exc_value))
+
+    before = threading.excepthook, sys.unraisablehook
+    threading.excepthook = lambda found: tell("thread_failed", found)
+    sys.unraisablehook = lambda found: tell("failed_unheard", found)
+    try:
+        yield
+    finally:
+        threading.excepthook, sys.unraisablehook = before
 
 
 # ==================================================================================================
@@ -2234,6 +2404,7 @@ class ProxyError(Exception):
         error_type: str = "",
         headers: Iterable[Tuple[str, str]] = (),
         upstream_status: Optional[int] = None,
+        logged: str = "",
     ) -> None:
         super().__init__(message)
         # Whatever an upstream's status was, a failure is told as one.
@@ -2245,6 +2416,14 @@ class ProxyError(Exception):
         kept = (pair for pair in headers if not (never and pair[0] == NO_RETRY[0]))
         self.headers = (*kept, NO_RETRY) if never else tuple(kept)
         self.upstream_status = upstream_status
+        self._logged = logged  # where the message quotes what the client has sent
+
+    @property
+    def logged(self) -> str:
+        """What a log says of it: of an upstream's own words, which may quote the prompt, none."""
+        if self.upstream_status is not None:
+            return self.error_type
+        return self._logged or self.message
 
 
 def error_body(error: ProxyError, request_id: str) -> Dict[str, Any]:
@@ -2332,7 +2511,9 @@ def classify_error(
     if 300 <= status < 400:
         text = "the upstream answered with a redirect, which is never followed: check its base URL"
         return ProxyError(502, text, upstream_status=status)
-    text = redact(told.text[:LONGEST_LOOKED_THROUGH])[:LONGEST_UPSTREAM_MESSAGE]
+    text = shortened(
+        redact(shortened(told.text, LONGEST_LOOKED_THROUGH)), LONGEST_UPSTREAM_MESSAGE
+    )
     if status not in (401, 402, 403):
         overflow = overflow_message(text, told.codes, asked.prompt_tokens, asked.max_tokens)
         if overflow:
@@ -2532,9 +2713,9 @@ def upstream_error_text(body: bytes) -> str:
     if data is not NO_JSON:
         return error_text_in(data).strip() or (text if data else "")
     if text[:1] == "<":
-        title = re.search(r"(?is)<title[^<>]{0,200}>([^<]{1,300})", text[:LONGEST_PAGE_HEAD])
+        title = re.search(r"(?is)<title[^<>]{0,200}>([^<]{1,3000})", text[:LONGEST_PAGE_HEAD])
         return "the upstream answered with a web page: " + (
-            html.unescape(title.group(1)).strip() if title else "(no title)"
+            shortened(html.unescape(title.group(1)).strip(), 300) if title else "(no title)"
         )
     return text
 
@@ -2589,7 +2770,7 @@ def with_reason(error: str, data: Mapping[str, Any]) -> str:
 
 def with_place(message: str, place: List[Any]) -> str:
     """FastAPI tells apart what is wrong and where."""
-    steps = [str(step)[:100] for step in place[:16] if isinstance(step, (str, int))]
+    steps = [shortened(str(step), 100) for step in place[:16] if isinstance(step, (str, int))]
     return f"{message} ({'.'.join(steps)})" if message and steps else message
 
 
@@ -2634,7 +2815,7 @@ def filter_words(pairs: Iterable[Tuple[str, Any]]) -> str:
     names = ("content_filter_result", "content_filter_results")
     verdicts = next((v for name, v in pairs if name in names and isinstance(v, dict)), {})
     found = [
-        f"{category[:40]} {str(verdict.get('severity') or '')[:20]}".strip()
+        f"{shortened(category, 40)} {shortened(str(verdict.get('severity') or ''), 20)}".strip()
         for category, verdict in islice(verdicts.items(), 20)
         if isinstance(verdict, dict) and verdict.get("filtered") is True
     ]
@@ -3331,23 +3512,23 @@ class GrammarState:
         if not self.started or self.ended:
             return "a block outside the message"
         if self.open_index is not None:
-            return f"block {event.get('index')} starts inside block {self.open_index}"
+            return f"block {shown_index(event)} starts inside block {self.open_index}"
         index = event.get("index")
         # A number that comes again would replace the block that had it.
         if not isinstance(index, int) or index <= self.last_index:
-            return f"block {index} after block {self.last_index}"
+            return f"block {shown_index(event)} after block {self.last_index}"
         self.open_index = self.last_index = index
         return None
 
     def block_delta(self, event: Event) -> Optional[str]:
         if self.open_index is None or event.get("index") != self.open_index:
-            return f"a delta for block {event.get('index')}, which is not open"
+            return f"a delta for block {shown_index(event)}, which is not open"
         return None
 
     def block_stop(self, event: Event) -> Optional[str]:
         problem = self.block_delta(event)
         self.open_index = None
-        return problem and f"a stop for block {event.get('index')}, which is not open"
+        return problem and f"a stop for block {shown_index(event)}, which is not open"
 
     def message_delta(self, event: Event) -> Optional[str]:
         if not self.started or self.open_index is not None:
@@ -3362,6 +3543,12 @@ class GrammarState:
             return "message_stop out of place"
         self.stopped = True
         return None
+
+
+def shown_index(event: Event) -> str:
+    """For the log; what is no number might be anything."""
+    index = event.get("index")
+    return str(index) if isinstance(index, int) else "without a number"
 
 
 # Members that nobody can do without.
@@ -4779,8 +4966,6 @@ class ChatOptions(NamedTuple):
 Block = Dict[str, Any]
 
 
-NOTE_WORD = LazyPattern("[a-z0-9_]{1,40}")
-
 
 def as_list(value: Any) -> List[Any]:
     return value if isinstance(value, list) else []
@@ -4804,7 +4989,7 @@ def content_blocks(content: Any, place: str) -> List[Block]:
 
 def note_word(value: Any) -> str:
     """A type's name for a note: one that only says what it is, never what somebody wrote."""
-    return value if isinstance(value, str) and NOTE_WORD.fullmatch(value) else "block"
+    return plain_word(value) or "block"
 
 
 def text_part(text: str) -> Dict[str, Any]:
@@ -7916,7 +8101,7 @@ class ChatAnswer:
         finish, note = self._finish or "", self._asked.note
         known = (*PLAIN_FINISHES, *CHAT_STOP_REASONS, "")
         if finish.lower() not in known:
-            note("finish_reason", finish if LOGGED_WORD.fullmatch(finish) else "unknown")
+            note("finish_reason", plain_word(finish.lower()) or "unknown")
         if self._told == self._thought_told and not self._calls.any:
             note("empty_answer", True)
         if self._calls.dropped():
@@ -9276,6 +9461,7 @@ class Exchange:
         self.failures: List[Dict[str, Any]] = []  # of requests to upstreams, a log line each
         self.bytes_out = 0  # of the body, as it was given to the connection
         self.first_event: Optional[float] = None
+        self.clean: Callable[[bytes], bytes] = bytes  # takes secrets out of what is passed on
         self.open_block: Tuple[int, str] = (-1, "")
         self.usage: Dict[str, Any] = {}
         self.facts: Dict[str, Any] = {}
@@ -9362,6 +9548,11 @@ class Exchange:
             self.off_cancel(self._wake.set)
         self.raise_if_cancelled()
 
+    def credentials(self) -> Tuple[str, ...]:
+        """What the client has shown, of whatever scheme."""
+        value = self.headers.get("authorization", "")
+        return (*self.keys, value, value.partition(" ")[2].strip())
+
     # --- what came ----------------------------------------------------------------------------
 
     def observe(self, events: Iterable[Event]) -> Iterator[Event]:
@@ -9389,10 +9580,10 @@ class Exchange:
         message, delta = event.get("message"), event.get("delta")
         usage = event.get("usage") or (message.get("usage") if isinstance(message, dict) else None)
         if isinstance(usage, dict):
-            self.usage.update((key, value) for key, value in usage.items() if value is not None)
+            self.usage.update((key, n) for key, n in usage.items() if type(n) is int)
         stop_reason = delta.get("stop_reason") if isinstance(delta, dict) else None
-        if isinstance(stop_reason, str) and stop_reason:
-            self.facts["stop_reason"] = stop_reason
+        if stop_reason:
+            self.facts["stop_reason"] = plain_word(stop_reason) or UNTOLD
 
 
 def client_gone() -> ProxyError:
@@ -12775,10 +12966,11 @@ HEADER_TOKEN = LazyPattern(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 # Frames with these words tell of usage or of the end; all others pass unread. Inside of a JSON text
 # quotes have a backslash in front, so what a model says never looks like one of them.
-TELLING_WORDS = (b'"usage"', b'"stop_reason"', b'"error"')
+ERROR_MARK = b'"error"'
+TELLING_WORDS = (b'"usage"', b'"stop_reason"', ERROR_MARK)
+PAGE_TYPES = ("text/html", "text/plain")
 FRAME_ENDS = (b"\n\n", b"\n\r\n")
 LONGEST_HELD = 65536
-SINGLE_WORD = LazyPattern(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def connection_named(headers: Mapping[str, str]) -> Set[str]:
@@ -12800,6 +12992,17 @@ def relayed_response_headers(headers: Mapping[str, str]) -> HeaderList:
         for name, value in headers.items()
         if name not in dropped and HEADER_TOKEN.fullmatch(name)
     )
+
+
+def cleaned_headers(headers: HeaderList, clean: Callable[[bytes], bytes]) -> HeaderList:
+    return tuple((n, clean(value.encode("latin-1")).decode("latin-1")) for n, value in headers)
+
+
+def may_quote(body: bytes, headers: Mapping[str, str]) -> bool:
+    """Whether an answer that is told as a success may quote a credential: it speaks of an error, or
+    it is a page of something in between."""
+    kind = headers.get("content-type", "").lower()
+    return ERROR_MARK in body or not kind or kind.startswith(PAGE_TYPES)
 
 
 def client_credentials(headers: Mapping[str, str], is_ours: Callable[[str], bool]) -> HeaderList:
@@ -12909,17 +13112,11 @@ def told_event(event: Mapping[str, Any]) -> Event:
     """What an event tells of usage and of the end, whatever else its members are."""
     message = as_members(event.get("message"))
     usage = as_members(event.get("usage")) or as_members(message.get("usage"))
-    return {"usage": usage, "delta": {"stop_reason": logged_word(as_members(event.get("delta")))}}
-
-
-def logged_word(members: Mapping[str, Any], name: str = "stop_reason") -> Optional[str]:
-    """A member that is a single word; other text is not for logs."""
-    word = members.get(name)
-    return word if isinstance(word, str) and SINGLE_WORD.fullmatch(word) else None
+    return {"usage": usage, "delta": as_members(event.get("delta"))}
 
 
 def error_word(event: Mapping[str, Any]) -> str:
-    return logged_word(as_members(event.get("error")), "type") or "error"
+    return plain_word(as_members(event.get("error")).get("type")) or "error"
 
 
 def note_whole_answer(
@@ -12983,7 +13180,7 @@ class EventError(ProxyError):
 
     def __init__(self, event: Event) -> None:
         error = as_members(event.get("error"))
-        kind = str(error.get("type") or "api_error")
+        kind = plain_word(error.get("type")) or "api_error"
         status = EVENT_ERROR_STATUSES.get(kind, 500)
         message = str(error.get("message") or "the upstream reported an error without a message")
         super().__init__(status, message, kind, upstream_status=200)
@@ -13123,7 +13320,7 @@ REQUEST_RULES: Tuple[Callable[[Config, RouteFacts, Route], Optional[Route]], ...
 def explained_routes(config: Config, facts: RouteFacts) -> Iterator[str]:
     """What would happen to a request and why, in lines for a person."""
     requested = str(facts.request.get("model") or "")
-    yield f"model asked for: {requested or '(none)'}"
+    yield f"model asked for: {logged_model(requested) or '(none)'}"
     if facts.agent:
         yield f"agent: {facts.agent.name}, recognised by its {facts.agent.means}"
     kind = background_kind(facts.request)
@@ -13133,7 +13330,8 @@ def explained_routes(config: Config, facts: RouteFacts) -> Iterator[str]:
     yield f"input tokens, estimated: {facts.tokens()}"
     for number, route in enumerate(plan_routes(config, facts)):
         word = "goes to" if number == 0 else "then to"
-        yield f"{word} {route.upstream}:{route.model or '(as asked)'} ({route.reason})"
+        model = logged_model(route.model) or "(as asked)"
+        yield f"{word} {route.upstream}:{model} ({route.reason})"
 
 
 # ==================================================================================================
@@ -13233,8 +13431,6 @@ def parse_keys(text: str) -> Tuple[str, ...]:
 #     begin_forward --> the attempt is made --> fail_forward, if it is known at once
 #                                           \-> last_failure, if it shows in the answer itself
 
-LONGEST_BETAS = 500
-LONGEST_QUERY = 200
 # What an attempt leaves in an exchange's facts that is not so of the next one.
 ATTEMPT_FACTS = (
     "key", "retries", "error", "upstream_status", "failed_forward", "repeat_of_failure",
@@ -13246,14 +13442,14 @@ def begin_forward(exchange: Exchange, http: HttpRequest, request: Request) -> No
     """Note what is about to be sent."""
     thinking = request.get("thinking")
     kind = thinking.get("type") if isinstance(thinking, dict) else None
+    betas = http.headers.get("anthropic-beta", "")
     exchange.forward = {
         "attempt": len(exchange.failures) + 1,
         "begun": exchange.clock(),
         "body_bytes": len(http.body),
         "thinking": kind not in (None, "disabled"),
-        "beta": http.headers.get("anthropic-beta", "")[:LONGEST_BETAS] or None,
-        # With its mark, by which the log knows a credential in it.
-        "query": f"?{http.query}"[:LONGEST_QUERY] if http.query else None,
+        "beta": logged_betas(betas) if betas else None,
+        "query": f"?{logged_query(http.query)}" if http.query else None,
     }
 
 
@@ -13261,12 +13457,9 @@ def fail_forward(exchange: Exchange, error: ProxyError, moving: bool) -> None:
     """Note that the attempt has failed, and whether another is made."""
     if not exchange.forward:
         return
-    own = error.upstream_status is None
-    # An upstream's own words may quote the prompt.
-    words = error.message if own else error.error_type
     failure = forward_facts(exchange, error.status, error.upstream_status)
     told = "nothing: another is tried" if moving else None
-    exchange.failures.append({**failure, "error": words, "told": told})
+    exchange.failures.append({**failure, "error": error.logged, "told": told})
     exchange.forward = {}
 
 
@@ -13279,6 +13472,7 @@ def forward_facts(
         "id": exchange.id,
         "attempt": forward.pop("attempt"),
         **{name: exchange.facts.get(name) for name in FORWARD_FACTS},
+        **logged_models(exchange.facts),
         **forward,
         "ms": round((exchange.clock() - begun) * 1000),
         "status": status,
@@ -14071,7 +14265,7 @@ def reason_in(body: bytes) -> str:
         found = XML_ERROR.search(text).group(1)
     else:
         found = text if text.startswith("ERROR:") else ""
-    return redact(found.strip())[:LONGEST_REASON]
+    return shortened(redact(found.strip()), LONGEST_REASON)
 
 
 def json_in(body: bytes) -> Optional[Dict[str, Any]]:
@@ -14340,6 +14534,7 @@ def check_alias(alias: str, config: Config) -> None:
             404,
             f"model: SecureChatAI is not known to have {alias[:100]!r}; it has {', '.join(known)}."
             " REDCAP_ALIASES adds names, REDCAP_ERA chooses the list",
+            logged=f"model: SecureChatAI is not known to have {logged_model(alias)!r}",
         )
 
 
@@ -15264,7 +15459,7 @@ def tried_answer(
 
 def note_tried(exchange: Exchange, route: Route, error: ProxyError) -> None:
     """Note the failure of a route, and forget what was so of it alone."""
-    tried = f"{route.upstream}:{route.model[:LONGEST_LOGGED_NAME]} {error.status}"
+    tried = f"{route.upstream}:{logged_model(route.model)} {error.status}"
     for name in ATTEMPT_FACTS:
         exchange.facts.pop(name, None)
     exchange.notes = []
@@ -15437,8 +15632,11 @@ def relayed_answer(
     head_only: bool = False,
 ) -> HttpResponse:
     """An upstream's answer as it came: a stream, and what is large, piece by piece."""
-    headers = relayed_response_headers(response.headers) + own_headers(exchange)
+    headers = relayed_response_headers(response.headers)
     note_failed_forward(response, exchange)
+    if response.status >= 300:
+        headers = cleaned_headers(headers, exchange.clean)
+    headers += own_headers(exchange)
     if head_only:
         response.close()
         length = response.headers.get("content-length", "")
@@ -15454,11 +15652,12 @@ def relayed_answer(
     if whole:
         response.close()
         note_whole_answer(exchange, begun, listener)
-        return HttpResponse(response.status, headers, begun)
+        doubtful = response.status >= 300 or may_quote(begun, response.headers)
+        return HttpResponse(response.status, headers, exchange.clean(begun) if doubtful else begun)
     readable = streamed and not response.headers.get("content-encoding")
     watch = RelayWatch(exchange, listener) if readable else None
     return HttpResponse(
-        response.status, headers, relayed_pieces(response, chain([begun], pieces), watch)
+        response.status, headers, relayed_pieces(response, chain([begun], pieces), watch, exchange)
     )
 
 
@@ -15474,13 +15673,16 @@ def gather(pieces: Iterator[bytes], size: int) -> Tuple[bytes, bool]:
 
 
 def relayed_pieces(
-    response: UpstreamResponse, pieces: Iterable[bytes], watch: Optional[RelayWatch]
+    response: UpstreamResponse,
+    pieces: Iterable[bytes],
+    watch: Optional[RelayWatch],
+    exchange: Exchange,
 ) -> Iterator[bytes]:
     with closing(response):
         for piece in pieces:
             if watch is not None:
                 watch.see(piece)
-            yield piece
+            yield exchange.clean(piece) if ERROR_MARK in piece else piece
         if watch is not None:
             watch.end()
 
@@ -15507,6 +15709,7 @@ def demoted_answer(
     if listener is not None:
         listener.hear_message(told)
     body = encode_json(told).encode("ascii")
+    body = body if status == 200 else exchange.clean(body)
     return HttpResponse(status, JSON_HEADERS + headers + own_headers(exchange), body)
 
 
@@ -15698,7 +15901,7 @@ class Metrics:
                 self._add(TOKEN_USAGE, labels, exchange.usage[name])
 
     def _model_label(self, facts: Dict[str, Any]) -> str:
-        model = str(facts.get("upstream_model") or facts.get("model") or "none")
+        model = logged_model(str(facts.get("upstream_model") or facts.get("model") or "none"))
         if model not in self._models and len(self._models) >= MOST_MODEL_LABELS:
             return OTHER_LABEL
         self._models.add(model)
@@ -16000,7 +16203,10 @@ AUDITED_NAME = LazyPattern(r"[A-Za-z0-9._:/\[\]@+-]*")
 AUDITED_TRIED = LazyPattern(r"(?:(?:^|, )[A-Za-z0-9._:/\[\]@+-]+ [0-9]{3})*")
 AUDITED_ROUTE = LazyPattern(r"[ -~]*")  # the words are our own and the settings'
 AUDITED_UUID = LazyPattern(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
-AUDITED_ID = LazyPattern(r"[A-Za-z0-9_-]{0,64}")
+# Claude Code's are a letter and 16 digits, or made of a member's name.
+AUDITED_ID = LazyPattern(rf"[0-9a-f-]{{1,20}}|{PLAIN_WORD}")
+AUDITED_STEP = LazyPattern(PATH_STEP)
+AUDITED_METHOD = LazyPattern("|".join(sorted(HTTP_METHODS)))
 AUDITED_USAGE = (
     "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
 )  # fmt: skip
@@ -16086,6 +16292,11 @@ class AuditNames:
             text[:LONGEST_AUDITED] if pattern.fullmatch(text) else f"#{self.hashed('name', text)}"
         )
 
+    def path(self, path: str) -> Optional[str]:
+        """The path, with a hash for each step that may be an identifier or anything else."""
+        steps = (self.name(step, AUDITED_STEP) or "" for step in path[:LONGEST_AUDITED].split("/"))
+        return "/".join(steps) or None
+
     def credentials(self, request: HttpRequest) -> str:
         """A hash for each credential that was shown, with commas between."""
         shown = dict.fromkeys(shown_keys(request))
@@ -16120,8 +16331,8 @@ def who_asked(names: AuditNames, request: HttpRequest) -> Dict[str, Any]:
         "agent": names.name(request.headers.get(AGENT_HEADER), AUDITED_ID),
         "client": request.peer,
         "credential": names.credentials(request),
-        "method": names.name(request.method),
-        "path": names.name(request.path),
+        "method": names.name(request.method, AUDITED_METHOD),
+        "path": names.path(request.path),
         "bytes_in": int(length) if re.fullmatch("[0-9]{1,15}", length) else None,
     }
 
@@ -16955,10 +17166,11 @@ def log_exchange(
     fields = {
         "id": exchange.id,
         "client": request.peer if request else None,
-        "method": request.method if request else None,
-        "path": request.path[:LONGEST_LOGGED_NAME] if request else None,
+        "method": logged_method(request.method) if request else None,
+        "path": logged_path(request.path) if request else None,
         "status": status,
         **{key: value for key, value in exchange.facts.items() if key != "error"},
+        **logged_models(exchange.facts),
         **{key: exchange.usage.get(key) for key in LOGGED_USAGE},
         "first_ms": round((first - exchange.started) * 1000) if first else None,
         "ms": round(since * 1000),
@@ -17076,6 +17288,7 @@ class App(NamedTuple):
         """The answer to a whole request; a stream's first event is known by then."""
         try:
             exchange.endpoint = endpoint_pattern(request.path)
+            exchange.clean = partial(without_credentials, self.log, exchange)
             response = self.endpoint(request)(self, request, exchange)
         except RecursionError:
             raise ProxyError(400, "the request body is nested too deeply") from None
@@ -17090,6 +17303,11 @@ class App(NamedTuple):
                 observer(self, exchange, request, status)
             except Exception as error:
                 self.log.error("observer_failed", id=exchange.id, error=type(error).__name__)
+
+
+def without_credentials(log: Log, exchange: Exchange, data: bytes) -> bytes:
+    """What an upstream says, without what it or we have been shown."""
+    return log.clean_bytes(data, exchange.credentials())
 
 
 Endpoint = Callable[[App, HttpRequest, Exchange], HttpResponse]
@@ -17279,7 +17497,9 @@ def show_model(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     for model_id, name in listed_models(app.config):
         if model_id == wanted:
             return json_response(200, model_row(model_id, name))
-    raise ProxyError(404, f"model: {wanted[:200]} is not listed here")
+    raise ProxyError(
+        404, f"model: {wanted[:200]} is not listed here", logged="model: it is not listed here"
+    )
 
 
 # --- the proxy itself --------------------------------------------------------------------------
@@ -17360,7 +17580,24 @@ def check_connection(app: App, http: HttpRequest, exchange: Exchange) -> HttpRes
 
 
 def ask_upstream(app: App, exchange: Exchange) -> Dict[str, Any]:
-    """What costs nothing, else one word of the small model; ProxyError if it cannot be had."""
+    """What costs nothing, else one word of the small model, without anybody's secrets; ProxyError
+    if it cannot be had."""
+    redact = partial(app.log.redact, shown=exchange.credentials())
+    return without_secrets(asked_upstream(app, exchange), redact)
+
+
+def without_secrets(value: Any, redact: Callable[[str], str]) -> Any:
+    """Decoded JSON with every text in it redacted."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, list):
+        return [without_secrets(item, redact) for item in value]
+    if isinstance(value, dict):
+        return {redact(str(key)): without_secrets(item, redact) for key, item in value.items()}
+    return value
+
+
+def asked_upstream(app: App, exchange: Exchange) -> Dict[str, Any]:
     found = app.upstreams[app.config.upstream].probe(exchange)
     if found:
         return {"status": "ok", "upstream": app.config.upstream, **found}
@@ -17427,10 +17664,17 @@ def find_endpoint(method: str, path: str) -> Endpoint:
         return endpoint
     allowed = [m for m, p in ENDPOINTS if p == pattern]
     if not allowed:
-        raise ProxyError(404, f"there is no {path[:200]} here; the endpoints are listed at /")
+        raise ProxyError(
+            404,
+            f"there is no {path[:200]} here; the endpoints are listed at /",
+            logged="there is no such path here",
+        )
     allowed += ["HEAD"] if "GET" in allowed else []
-    message = f"{path[:200]} takes {' or '.join(allowed)}, not {method[:20]}"
-    raise ProxyError(405, message, "invalid_request_error", [("allow", ", ".join(allowed))])
+    takes = f"{path[:200]} takes {' or '.join(allowed)}, not"
+    headers, logged = [("allow", ", ".join(allowed))], f"{takes} {logged_method(method)}"
+    raise ProxyError(
+        405, f"{takes} {method[:20]}", "invalid_request_error", headers, logged=logged
+    )
 
 
 # ==================================================================================================
@@ -17541,10 +17785,8 @@ class Handler(socketserver.StreamRequestHandler):
         return whole and not is_client_gone(exchange)
 
     def tell(self, reply: Reply, exchange: Exchange, error: ProxyError, whole: bool) -> None:
-        # An upstream's own words may quote the prompt: the client reads them, the log does not.
-        own = error.upstream_status is None
-        error.message = self.server.app.log.redact(error.message)
-        exchange.facts["error"] = error.message if own else error.error_type
+        error.message = self.server.app.log.redact(error.message, exchange.credentials())
+        exchange.facts["error"] = error.logged
         exchange.facts["upstream_status"] = error.upstream_status
         reply.close = reply.close or not whole
         if is_client_gone(exchange):
@@ -17562,16 +17804,6 @@ class Handler(socketserver.StreamRequestHandler):
 
 def is_client_gone(exchange: Exchange) -> bool:
     return exchange.cancelled is not None and exchange.cancelled.status == CLIENT_GONE_STATUS
-
-
-def place_of(error: BaseException) -> str:
-    """Where an exception was raised: file and line, nothing of its values."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return "unknown"
-    return f"{trace.tb_frame.f_code.co_name}:{trace.tb_lineno}"
 
 
 class Server(ThreadingHTTPServer):
@@ -17706,7 +17938,8 @@ def healthcheck(config: Config, err: TextIO) -> int:
     except (OSError, http.client.HTTPException) as error:
         if config.tls_client_ca_file and isinstance(error, ssl.SSLError) and "alert" in str(error):
             return EXIT_OK  # it listens and asks who is there: without a certificate that is all
-        print(f"no answer from {host}:{config.listen_port}: {error}", file=err)
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        print(f"no answer from {host}:{config.listen_port}: {reason}", file=err)
         return EXIT_FAILED
     finally:
         connection.close()
@@ -17773,6 +18006,35 @@ def certificate_roots(config: Config) -> str:
 
 
 # ==================================================================================================
+# redaction
+# ==================================================================================================
+# Every secret that the settings hold, in the forms in which it may turn up in a text.
+
+SHORTEST_COOKIE = 8
+CREDENTIAL_SCHEMES = ("bearer", "basic", "token", "apikey")
+
+
+def secret_values(config: Config) -> List[str]:
+    """Every secret that this process knows, for the redaction of logs."""
+    custom = [part for _, value in config.custom_headers for part in header_secrets(value)]
+    keys = [*own_keys(config), config.redcap_api_token, config.client_key_passphrase]
+    keys += [config.audit_key, config.tls_key_passphrase]
+    keys += otlp_secrets(config.otel_exporter_otlp_headers)
+    proxies = (config.https_proxy, config.http_proxy, config.all_proxy)
+    keys += [secret for url in proxies for secret in proxy_secrets(url)]
+    several = (config.openai_api_key, config.anthropic_upstream_key)
+    return [*keys, *(key for text in several for key in parse_keys(text)), *custom]
+
+
+def header_secrets(value: str) -> List[str]:
+    """A header's value, and what of it is a credential: behind its scheme, or of a cookie."""
+    scheme, _, rest = value.partition(" ")
+    cookies = [part.partition("=")[2] for part in value.split("; ") if "=" in part]
+    own = [rest.strip()] if scheme.lower() in CREDENTIAL_SCHEMES else []
+    return [value, *own, *(text for text in cookies if len(text) >= SHORTEST_COOKIE)]
+
+
+# ==================================================================================================
 # cli
 # ==================================================================================================
 # The command line: arguments, start, banner, signals, and the checks that need no server.
@@ -17781,6 +18043,15 @@ def certificate_roots(config: Config) -> str:
 # address cannot be listened on, 128 + N ended at once by a second signal N.
 
 WANTED_FILES = 65536
+
+
+class QuietParser(argparse.ArgumentParser):
+    """Does not repeat what was typed: it may be a key."""
+
+    def error(self, message: str) -> NoReturn:
+        known = r"argument [-\w/, ]+: (?:expected [\w ]+|ignored explicit argument)"
+        told = re.match(rf"{known}|unrecognized arguments|ambiguous option", message)
+        super().error(told.group() if told else "wrong arguments")
 
 
 class UsageError(Exception):
@@ -17794,7 +18065,7 @@ class Loaded(NamedTuple):
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = QuietParser(
         prog="claude_api_proxy.py",
         description="Lets Claude Code and other Claude clients work with the model you may use.",
         epilog="Settings (environment or .env):\n\n" + format_settings_help(),
@@ -17842,6 +18113,16 @@ def main(
     out, err = out or sys.stdout, err or sys.stderr
     environ = os.environ if environ is None else environ
     options = argument_parser().parse_args(argv)
+    try:
+        return run_command(options, environ, out, err)
+    except Exception as error:  # a defect of ours
+        print(f"claude_proxy failed: {type(error).__name__} at {place_of(error)}", file=err)
+        return EXIT_FAILED
+
+
+def run_command(
+    options: argparse.Namespace, environ: Mapping[str, str], out: TextIO, err: TextIO
+) -> int:
     for chosen, text in (
         (options.version, version_text),
         (options.print_env_example, format_env_example),
@@ -17923,18 +18204,6 @@ def make_log(config: Config, stream: TextIO) -> Log:
     return Log(stream, config.log_level, as_json, secret_values(config))
 
 
-def secret_values(config: Config) -> List[str]:
-    """Every secret that this process knows, for the redaction of logs."""
-    custom = [value for _, value in config.custom_headers]
-    keys = [*own_keys(config), config.redcap_api_token, config.client_key_passphrase]
-    keys += [config.audit_key, config.tls_key_passphrase]
-    keys += otlp_secrets(config.otel_exporter_otlp_headers)
-    proxies = (config.https_proxy, config.http_proxy, config.all_proxy)
-    keys += [secret for url in proxies for secret in proxy_secrets(url)]
-    several = (config.openai_api_key, config.anthropic_upstream_key)
-    return [*keys, *(key for text in several for key in parse_keys(text)), *custom]
-
-
 # --- the checks --------------------------------------------------------------------------------
 
 
@@ -17972,7 +18241,8 @@ def check(loaded: Loaded, live: bool, shown: str, out: TextIO, err: TextIO) -> i
     print(f"settings from the environment and {loaded.env_file or 'no .env file'}", file=out)
     print(format_config(loaded.config).rstrip("\n"), file=out)
     for name in loaded.unknown:
-        print(f"note: {name} in {loaded.env_file} is no setting of this version", file=out)
+        told = told_variable(name)
+        print(f"note: {told} in {loaded.env_file} is no setting of this version", file=out)
     try:
         app = make_app(loaded.config, err)
         name = loaded.config.upstream
@@ -17981,7 +18251,7 @@ def check(loaded: Loaded, live: bool, shown: str, out: TextIO, err: TextIO) -> i
         if live:
             print(f"upstream answered: {ask_in_time(app, shown)}", file=out)
     except (ProxyError, UsageError) as error:
-        print(error, file=err)
+        print(make_log(loaded.config, err).redact(str(error), [shown]), file=err)
         return EXIT_FAILED
     return EXIT_OK
 
@@ -18040,7 +18310,8 @@ def run(loaded: Loaded, out: TextIO, err: TextIO, reread: Callable[[], Loaded]) 
         fields = {"meaning": "any certificate is accepted from the upstream"}
         app.log.write("critical", "ssl_verify_off", fields)  # shown at every level
     app.telemetry.begin()
-    return serve_until_stopped(server, partial(reload_settings, server, reread, err))
+    with told_crashes(app.log):
+        return serve_until_stopped(server, partial(reload_settings, server, reread, err))
 
 
 def begin_audit(app: App, server: Server) -> None:
@@ -18101,7 +18372,8 @@ def banner(app: App, port: int, loaded: Loaded) -> str:
             "  No upstream is configured: answers come from the demo, and no data leaves this host."
         )
     if loaded.unknown:
-        lines.append(f"  note      no setting of this version: {', '.join(loaded.unknown)}")
+        unknown = ", ".join(map(told_variable, loaded.unknown))
+        lines.append(f"  note      no setting of this version: {unknown}")
     lines += [
         "  For Claude Code:",
         f"    export ANTHROPIC_BASE_URL={url}",

@@ -20,7 +20,7 @@ from typing import Dict, List, NamedTuple, Optional, Set, Tuple
 # In the order of dependence: a module imports only from those before it.
 MODULES = (
     "config", "patterns", "settings", "config_load", "settings_file", "settings_text", "dotenv",
-    "log", "audit_files",
+    "log", "names", "crashes", "audit_files",
     "overflow", "errors", "http1", "sse", "events", "tokens", "prompt_parts", "compression",
     "summaries",
     "dialects/dialect", "dialects/anthropic", "dialects/carriers", "dialects/chat_options",
@@ -40,7 +40,7 @@ MODULES = (
     "upstreams/redcap", "upstreams/demo", "upstreams/anthropic",
     "wire", "answering", "metrics", "openapi", "audit", "otlp", "otlp_send", "otlp_export",
     "observers", "app", "server",
-    "explain", "checks", "cli",
+    "explain", "checks", "redaction", "cli",
     "__main__",
 )
 NOT_JOINED = ("amalgamate.py", "release.py", "__init__.py")

@@ -28,12 +28,16 @@ from claude_proxy.fallback import PASSING_STATUSES, begun_answer, moves_on
 from claude_proxy.forwards import ATTEMPT_FACTS, begin_forward, fail_forward
 from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.json_edit import read_members
+from claude_proxy.names import logged_model
 from claude_proxy.phi import guard_phi
 from claude_proxy.relay import (
+    ERROR_MARK,
     EventError,
     RelayWatch,
+    cleaned_headers,
     error_word,
     is_event_stream,
+    may_quote,
     note_whole_answer,
     relayed_response_headers,
 )
@@ -175,7 +179,7 @@ def tried_answer(
 
 def note_tried(exchange: Exchange, route: Route, error: ProxyError) -> None:
     """Note the failure of a route, and forget what was so of it alone."""
-    tried = f"{route.upstream}:{route.model[:LONGEST_LOGGED_NAME]} {error.status}"
+    tried = f"{route.upstream}:{logged_model(route.model)} {error.status}"
     for name in ATTEMPT_FACTS:
         exchange.facts.pop(name, None)
     exchange.notes = []
@@ -348,8 +352,11 @@ def relayed_answer(
     head_only: bool = False,
 ) -> HttpResponse:
     """An upstream's answer as it came: a stream, and what is large, piece by piece."""
-    headers = relayed_response_headers(response.headers) + own_headers(exchange)
+    headers = relayed_response_headers(response.headers)
     note_failed_forward(response, exchange)
+    if response.status >= 300:
+        headers = cleaned_headers(headers, exchange.clean)
+    headers += own_headers(exchange)
     if head_only:
         response.close()
         length = response.headers.get("content-length", "")
@@ -365,11 +372,12 @@ def relayed_answer(
     if whole:
         response.close()
         note_whole_answer(exchange, begun, listener)
-        return HttpResponse(response.status, headers, begun)
+        doubtful = response.status >= 300 or may_quote(begun, response.headers)
+        return HttpResponse(response.status, headers, exchange.clean(begun) if doubtful else begun)
     readable = streamed and not response.headers.get("content-encoding")
     watch = RelayWatch(exchange, listener) if readable else None
     return HttpResponse(
-        response.status, headers, relayed_pieces(response, chain([begun], pieces), watch)
+        response.status, headers, relayed_pieces(response, chain([begun], pieces), watch, exchange)
     )
 
 
@@ -385,13 +393,16 @@ def gather(pieces: Iterator[bytes], size: int) -> Tuple[bytes, bool]:
 
 
 def relayed_pieces(
-    response: UpstreamResponse, pieces: Iterable[bytes], watch: Optional[RelayWatch]
+    response: UpstreamResponse,
+    pieces: Iterable[bytes],
+    watch: Optional[RelayWatch],
+    exchange: Exchange,
 ) -> Iterator[bytes]:
     with closing(response):
         for piece in pieces:
             if watch is not None:
                 watch.see(piece)
-            yield piece
+            yield exchange.clean(piece) if ERROR_MARK in piece else piece
         if watch is not None:
             watch.end()
 
@@ -418,6 +429,7 @@ def demoted_answer(
     if listener is not None:
         listener.hear_message(told)
     body = encode_json(told).encode("ascii")
+    body = body if status == 200 else exchange.clean(body)
     return HttpResponse(status, JSON_HEADERS + headers + own_headers(exchange), body)
 
 

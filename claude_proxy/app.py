@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import ssl
 import time
+from functools import partial
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from urllib.parse import parse_qs, unquote
 
@@ -51,6 +52,7 @@ from claude_proxy.json_edit import read_members
 from claude_proxy.listen_tls import listening_context
 from claude_proxy.log import Log
 from claude_proxy.metrics import Metrics, render_metrics
+from claude_proxy.names import logged_method
 from claude_proxy.observers import OBSERVERS
 from claude_proxy.openapi import openapi_document
 from claude_proxy.otlp_export import Telemetry
@@ -128,6 +130,7 @@ class App(NamedTuple):
         """The answer to a whole request; a stream's first event is known by then."""
         try:
             exchange.endpoint = endpoint_pattern(request.path)
+            exchange.clean = partial(without_credentials, self.log, exchange)
             response = self.endpoint(request)(self, request, exchange)
         except RecursionError:
             raise ProxyError(400, "the request body is nested too deeply") from None
@@ -142,6 +145,11 @@ class App(NamedTuple):
                 observer(self, exchange, request, status)
             except Exception as error:
                 self.log.error("observer_failed", id=exchange.id, error=type(error).__name__)
+
+
+def without_credentials(log: Log, exchange: Exchange, data: bytes) -> bytes:
+    """What an upstream says, without what it or we have been shown."""
+    return log.clean_bytes(data, exchange.credentials())
 
 
 Endpoint = Callable[[App, HttpRequest, Exchange], HttpResponse]
@@ -331,7 +339,9 @@ def show_model(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
     for model_id, name in listed_models(app.config):
         if model_id == wanted:
             return json_response(200, model_row(model_id, name))
-    raise ProxyError(404, f"model: {wanted[:200]} is not listed here")
+    raise ProxyError(
+        404, f"model: {wanted[:200]} is not listed here", logged="model: it is not listed here"
+    )
 
 
 # --- the proxy itself --------------------------------------------------------------------------
@@ -412,7 +422,24 @@ def check_connection(app: App, http: HttpRequest, exchange: Exchange) -> HttpRes
 
 
 def ask_upstream(app: App, exchange: Exchange) -> Dict[str, Any]:
-    """What costs nothing, else one word of the small model; ProxyError if it cannot be had."""
+    """What costs nothing, else one word of the small model, without anybody's secrets; ProxyError
+    if it cannot be had."""
+    redact = partial(app.log.redact, shown=exchange.credentials())
+    return without_secrets(asked_upstream(app, exchange), redact)
+
+
+def without_secrets(value: Any, redact: Callable[[str], str]) -> Any:
+    """Decoded JSON with every text in it redacted."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, list):
+        return [without_secrets(item, redact) for item in value]
+    if isinstance(value, dict):
+        return {redact(str(key)): without_secrets(item, redact) for key, item in value.items()}
+    return value
+
+
+def asked_upstream(app: App, exchange: Exchange) -> Dict[str, Any]:
     found = app.upstreams[app.config.upstream].probe(exchange)
     if found:
         return {"status": "ok", "upstream": app.config.upstream, **found}
@@ -479,7 +506,14 @@ def find_endpoint(method: str, path: str) -> Endpoint:
         return endpoint
     allowed = [m for m, p in ENDPOINTS if p == pattern]
     if not allowed:
-        raise ProxyError(404, f"there is no {path[:200]} here; the endpoints are listed at /")
+        raise ProxyError(
+            404,
+            f"there is no {path[:200]} here; the endpoints are listed at /",
+            logged="there is no such path here",
+        )
     allowed += ["HEAD"] if "GET" in allowed else []
-    message = f"{path[:200]} takes {' or '.join(allowed)}, not {method[:20]}"
-    raise ProxyError(405, message, "invalid_request_error", [("allow", ", ".join(allowed))])
+    takes = f"{path[:200]} takes {' or '.join(allowed)}, not"
+    headers, logged = [("allow", ", ".join(allowed))], f"{takes} {logged_method(method)}"
+    raise ProxyError(
+        405, f"{takes} {method[:20]}", "invalid_request_error", headers, logged=logged
+    )

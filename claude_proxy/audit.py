@@ -24,6 +24,7 @@ from claude_proxy.errors import CLIENT_GONE_STATUS, ProxyError, error_type_of
 from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest
 from claude_proxy.log import Log
+from claude_proxy.names import HTTP_METHODS, PATH_STEP, PLAIN_WORD
 from claude_proxy.patterns import LazyPattern
 from claude_proxy.settings import Config
 
@@ -32,7 +33,10 @@ AUDITED_NAME = LazyPattern(r"[A-Za-z0-9._:/\[\]@+-]*")
 AUDITED_TRIED = LazyPattern(r"(?:(?:^|, )[A-Za-z0-9._:/\[\]@+-]+ [0-9]{3})*")
 AUDITED_ROUTE = LazyPattern(r"[ -~]*")  # the words are our own and the settings'
 AUDITED_UUID = LazyPattern(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
-AUDITED_ID = LazyPattern(r"[A-Za-z0-9_-]{0,64}")
+# Claude Code's are a letter and 16 digits, or made of a member's name.
+AUDITED_ID = LazyPattern(rf"[0-9a-f-]{{1,20}}|{PLAIN_WORD}")
+AUDITED_STEP = LazyPattern(PATH_STEP)
+AUDITED_METHOD = LazyPattern("|".join(sorted(HTTP_METHODS)))
 AUDITED_USAGE = (
     "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
 )  # fmt: skip
@@ -118,6 +122,11 @@ class AuditNames:
             text[:LONGEST_AUDITED] if pattern.fullmatch(text) else f"#{self.hashed('name', text)}"
         )
 
+    def path(self, path: str) -> Optional[str]:
+        """The path, with a hash for each step that may be an identifier or anything else."""
+        steps = (self.name(step, AUDITED_STEP) or "" for step in path[:LONGEST_AUDITED].split("/"))
+        return "/".join(steps) or None
+
     def credentials(self, request: HttpRequest) -> str:
         """A hash for each credential that was shown, with commas between."""
         shown = dict.fromkeys(shown_keys(request))
@@ -152,8 +161,8 @@ def who_asked(names: AuditNames, request: HttpRequest) -> Dict[str, Any]:
         "agent": names.name(request.headers.get(AGENT_HEADER), AUDITED_ID),
         "client": request.peer,
         "credential": names.credentials(request),
-        "method": names.name(request.method),
-        "path": names.name(request.path),
+        "method": names.name(request.method, AUDITED_METHOD),
+        "path": names.path(request.path),
         "bytes_in": int(length) if re.fullmatch("[0-9]{1,15}", length) else None,
     }
 

@@ -45,7 +45,8 @@ def healthcheck(config: Config, err: TextIO) -> int:
     except (OSError, http.client.HTTPException) as error:
         if config.tls_client_ca_file and isinstance(error, ssl.SSLError) and "alert" in str(error):
             return EXIT_OK  # it listens and asks who is there: without a certificate that is all
-        print(f"no answer from {host}:{config.listen_port}: {error}", file=err)
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        print(f"no answer from {host}:{config.listen_port}: {reason}", file=err)
         return EXIT_FAILED
     finally:
         connection.close()

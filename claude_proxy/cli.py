@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import signal
 import ssl
 import sys
@@ -16,11 +17,11 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, TextIO, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, NoReturn, Optional, TextIO, Tuple
 
 from claude_proxy.app import App, build_app
 from claude_proxy.audit_files import AuditError
-from claude_proxy.auth import accepted_keys, own_keys
+from claude_proxy.auth import accepted_keys
 from claude_proxy.checks import (
     EXIT_CONFIG,
     EXIT_FAILED,
@@ -33,14 +34,14 @@ from claude_proxy.checks import (
 )
 from claude_proxy.config import VERSION, ConfigError
 from claude_proxy.config_load import load_config, unknown_names
+from claude_proxy.crashes import place_of, told_crashes
 from claude_proxy.dotenv import DotenvError, parse_dotenv
 from claude_proxy.errors import ProxyError
 from claude_proxy.explain import explain_request
 from claude_proxy.inflight import Inflight
-from claude_proxy.keys import parse_keys
 from claude_proxy.log import Log
-from claude_proxy.otlp_send import otlp_secrets
-from claude_proxy.proxies import proxy_secrets
+from claude_proxy.names import told_variable
+from claude_proxy.redaction import secret_values
 from claude_proxy.routing import choose_route
 from claude_proxy.server import Server
 from claude_proxy.settings import SETTINGS, Config
@@ -55,6 +56,15 @@ from claude_proxy.settings_text import (
 WANTED_FILES = 65536
 
 
+class QuietParser(argparse.ArgumentParser):
+    """Does not repeat what was typed: it may be a key."""
+
+    def error(self, message: str) -> NoReturn:
+        known = r"argument [-\w/, ]+: (?:expected [\w ]+|ignored explicit argument)"
+        told = re.match(rf"{known}|unrecognized arguments|ambiguous option", message)
+        super().error(told.group() if told else "wrong arguments")
+
+
 class UsageError(Exception):
     """Settings cannot be read; the message has a line for each mistake."""
 
@@ -66,7 +76,7 @@ class Loaded(NamedTuple):
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = QuietParser(
         prog="claude_api_proxy.py",
         description="Lets Claude Code and other Claude clients work with the model you may use.",
         epilog="Settings (environment or .env):\n\n" + format_settings_help(),
@@ -114,6 +124,16 @@ def main(
     out, err = out or sys.stdout, err or sys.stderr
     environ = os.environ if environ is None else environ
     options = argument_parser().parse_args(argv)
+    try:
+        return run_command(options, environ, out, err)
+    except Exception as error:  # a defect of ours
+        print(f"claude_proxy failed: {type(error).__name__} at {place_of(error)}", file=err)
+        return EXIT_FAILED
+
+
+def run_command(
+    options: argparse.Namespace, environ: Mapping[str, str], out: TextIO, err: TextIO
+) -> int:
     for chosen, text in (
         (options.version, version_text),
         (options.print_env_example, format_env_example),
@@ -195,18 +215,6 @@ def make_log(config: Config, stream: TextIO) -> Log:
     return Log(stream, config.log_level, as_json, secret_values(config))
 
 
-def secret_values(config: Config) -> List[str]:
-    """Every secret that this process knows, for the redaction of logs."""
-    custom = [value for _, value in config.custom_headers]
-    keys = [*own_keys(config), config.redcap_api_token, config.client_key_passphrase]
-    keys += [config.audit_key, config.tls_key_passphrase]
-    keys += otlp_secrets(config.otel_exporter_otlp_headers)
-    proxies = (config.https_proxy, config.http_proxy, config.all_proxy)
-    keys += [secret for url in proxies for secret in proxy_secrets(url)]
-    several = (config.openai_api_key, config.anthropic_upstream_key)
-    return [*keys, *(key for text in several for key in parse_keys(text)), *custom]
-
-
 # --- the checks --------------------------------------------------------------------------------
 
 
@@ -244,7 +252,8 @@ def check(loaded: Loaded, live: bool, shown: str, out: TextIO, err: TextIO) -> i
     print(f"settings from the environment and {loaded.env_file or 'no .env file'}", file=out)
     print(format_config(loaded.config).rstrip("\n"), file=out)
     for name in loaded.unknown:
-        print(f"note: {name} in {loaded.env_file} is no setting of this version", file=out)
+        told = told_variable(name)
+        print(f"note: {told} in {loaded.env_file} is no setting of this version", file=out)
     try:
         app = make_app(loaded.config, err)
         name = loaded.config.upstream
@@ -253,7 +262,7 @@ def check(loaded: Loaded, live: bool, shown: str, out: TextIO, err: TextIO) -> i
         if live:
             print(f"upstream answered: {ask_in_time(app, shown)}", file=out)
     except (ProxyError, UsageError) as error:
-        print(error, file=err)
+        print(make_log(loaded.config, err).redact(str(error), [shown]), file=err)
         return EXIT_FAILED
     return EXIT_OK
 
@@ -312,7 +321,8 @@ def run(loaded: Loaded, out: TextIO, err: TextIO, reread: Callable[[], Loaded]) 
         fields = {"meaning": "any certificate is accepted from the upstream"}
         app.log.write("critical", "ssl_verify_off", fields)  # shown at every level
     app.telemetry.begin()
-    return serve_until_stopped(server, partial(reload_settings, server, reread, err))
+    with told_crashes(app.log):
+        return serve_until_stopped(server, partial(reload_settings, server, reread, err))
 
 
 def begin_audit(app: App, server: Server) -> None:
@@ -373,7 +383,8 @@ def banner(app: App, port: int, loaded: Loaded) -> str:
             "  No upstream is configured: answers come from the demo, and no data leaves this host."
         )
     if loaded.unknown:
-        lines.append(f"  note      no setting of this version: {', '.join(loaded.unknown)}")
+        unknown = ", ".join(map(told_variable, loaded.unknown))
+        lines.append(f"  note      no setting of this version: {unknown}")
     lines += [
         "  For Claude Code:",
         f"    export ANTHROPIC_BASE_URL={url}",

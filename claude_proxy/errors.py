@@ -18,7 +18,7 @@ from http import HTTPStatus
 from itertools import islice
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from claude_proxy.log import redact
+from claude_proxy.log import redact, shortened
 from claude_proxy.overflow import overflow_message, overflow_words, unexplained_overflow
 from claude_proxy.patterns import LazyPattern
 
@@ -67,6 +67,7 @@ class ProxyError(Exception):
         error_type: str = "",
         headers: Iterable[Tuple[str, str]] = (),
         upstream_status: Optional[int] = None,
+        logged: str = "",
     ) -> None:
         super().__init__(message)
         # Whatever an upstream's status was, a failure is told as one.
@@ -78,6 +79,14 @@ class ProxyError(Exception):
         kept = (pair for pair in headers if not (never and pair[0] == NO_RETRY[0]))
         self.headers = (*kept, NO_RETRY) if never else tuple(kept)
         self.upstream_status = upstream_status
+        self._logged = logged  # where the message quotes what the client has sent
+
+    @property
+    def logged(self) -> str:
+        """What a log says of it: of an upstream's own words, which may quote the prompt, none."""
+        if self.upstream_status is not None:
+            return self.error_type
+        return self._logged or self.message
 
 
 def error_body(error: ProxyError, request_id: str) -> Dict[str, Any]:
@@ -165,7 +174,9 @@ def classify_error(
     if 300 <= status < 400:
         text = "the upstream answered with a redirect, which is never followed: check its base URL"
         return ProxyError(502, text, upstream_status=status)
-    text = redact(told.text[:LONGEST_LOOKED_THROUGH])[:LONGEST_UPSTREAM_MESSAGE]
+    text = shortened(
+        redact(shortened(told.text, LONGEST_LOOKED_THROUGH)), LONGEST_UPSTREAM_MESSAGE
+    )
     if status not in (401, 402, 403):
         overflow = overflow_message(text, told.codes, asked.prompt_tokens, asked.max_tokens)
         if overflow:
@@ -365,9 +376,9 @@ def upstream_error_text(body: bytes) -> str:
     if data is not NO_JSON:
         return error_text_in(data).strip() or (text if data else "")
     if text[:1] == "<":
-        title = re.search(r"(?is)<title[^<>]{0,200}>([^<]{1,300})", text[:LONGEST_PAGE_HEAD])
+        title = re.search(r"(?is)<title[^<>]{0,200}>([^<]{1,3000})", text[:LONGEST_PAGE_HEAD])
         return "the upstream answered with a web page: " + (
-            html.unescape(title.group(1)).strip() if title else "(no title)"
+            shortened(html.unescape(title.group(1)).strip(), 300) if title else "(no title)"
         )
     return text
 
@@ -422,7 +433,7 @@ def with_reason(error: str, data: Mapping[str, Any]) -> str:
 
 def with_place(message: str, place: List[Any]) -> str:
     """FastAPI tells apart what is wrong and where."""
-    steps = [str(step)[:100] for step in place[:16] if isinstance(step, (str, int))]
+    steps = [shortened(str(step), 100) for step in place[:16] if isinstance(step, (str, int))]
     return f"{message} ({'.'.join(steps)})" if message and steps else message
 
 
@@ -467,7 +478,7 @@ def filter_words(pairs: Iterable[Tuple[str, Any]]) -> str:
     names = ("content_filter_result", "content_filter_results")
     verdicts = next((v for name, v in pairs if name in names and isinstance(v, dict)), {})
     found = [
-        f"{category[:40]} {str(verdict.get('severity') or '')[:20]}".strip()
+        f"{shortened(category, 40)} {shortened(str(verdict.get('severity') or ''), 20)}".strip()
         for category, verdict in islice(verdicts.items(), 20)
         if isinstance(verdict, dict) and verdict.get("filtered") is True
     ]

@@ -186,23 +186,23 @@ class GrammarState:
         if not self.started or self.ended:
             return "a block outside the message"
         if self.open_index is not None:
-            return f"block {event.get('index')} starts inside block {self.open_index}"
+            return f"block {shown_index(event)} starts inside block {self.open_index}"
         index = event.get("index")
         # A number that comes again would replace the block that had it.
         if not isinstance(index, int) or index <= self.last_index:
-            return f"block {index} after block {self.last_index}"
+            return f"block {shown_index(event)} after block {self.last_index}"
         self.open_index = self.last_index = index
         return None
 
     def block_delta(self, event: Event) -> Optional[str]:
         if self.open_index is None or event.get("index") != self.open_index:
-            return f"a delta for block {event.get('index')}, which is not open"
+            return f"a delta for block {shown_index(event)}, which is not open"
         return None
 
     def block_stop(self, event: Event) -> Optional[str]:
         problem = self.block_delta(event)
         self.open_index = None
-        return problem and f"a stop for block {event.get('index')}, which is not open"
+        return problem and f"a stop for block {shown_index(event)}, which is not open"
 
     def message_delta(self, event: Event) -> Optional[str]:
         if not self.started or self.open_index is not None:
@@ -217,6 +217,12 @@ class GrammarState:
             return "message_stop out of place"
         self.stopped = True
         return None
+
+
+def shown_index(event: Event) -> str:
+    """For the log; what is no number might be anything."""
+    index = event.get("index")
+    return str(index) if isinstance(index, int) else "without a number"
 
 
 # Members that nobody can do without.

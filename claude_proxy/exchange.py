@@ -16,6 +16,7 @@ from typing import Any, Callable, Dict, FrozenSet, List, NamedTuple, Optional, T
 
 from claude_proxy.errors import CLIENT_GONE_STATUS, ProxyError
 from claude_proxy.events import Event
+from claude_proxy.names import UNTOLD, plain_word
 
 NEVER = float("inf")
 
@@ -67,6 +68,7 @@ class Exchange:
         self.failures: List[Dict[str, Any]] = []  # of requests to upstreams, a log line each
         self.bytes_out = 0  # of the body, as it was given to the connection
         self.first_event: Optional[float] = None
+        self.clean: Callable[[bytes], bytes] = bytes  # takes secrets out of what is passed on
         self.open_block: Tuple[int, str] = (-1, "")
         self.usage: Dict[str, Any] = {}
         self.facts: Dict[str, Any] = {}
@@ -153,6 +155,11 @@ class Exchange:
             self.off_cancel(self._wake.set)
         self.raise_if_cancelled()
 
+    def credentials(self) -> Tuple[str, ...]:
+        """What the client has shown, of whatever scheme."""
+        value = self.headers.get("authorization", "")
+        return (*self.keys, value, value.partition(" ")[2].strip())
+
     # --- what came ----------------------------------------------------------------------------
 
     def observe(self, events: Iterable[Event]) -> Iterator[Event]:
@@ -180,10 +187,10 @@ class Exchange:
         message, delta = event.get("message"), event.get("delta")
         usage = event.get("usage") or (message.get("usage") if isinstance(message, dict) else None)
         if isinstance(usage, dict):
-            self.usage.update((key, value) for key, value in usage.items() if value is not None)
+            self.usage.update((key, n) for key, n in usage.items() if type(n) is int)
         stop_reason = delta.get("stop_reason") if isinstance(delta, dict) else None
-        if isinstance(stop_reason, str) and stop_reason:
-            self.facts["stop_reason"] = stop_reason
+        if stop_reason:
+            self.facts["stop_reason"] = plain_word(stop_reason) or UNTOLD
 
 
 def client_gone() -> ProxyError:

@@ -13,9 +13,8 @@ from claude_proxy.errors import CLIENT_GONE_STATUS, ProxyError
 from claude_proxy.events import Request
 from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest
+from claude_proxy.names import logged_betas, logged_models, logged_query
 
-LONGEST_BETAS = 500
-LONGEST_QUERY = 200
 # What an attempt leaves in an exchange's facts that is not so of the next one.
 ATTEMPT_FACTS = (
     "key", "retries", "error", "upstream_status", "failed_forward", "repeat_of_failure",
@@ -27,14 +26,14 @@ def begin_forward(exchange: Exchange, http: HttpRequest, request: Request) -> No
     """Note what is about to be sent."""
     thinking = request.get("thinking")
     kind = thinking.get("type") if isinstance(thinking, dict) else None
+    betas = http.headers.get("anthropic-beta", "")
     exchange.forward = {
         "attempt": len(exchange.failures) + 1,
         "begun": exchange.clock(),
         "body_bytes": len(http.body),
         "thinking": kind not in (None, "disabled"),
-        "beta": http.headers.get("anthropic-beta", "")[:LONGEST_BETAS] or None,
-        # With its mark, by which the log knows a credential in it.
-        "query": f"?{http.query}"[:LONGEST_QUERY] if http.query else None,
+        "beta": logged_betas(betas) if betas else None,
+        "query": f"?{logged_query(http.query)}" if http.query else None,
     }
 
 
@@ -42,12 +41,9 @@ def fail_forward(exchange: Exchange, error: ProxyError, moving: bool) -> None:
     """Note that the attempt has failed, and whether another is made."""
     if not exchange.forward:
         return
-    own = error.upstream_status is None
-    # An upstream's own words may quote the prompt.
-    words = error.message if own else error.error_type
     failure = forward_facts(exchange, error.status, error.upstream_status)
     told = "nothing: another is tried" if moving else None
-    exchange.failures.append({**failure, "error": words, "told": told})
+    exchange.failures.append({**failure, "error": error.logged, "told": told})
     exchange.forward = {}
 
 
@@ -60,6 +56,7 @@ def forward_facts(
         "id": exchange.id,
         "attempt": forward.pop("attempt"),
         **{name: exchange.facts.get(name) for name in FORWARD_FACTS},
+        **logged_models(exchange.facts),
         **forward,
         "ms": round((exchange.clock() - begun) * 1000),
         "status": status,

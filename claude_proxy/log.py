@@ -6,12 +6,15 @@ content.
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, Callable, TextIO
+from typing import Any, Callable, Set, TextIO, Tuple
+from urllib.parse import quote, quote_plus
 
 from claude_proxy.patterns import LazyPattern
 
@@ -20,16 +23,16 @@ LOG_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 5
 # What a credential looks like when somebody else's error text quotes it back to us. A digit (or a
 # mask's star) tells it from prose such as "Bearer authentication"; only after a password's label
 # does any word count. Identifiers (msg_, req_ and 24 hex, UUIDs) fit none of these. Look-aheads are
-# bounded, so that a long text costs no more than its length.
+# bounded, so that a long text costs no more than its length. What is in a group, a label, stays.
 REDACTED = "[redacted]"
 SECRET_SHAPES = LazyPattern(
-    r"(?i)\bbearer\s+(?=[\w.~+/=-]{0,99}[0-9]|[\w.~+/=-]{24})[\w.~+/=-]{6,}"
-    r"|\bbasic\s+(?=[\w+/]{0,99}[0-9=])[\w+/]{10,}"
-    r"|(?:password|passwd|secret|authorization)\\?[\"']?\s*[:=]\s*\\?[\"']?"
-    r"(?:(?:bearer|basic)\s+)?[\w.~+/=*-]{6,}"
-    r"|(?:api[-_ ]?key(?: provided)?|token)\\?[\"']?\s*[:=]\s*\\?[\"']?"
+    r"(?i)\b(bearer\s+)(?=[\w.~+/=-]{0,99}[0-9]|[\w.~+/=-]{24})[\w.~+/=-]{6,}"
+    r"|\b(basic\s+)(?=[\w+/]{0,99}[0-9=])[\w+/]{10,}=*"
+    r"|((?:password|passwd|secret|authorization)\\?[\"']?\s*[:=]\s*\\?[\"']?"
+    r"(?:(?:bearer|basic)\s+)?)(?!(?:bearer|basic)\s)[\w.~+/=*-]{6,}"
+    r"|((?:api[-_ ]?key(?: provided)?|token)\\?[\"']?\s*[:=]\s*\\?[\"']?)"
     r"(?=[\w.~+/=-]{0,99}[a-z])(?=[\w.~+/=-]{0,99}[0-9*]|[\w.~+/=-]{24})[\w.~+/=*-]{6,}"
-    r"|(?<=[?&])(?:key|sig|code)=[^\s&\"']{6,}"
+    r"|(?<=[?&])((?:key|sig|code)=)[^\s&\"']{6,}"
     r"|(?<=://)[^/\s?#@]{1,999}(?=@)"
     r"|\bsk-(?=[\w.-]{0,99}[0-9*]|[\w.-]{40})[\w*.-]{6,}"
     r"|\b(?:pk|rk|csk|xai|pplx|nvapi)-(?=[\w-]{0,99}[0-9])[\w-]{24,}|\bkey-[0-9a-z]{16,}"
@@ -40,6 +43,11 @@ SECRET_SHAPES = LazyPattern(
 )
 SHORTEST_SECRET = 4
 LONGEST_REMEMBERED = 100
+# Shorter ones could be a part of other words.
+SHORTEST_ENCODED = 8
+SHORTEST_CORE = 10
+# What a credential may consist of.
+CREDENTIAL_SIGNS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.~+/=*%-"
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
@@ -48,7 +56,49 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= SHORTEST_SECRET:
             text = text.replace(secret, REDACTED)
-    return SECRET_SHAPES.sub(REDACTED, text)
+    return SECRET_SHAPES.sub(redacted_match, text)
+
+
+def redacted_match(match: re.Match) -> str:
+    return "".join(filter(None, match.groups())) + REDACTED
+
+
+def shortened(text: str, limit: int) -> str:
+    """The text, cut where no credential can be: half of one is known to nobody who looks for it."""
+    return text if len(text) <= limit else text[:limit].rstrip(CREDENTIAL_SIGNS) or "..."
+
+
+def secret_forms(secret: str) -> Iterator[str]:
+    """A secret as others may quote it, in lower case: as it is, in a URL, in JSON, in base64 with
+    something before it or not, in hexadecimal digits."""
+    data = secret.encode("utf-8", "replace")
+    yield from (secret, quote(data, safe=""), quote_plus(data), json.dumps(secret)[1:-1])
+    yield data.hex()
+    for before in range(3):
+        shifted = b"." * before + data
+        # Whole groups of three bytes; the first characters and others' bytes have no say in these.
+        whole = base64.b64encode(shifted[: len(shifted) // 3 * 3]).decode("ascii")
+        core = whole[(0, 2, 3)[before] :]
+        if len(core) >= SHORTEST_CORE:
+            yield from (core, core.translate({43: "-", 47: "_"}))
+
+
+def all_forms(secrets: Iterable[str]) -> Tuple[str, ...]:
+    """Every form of these secrets, the longest first."""
+    found: Set[str] = set()
+    for secret in secrets:
+        if len(secret) >= SHORTEST_ENCODED:
+            found.update(form.lower() for form in secret_forms(secret))
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def without_forms(text: str, forms: Iterable[str]) -> str:
+    """The text without these, in any case; the same object if there are none."""
+    lowered = text.lower()
+    found = [form for form in forms if form in lowered]
+    if not found:
+        return text
+    return re.sub("(?i)" + "|".join(map(re.escape, found)), REDACTED, text)
 
 
 def format_text_line(moment: str, level: str, event: str, fields: Mapping[str, Any]) -> str:
@@ -85,7 +135,8 @@ class Log:
         self._stream = stream
         self._threshold = LOG_LEVELS[level]
         self._format = format_json_line if as_json else format_text_line
-        self._secrets = tuple(secret for secret in secrets if secret)
+        self._secrets = tuple(sorted(filter(None, secrets), key=len, reverse=True))
+        self._forms: Tuple[str, ...] = ()
         self._clock = clock
         self._lock = threading.Lock()
         # Models, paths and addresses are the same in line after line.
@@ -103,9 +154,22 @@ class Log:
     def error(self, event: str, **fields: Any) -> None:
         self.write("error", event, fields)
 
-    def redact(self, text: str) -> str:
-        """The text without the secrets that this process knows, and without the shape of any."""
-        return redact(text, self._secrets)
+    def redact(self, text: str, shown: Iterable[str] = ()) -> str:
+        """Somebody else's text without the secrets that this process knows, those that a client has
+        shown among them, in any form; and without what is shaped like one."""
+        return redact(self.without_secrets(text, shown), self._secrets)
+
+    def without_secrets(self, text: str, shown: Iterable[str] = ()) -> str:
+        """The same without a look at shapes."""
+        if not self._forms:
+            self._forms = all_forms(self._secrets)
+        return without_forms(text, (*self._forms, *all_forms(shown)))
+
+    def clean_bytes(self, data: bytes, shown: Iterable[str] = ()) -> bytes:
+        """The same for bytes that are passed on: what has no secret in it stays as it is."""
+        text = data.decode("utf-8", "surrogateescape")
+        clean = self.without_secrets(text, shown)
+        return data if clean is text else clean.encode("utf-8", "surrogateescape")
 
     def _clean(self, value: Any) -> Any:
         """Numbers as they are; anything else, an exception for instance, as redacted text."""

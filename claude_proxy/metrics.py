@@ -16,6 +16,7 @@ from claude_proxy.circuit import CIRCUIT_CLOSED
 from claude_proxy.config import VERSION
 from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest
+from claude_proxy.names import logged_model
 
 MOST_MODEL_LABELS = 50
 OTHER_LABEL = "other"
@@ -137,7 +138,7 @@ class Metrics:
                 self._add(TOKEN_USAGE, labels, exchange.usage[name])
 
     def _model_label(self, facts: Dict[str, Any]) -> str:
-        model = str(facts.get("upstream_model") or facts.get("model") or "none")
+        model = logged_model(str(facts.get("upstream_model") or facts.get("model") or "none"))
         if model not in self._models and len(self._models) >= MOST_MODEL_LABELS:
             return OTHER_LABEL
         self._models.add(model)

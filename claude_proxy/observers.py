@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Callable, Optional, Protocol, Tuple
 
-from claude_proxy.answering import LONGEST_LOGGED_NAME, joined_notes
+from claude_proxy.answering import joined_notes
 from claude_proxy.audit import Audit
 from claude_proxy.auth import OPEN_PATHS
 from claude_proxy.exchange import Exchange
@@ -13,6 +13,7 @@ from claude_proxy.forwards import forward_failures
 from claude_proxy.http1 import HttpRequest
 from claude_proxy.log import Log
 from claude_proxy.metrics import Metrics
+from claude_proxy.names import logged_method, logged_models, logged_path
 from claude_proxy.otlp_export import Telemetry
 from claude_proxy.rate_limits import Gate
 
@@ -59,10 +60,11 @@ def log_exchange(
     fields = {
         "id": exchange.id,
         "client": request.peer if request else None,
-        "method": request.method if request else None,
-        "path": request.path[:LONGEST_LOGGED_NAME] if request else None,
+        "method": logged_method(request.method) if request else None,
+        "path": logged_path(request.path) if request else None,
         "status": status,
         **{key: value for key, value in exchange.facts.items() if key != "error"},
+        **logged_models(exchange.facts),
         **{key: exchange.usage.get(key) for key in LOGGED_USAGE},
         "first_ms": round((first - exchange.started) * 1000) if first else None,
         "ms": round(since * 1000),

@@ -16,6 +16,7 @@ from claude_proxy.events import Event
 from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HTTP_UNSAFE
 from claude_proxy.json_edit import read_members
+from claude_proxy.names import plain_word
 from claude_proxy.patterns import LazyPattern
 from claude_proxy.sse import FrameSplitter, frame_data
 
@@ -42,10 +43,11 @@ HEADER_TOKEN = LazyPattern(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 # Frames with these words tell of usage or of the end; all others pass unread. Inside of a JSON text
 # quotes have a backslash in front, so what a model says never looks like one of them.
-TELLING_WORDS = (b'"usage"', b'"stop_reason"', b'"error"')
+ERROR_MARK = b'"error"'
+TELLING_WORDS = (b'"usage"', b'"stop_reason"', ERROR_MARK)
+PAGE_TYPES = ("text/html", "text/plain")
 FRAME_ENDS = (b"\n\n", b"\n\r\n")
 LONGEST_HELD = 65536
-SINGLE_WORD = LazyPattern(r"[A-Za-z0-9_.-]{1,64}")
 
 
 def connection_named(headers: Mapping[str, str]) -> Set[str]:
@@ -67,6 +69,17 @@ def relayed_response_headers(headers: Mapping[str, str]) -> HeaderList:
         for name, value in headers.items()
         if name not in dropped and HEADER_TOKEN.fullmatch(name)
     )
+
+
+def cleaned_headers(headers: HeaderList, clean: Callable[[bytes], bytes]) -> HeaderList:
+    return tuple((n, clean(value.encode("latin-1")).decode("latin-1")) for n, value in headers)
+
+
+def may_quote(body: bytes, headers: Mapping[str, str]) -> bool:
+    """Whether an answer that is told as a success may quote a credential: it speaks of an error, or
+    it is a page of something in between."""
+    kind = headers.get("content-type", "").lower()
+    return ERROR_MARK in body or not kind or kind.startswith(PAGE_TYPES)
 
 
 def client_credentials(headers: Mapping[str, str], is_ours: Callable[[str], bool]) -> HeaderList:
@@ -176,17 +189,11 @@ def told_event(event: Mapping[str, Any]) -> Event:
     """What an event tells of usage and of the end, whatever else its members are."""
     message = as_members(event.get("message"))
     usage = as_members(event.get("usage")) or as_members(message.get("usage"))
-    return {"usage": usage, "delta": {"stop_reason": logged_word(as_members(event.get("delta")))}}
-
-
-def logged_word(members: Mapping[str, Any], name: str = "stop_reason") -> Optional[str]:
-    """A member that is a single word; other text is not for logs."""
-    word = members.get(name)
-    return word if isinstance(word, str) and SINGLE_WORD.fullmatch(word) else None
+    return {"usage": usage, "delta": as_members(event.get("delta"))}
 
 
 def error_word(event: Mapping[str, Any]) -> str:
-    return logged_word(as_members(event.get("error")), "type") or "error"
+    return plain_word(as_members(event.get("error")).get("type")) or "error"
 
 
 def note_whole_answer(
@@ -250,7 +257,7 @@ class EventError(ProxyError):
 
     def __init__(self, event: Event) -> None:
         error = as_members(event.get("error"))
-        kind = str(error.get("type") or "api_error")
+        kind = plain_word(error.get("type")) or "api_error"
         status = EVENT_ERROR_STATUSES.get(kind, 500)
         message = str(error.get("message") or "the upstream reported an error without a message")
         super().__init__(status, message, kind, upstream_status=200)

@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from claude_proxy.agents import AgentFound
 from claude_proxy.dialects.chat_blocks import as_list
 from claude_proxy.events import Request
+from claude_proxy.names import logged_model
 from claude_proxy.routing import Route, choose_route, target_route
 from claude_proxy.settings import Config
 
@@ -141,7 +142,7 @@ REQUEST_RULES: Tuple[Callable[[Config, RouteFacts, Route], Optional[Route]], ...
 def explained_routes(config: Config, facts: RouteFacts) -> Iterator[str]:
     """What would happen to a request and why, in lines for a person."""
     requested = str(facts.request.get("model") or "")
-    yield f"model asked for: {requested or '(none)'}"
+    yield f"model asked for: {logged_model(requested) or '(none)'}"
     if facts.agent:
         yield f"agent: {facts.agent.name}, recognised by its {facts.agent.means}"
     kind = background_kind(facts.request)
@@ -151,4 +152,5 @@ def explained_routes(config: Config, facts: RouteFacts) -> Iterator[str]:
     yield f"input tokens, estimated: {facts.tokens()}"
     for number, route in enumerate(plan_routes(config, facts)):
         word = "goes to" if number == 0 else "then to"
-        yield f"{word} {route.upstream}:{route.model or '(as asked)'} ({route.reason})"
+        model = logged_model(route.model) or "(as asked)"
+        yield f"{word} {route.upstream}:{model} ({route.reason})"

@@ -12,6 +12,7 @@ from typing import Any, Optional
 
 from claude_proxy.app import App
 from claude_proxy.auth import OPEN_PATHS
+from claude_proxy.crashes import place_of
 from claude_proxy.errors import CLIENT_GONE_STATUS, ProxyError
 from claude_proxy.exchange import NEVER, Exchange, client_gone
 from claude_proxy.http1 import HttpRequest, bad_request, request_body
@@ -123,10 +124,8 @@ class Handler(socketserver.StreamRequestHandler):
         return whole and not is_client_gone(exchange)
 
     def tell(self, reply: Reply, exchange: Exchange, error: ProxyError, whole: bool) -> None:
-        # An upstream's own words may quote the prompt: the client reads them, the log does not.
-        own = error.upstream_status is None
-        error.message = self.server.app.log.redact(error.message)
-        exchange.facts["error"] = error.message if own else error.error_type
+        error.message = self.server.app.log.redact(error.message, exchange.credentials())
+        exchange.facts["error"] = error.logged
         exchange.facts["upstream_status"] = error.upstream_status
         reply.close = reply.close or not whole
         if is_client_gone(exchange):
@@ -144,16 +143,6 @@ class Handler(socketserver.StreamRequestHandler):
 
 def is_client_gone(exchange: Exchange) -> bool:
     return exchange.cancelled is not None and exchange.cancelled.status == CLIENT_GONE_STATUS
-
-
-def place_of(error: BaseException) -> str:
-    """Where an exception was raised: file and line, nothing of its values."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return "unknown"
-    return f"{trace.tb_frame.f_code.co_name}:{trace.tb_lineno}"
 
 
 class Server(ThreadingHTTPServer):

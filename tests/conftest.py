@@ -8,7 +8,12 @@ import time
 
 import pytest
 
-from tests.support import load_form
+from tests import support
+
+if os.environ.get("CANARY_TEE"):
+    from tests.canary_tee import keep_everything
+
+    keep_everything()
 
 # So that both take about as long.
 IN_SECOND_HALF = ("test_wire.py",)
@@ -30,7 +35,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session", params=["package", "single"])
 def form(request):
-    return load_form(request.param)
+    return support.load_form(request.param)
 
 
 @pytest.fixture

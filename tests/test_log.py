@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
+from urllib.parse import quote, quote_plus
 
 import pytest
 
-from claude_proxy.log import REDACTED, Log, redact
+from claude_proxy.log import REDACTED, Log, redact, shortened
+from tests.canary import Needles
 
 HEX24 = "0123456789abcdef01234567"
 KEYS = [
@@ -48,6 +51,23 @@ def test_keys_disappear_wherever_they_stand(name, key, place, frame):
     assert REDACTED in clean
     parts = [part for part in re.split(r"[^\w]+", key) if len(part) > 5]
     assert not [part for part in parts if part in clean]
+
+
+LABELS = [
+    ("key provided", "Incorrect API key provided: sk-proj-abc123def456.", "Incorrect API key provided: [redacted]"),
+    ("member", '{"api_key": "a1b2c3d4e5", "model": "m"}', '{"api_key": "[redacted]", "model": "m"}'),
+    ("header", "authorization: Bearer a1b2c3d4e5", "authorization: Bearer [redacted]"),
+    ("bearer", "got Bearer a1b2c3d4e5", "got Bearer [redacted]"),
+    ("basic", "got Basic dXNlcjpwYXNzd29yZDE=", "got Basic [redacted]"),
+    ("password", "password = correcthorse, user", "password = [redacted], user"),
+    ("query", "/v1?alt=sse&key=a1b2c3d4e5&x=1", "/v1?alt=sse&key=[redacted]&x=1"),
+    ("user", "https://user:a1b2@host.example/", "https://[redacted]@host.example/"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "clean"), LABELS, ids=[row[0] for row in LABELS])
+def test_what_it_was_is_still_said(name, text, clean):
+    assert redact(text) == clean == redact(clean)
 
 
 OTHER_SECRETS = [
@@ -108,6 +128,43 @@ SECRET_LISTS = [
                          ids=[row[0] for row in SECRET_LISTS])
 def test_given_secrets_disappear(name, text, secrets, expected):
     assert redact(text, secrets) == expected
+
+
+WORD = "Zq/Ab+cd?Ef \"gh\"-7"
+FORMS = [
+    ("as it is", f"x{WORD}y"), ("in capitals", WORD.upper()), ("in JSON", json.dumps([WORD])), ("in a URL", quote(WORD, safe="")),
+    ("in a form", quote_plus(WORD)), ("as hex", WORD.encode().hex()),
+    *((f"in base64 at {n}", base64.b64encode(b"\xfe" * n + WORD.encode() + b"..").decode()) for n in range(4)),
+    *((f"in urlsafe base64 at {n}", base64.urlsafe_b64encode(b"\xff" * n + WORD.encode()).decode()) for n in range(3)),
+]
+
+
+@pytest.mark.parametrize("shown", [False, True], ids=["of settings", "of a client"])
+@pytest.mark.parametrize(("name", "text"), FORMS, ids=[row[0] for row in FORMS])
+def test_a_secret_disappears_however_it_is_quoted(name, text, shown):
+    log = Log(io.StringIO(), secrets=() if shown else [WORD, "hunter2"])
+    clean = log.redact(f"before {text} behind", [WORD] if shown else [])
+    assert REDACTED in clean and clean.startswith("before ") and clean.endswith(" behind")
+    assert not Needles([("word", WORD)]).hits(clean.encode(), "")
+    assert log.clean_bytes(text.encode() + b"\xff", [WORD]).endswith(b"\xff")
+
+
+def test_what_has_no_secret_in_it_stays_as_it_is():
+    log = Log(io.StringIO(), secrets=["prompt", "a-known-secret", "x"])
+    for data in (b"a prompt in \xff no UTF-8 \r\n", b"", "\u0130 \U0001f600".encode()):
+        assert log.clean_bytes(data) is data
+    assert log.redact("the length of words", ["length", "of"]) == "the length of words"
+
+
+SHORTENED = [
+    ("short enough", "abc def", 7, "abc def"), ("within a word", "abc def", 6, "abc "), ("behind a word", "abc def", 3, "..."),
+    ("within a key", "key: sk-a/b+c=", 12, "key: "), ("one word", "a" * 9, 8, "..."), ("at a blank", "abc def", 4, "abc "),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "limit", "short"), SHORTENED, ids=[row[0] for row in SHORTENED])
+def test_half_a_word_is_not_told(name, text, limit, short):
+    assert shortened(text, limit) == short
 
 
 # --- lines ----------------------------------------------------------------------------------------

@@ -10,13 +10,11 @@ from typing import Any, Callable, Dict, List, Tuple
 
 from claude_proxy.dialects.chat_options import ChatOptions
 from claude_proxy.errors import ProxyError
-from claude_proxy.patterns import LazyPattern
+from claude_proxy.names import plain_word
 from claude_proxy.sse import encode_json
 
 Block = Dict[str, Any]
 
-
-NOTE_WORD = LazyPattern("[a-z0-9_]{1,40}")
 
 
 def as_list(value: Any) -> List[Any]:
@@ -41,7 +39,7 @@ def content_blocks(content: Any, place: str) -> List[Block]:
 
 def note_word(value: Any) -> str:
     """A type's name for a note: one that only says what it is, never what somebody wrote."""
-    return value if isinstance(value, str) and NOTE_WORD.fullmatch(value) else "block"
+    return plain_word(value) or "block"
 
 
 def text_part(text: str) -> Dict[str, Any]:

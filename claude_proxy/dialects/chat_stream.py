@@ -33,6 +33,7 @@ from claude_proxy.dialects.think_tags import ThinkSplitter
 from claude_proxy.dialects.thought_writer import ThoughtWriter
 from claude_proxy.errors import ProxyError, upstream_error, upstream_error_object
 from claude_proxy.events import CUT_SHORT, Event, EventWriter
+from claude_proxy.names import plain_word
 from claude_proxy.patterns import LazyPattern
 
 # finish_reason, in lower case -> stop_reason; a tool call in the answer turns "end_turn" into
@@ -347,7 +348,7 @@ class ChatAnswer:
         finish, note = self._finish or "", self._asked.note
         known = (*PLAIN_FINISHES, *CHAT_STOP_REASONS, "")
         if finish.lower() not in known:
-            note("finish_reason", finish if LOGGED_WORD.fullmatch(finish) else "unknown")
+            note("finish_reason", plain_word(finish.lower()) or "unknown")
         if self._told == self._thought_told and not self._calls.any:
             note("empty_answer", True)
         if self._calls.dropped():

@@ -24,6 +24,7 @@ from claude_proxy.errors import CLIENT_GONE_STATUS, NO_RETRY, ProxyError
 from claude_proxy.events import Event, EventWriter, Request
 from claude_proxy.exchange import Exchange
 from claude_proxy.late import LateFailures
+from claude_proxy.names import logged_model
 from claude_proxy.pool import split_url
 from claude_proxy.routing import split_upstream
 from claude_proxy.settings import Config
@@ -238,6 +239,7 @@ def check_alias(alias: str, config: Config) -> None:
             404,
             f"model: SecureChatAI is not known to have {alias[:100]!r}; it has {', '.join(known)}."
             " REDCAP_ALIASES adds names, REDCAP_ERA chooses the list",
+            logged=f"model: SecureChatAI is not known to have {logged_model(alias)!r}",
         )
 
 

@@ -18,7 +18,7 @@ import re
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.errors import NO_RETRY, ProxyError, error_text_in
-from claude_proxy.log import redact
+from claude_proxy.log import redact, shortened
 from claude_proxy.patterns import LazyPattern
 from claude_proxy.sse import encode_json
 
@@ -145,7 +145,7 @@ def reason_in(body: bytes) -> str:
         found = XML_ERROR.search(text).group(1)
     else:
         found = text if text.startswith("ERROR:") else ""
-    return redact(found.strip())[:LONGEST_REASON]
+    return shortened(redact(found.strip()), LONGEST_REASON)
 
 
 def json_in(body: bytes) -> Optional[Dict[str, Any]]:
