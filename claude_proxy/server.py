@@ -34,7 +34,8 @@ class Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         config = self.server.app.config
         self.wire = Wire(self.connection, self.wfile, config.write_timeout)
-        self.overload = self.server.inflight.connections() >= config.max_connections
+        full = self.server.inflight.connections() >= config.max_connections
+        self.overload = full and not self.server.inflight.make_room()
         self.server.inflight.add(self.wire)
         try:
             while self.serve():
@@ -182,7 +183,8 @@ class Server(ThreadingHTTPServer):
         self.server_name, self.server_port = self.server_address[:2]
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        return self.inflight.connections() < self.app.config.max_connections + SPARE_CONNECTIONS
+        most = self.app.config.max_connections + SPARE_CONNECTIONS
+        return self.inflight.connections() < most or self.inflight.make_room()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         self.app.log.error("connection_failed")
