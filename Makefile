@@ -10,7 +10,7 @@ VENV = .venv/$(PYTHON_VERSION)
 VENV_PYTHON = $(VENV)/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-cache-dir
 
-.PHONY: help run test test-clients single lint image env clean
+.PHONY: help run test test-clients torture single lint image env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +27,9 @@ endif
 
 test-clients: $(VENV)/pytest ## drive the real Claude Code, SDKs, LiteLLM and llama.cpp through the proxy
 	$(VENV_PYTHON) tests/clients/run.py
+
+torture: ## show that the proxy stays up under abuse: gigabytes, thousands, signals (Linux, 6 minutes)
+	$(PYTHON) tests/torture/run.py $(ARGS)
 
 single: ## write claude_api_proxy.py from claude_proxy/
 	$(PYTHON) -m claude_proxy.amalgamate

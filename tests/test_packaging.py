@@ -81,7 +81,7 @@ def test_the_project_needs_nothing():
 
 
 @pytest.mark.parametrize("target", [
-    "run", "test", "test-clients", "single", "lint", "image", "env", "clean",
+    "run", "test", "test-clients", "torture", "single", "lint", "image", "env", "clean",
 ])
 def test_make_lists_its_targets(target):
     makefile = read("Makefile")

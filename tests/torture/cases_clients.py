@@ -135,17 +135,23 @@ def gzip_body(rig: Rig) -> str:
 # --- odd JSON ------------------------------------------------------------------------------------
 
 
+def fill(template: str, *texts: str) -> str:
+    """The template with these texts for its marks."""
+    parts = template.split("@")
+    return "".join(part + text for part, text in zip(parts, (*texts, "")))
+
+
 def raw_body(insert: str = '"hi"', **more: str) -> bytes:
     """A message whose content is this JSON text; `more` are members as JSON texts."""
-    members = {"model": '"fine"', "messages": '[{"role": "user", "content": %s}]' % insert, **more}
+    members = {"model": '"fine"', "messages": fill('[{"role": "user", "content": @}]', insert), **more}
     return ("{" + ", ".join(f'"{name}": {value}' for name, value in members.items()) + "}").encode()
 
 
 def tool_input(value: str) -> bytes:
-    use = '{"type": "tool_use", "id": "toolu_1", "name": "t", "input": {"a": %s}}' % value
+    use = fill('{"type": "tool_use", "id": "toolu_1", "name": "t", "input": {"a": @}}', value)
     result = '{"type": "tool_result", "tool_use_id": "toolu_1", "content": "x"}'
-    return raw_body(messages='[{"role": "user", "content": "x"}, {"role": "assistant", "content": [%s]},'
-                             ' {"role": "user", "content": [%s]}]' % (use, result))
+    return raw_body(messages=fill('[{"role": "user", "content": "x"}, {"role": "assistant", "content": [@]},'
+                                  ' {"role": "user", "content": [@]}]', use, result))
 
 
 def nested(depth: int, opening: str = "[", closing: str = "]") -> str:
@@ -166,7 +172,7 @@ ODD_BODIES: List[Tuple[str, bytes, Tuple[int, ...]]] = [
     ("half an emoji in the system prompt", raw_body(system=HALF), (200,)),
     ("half an emoji in a tool's input", tool_input(HALF), (200,)),
     ("half an emoji as the model", raw_body(model=HALF), (200,)),
-    ("half an emoji as a user", raw_body(metadata='{"user_id": %s}' % HALF), (200,)),
+    ("half an emoji as a user", raw_body(metadata=fill('{"user_id": @}', HALF)), (200,)),
     ("half an emoji as an id and a name", tool_input("1").replace(b'"toolu_1"', HALF.encode()).replace(b'"t"', HALF.encode()), (200,)),
     ("half an emoji as a member", raw_body(**{"\\ud800": "1"}), (200,)),
     ("a million empty lists", raw_body("[" + "[]," * 1_000_000 + "[]]"), (200, 400)),
@@ -186,8 +192,8 @@ def odd_json(rig: Rig) -> str:
         words.append(word)
     for depth in DEPTHS:
         for body in (tool_input(nested(depth)), tool_input(nested(depth, '{"a":', "}")),
-                     raw_body(tools='[{"name": "t", "input_schema": %s}]' % nested(depth, '{"items":', "}")),
-                     raw_body('[{"type": "text", "text": "x", "x": %s}]' % nested(depth))):
+                     raw_body(tools=fill('[{"name": "t", "input_schema": @}]', nested(depth, '{"items":', "}"))),
+                     raw_body(fill('[{"type": "text", "text": "x", "x": @}]', nested(depth)))):
             for stream in (b"false", b"true"):
                 with RawClient(rig.port, 20) as client:
                     client.send(request_bytes(body[:-1] + b', "stream": %b}' % stream))

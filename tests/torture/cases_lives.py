@@ -12,7 +12,7 @@ from tests.torture.rig import Rig, close_all, counted, message_request, wait_for
 from tests.torture.upstream import PIECES, SLOW_PIECES
 
 CLIENTS = 32
-FINE_END = b"0\r\n\r\n"
+FINE_END = b"\r\n0\r\n\r\n"
 
 
 def whole_slow(client: RawClient, model: str) -> str:

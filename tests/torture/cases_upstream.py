@@ -43,7 +43,7 @@ def killed(relayed: bool, rig: Rig) -> str:
     rig.upstream.kill()
     rig.upstream.wait()
     rig.upstream.stdout.close()
-    rests = [client.read_to_end() if relayed else client.read_until(b"0\r\n\r\n") for client in clients]
+    rests = [client.read_to_end() if relayed else client.read_until(b"\r\n0\r\n\r\n") for client in clients]
     close_all(clients)
     assert not any(b"message_stop" in rest for rest in rests)
     ends = ["cut" if relayed and not rest.endswith(b"0\r\n\r\n") else "error event" for rest in rests]
@@ -69,6 +69,7 @@ UPSTREAM_CASES: Dict[str, Tuple[Callable[[Rig], str], Dict[str, str], int]] = {
     "1 GB of tiny events, demoted": (partial(refused, "502", "tiny", stream=False), DEMOTE, 400),
     "1 GB of a call's arguments": (partial(ends_in, ERROR, "tiny-call"), {}, 400),
     "1 GB of text amid a call": (partial(ends_in, ERROR, "amid-call"), {}, 400),
+    "1 GB of line ends": (partial(ends_in, STOP, "blanks"), {}, 16),
     "1 GB without an event's end": (partial(ends_in, ERROR, "endless-event"), {}, 60),
     "1 GB of a first event": (partial(refused, "502", "endless-first-event"), {}, 60),
     "1 GB without an event's end, relayed": (partial(ends_in, b"xxxx", "endless-event"), RELAY, 60),

@@ -24,7 +24,6 @@ GIGABYTE = 1 << 30
 BLOCK = 1 << 20
 PIECES = 10  # of a small answer
 SLOW_PIECES, SLOW_SECONDS = 50, 0.05
-FOREVER = 3600.0
 JSON_HEAD = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 SSE_CLOSE_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n"
 
@@ -131,6 +130,11 @@ def amid_call(asked: Asked) -> Iterator[bytes]:
     return until_close(SSE_CLOSE_HEAD, iter([CALL_BEGUN]), repeated(piece(asked, "x" * 400)), iter([ending(asked)]))
 
 
+def blanks(asked: Asked) -> Iterator[bytes]:
+    """A model that says line ends and nothing else."""
+    return until_close(SSE_CLOSE_HEAD, repeated(piece(asked, "\n" * 200)), iter([ending(asked)]))
+
+
 def endless_event(asked: Asked) -> Iterator[bytes]:
     """A gigabyte without an event's end, behind a sound beginning."""
     return until_close(SSE_CLOSE_HEAD, iter([opening(asked) + piece(asked, "x") + b"data: "]), repeated(b"x"))
@@ -165,7 +169,7 @@ def bomb_json(asked: Asked) -> Iterator[bytes]:
 
 
 def bomb_event(asked: Asked) -> Iterator[bytes]:
-    return gzipped(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n", opening(asked) + b"data: ", b"x")
+    return gzipped(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n", opening(asked) + piece(asked, "x") + b"data: ", b"x")
 
 
 def bomb_error(asked: Asked) -> Iterator[bytes]:
@@ -173,7 +177,8 @@ def bomb_error(asked: Asked) -> Iterator[bytes]:
 
 
 def endless_head(asked: Asked) -> Iterator[bytes]:
-    return until_close(b"HTTP/1.1 200 OK\r\n", repeated(b"x-more: of the same\r\n"))
+    yield b"HTTP/1.1 200 OK\r\n"
+    yield from repeated(b"x-more: of the same\r\n")
 
 
 def interim(asked: Asked) -> Iterator[bytes]:
@@ -182,7 +187,6 @@ def interim(asked: Asked) -> Iterator[bytes]:
 
 
 def never(asked: Asked) -> Iterator[bytes]:
-    time.sleep(FOREVER)
     yield b""
 
 
@@ -193,7 +197,7 @@ def closes(asked: Asked) -> Iterator[bytes]:
 
 PLAYS: Dict[str, Play] = {
     play.__name__.replace("_", "-"): play
-    for play in (fine, slow, tiny, tiny_call, amid_call, endless_event, endless_first_event, endless_comment,
+    for play in (fine, slow, tiny, tiny_call, amid_call, blanks, endless_event, endless_first_event, endless_comment,
                  whole_gigabyte, bomb_json, bomb_event, bomb_error, endless_head, interim, never, closes)
 }
 KEPT = (fine, slow)  # these have an end that both sides see
@@ -251,6 +255,8 @@ class Upstream:
         for block in play(asked):
             sock.sendall(block)
             self.sent[asked.model] = self.sent.get(asked.model, 0) + len(block)
+        if play is never:
+            sock.recv(1)  # until the other side closes
         return play in KEPT
 
 
