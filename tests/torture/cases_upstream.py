@@ -69,7 +69,7 @@ UPSTREAM_CASES: Dict[str, Tuple[Callable[[Rig], str], Dict[str, str], int]] = {
     "1 GB of tiny events, demoted": (partial(refused, "502", "tiny", stream=False), DEMOTE, 400),
     "1 GB of a call's arguments": (partial(ends_in, ERROR, "tiny-call"), {}, 400),
     "1 GB of text amid a call": (partial(ends_in, ERROR, "amid-call"), {}, 400),
-    "1 GB of line ends": (partial(ends_in, STOP, "blanks"), {}, 16),
+    "128 MB of line ends": (partial(ends_in, STOP, "blanks"), {}, 16),
     "1 GB without an event's end": (partial(ends_in, ERROR, "endless-event"), {}, 60),
     "1 GB of a first event": (partial(refused, "502", "endless-first-event"), {}, 60),
     "1 GB without an event's end, relayed": (partial(ends_in, b"xxxx", "endless-event"), RELAY, 60),

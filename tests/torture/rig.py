@@ -79,7 +79,9 @@ class Rig:
         if upstream != "anthropic":
             usual.update(OPENAI_BASE_URL=here + "/v1", OPENAI_API_KEY=KEY)
         rows = {**usual, **self.settings, **more}
-        (self.folder / "settings").write_text("".join(f"{name}={value}\n" for name, value in rows.items()))
+        written = self.folder / "settings.new"
+        written.write_text("".join(f"{name}={value}\n" for name, value in rows.items()))
+        written.replace(self.folder / "settings")  # in one step: it may just be read
 
     def stop(self) -> None:
         for process in (self.proxy, self.upstream):

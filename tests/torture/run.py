@@ -33,7 +33,7 @@ CASES = {**CLIENT_CASES, **UPSTREAM_CASES, **LIFE_CASES}
 LONGEST_CASE = 240
 AT_ONCE = 2
 WARM_REQUESTS = 5
-ROW = "{outcome:4}  {case:38}  {memory:>7}  {threads:>12}  {after:5}  {answer}"
+ROW = "{outcome:4}  {case:38}  {memory:>12}  {threads:>12}  {after:5}  {answer}"
 
 
 def raise_file_limit() -> None:
@@ -82,10 +82,11 @@ def look_after(row: Dict[str, Any], rig: Rig, before: Any, sampler: Sampler, mos
         return
     peak = rig.see().peak - before.rss
     back = wait_for(lambda: rig.see().threads <= before.threads, 10)
-    row["threads"] = f"{before.threads}/{max(sampler.threads, before.threads)}/{rig.see().threads}"
+    left = rig.see()
+    row["threads"] = f"{before.threads}/{max(sampler.threads, before.threads)}/{left.threads}"
     fine = rig.fine()
     sampler.end()
-    row.update(memory=f"{peak:.1f}", after="ok" if fine else "no")
+    row.update(memory=f"{peak:.1f}/{left.rss - before.rss:.1f}", after="ok" if fine else "no")
     problems += [] if back else ["threads stay"]
     problems += [] if fine else ["a normal request does not work afterwards"]
     problems += [] if peak <= most else [f"more than {most} MB over idle"]
@@ -122,7 +123,7 @@ def show(row: Dict[str, Any]) -> None:
 
 def run_all(names: List[str], at_once: int) -> int:
     begun = time.monotonic()
-    print(ROW.format(outcome="", case="case", answer="answer", memory="peak MB", threads="threads b/p/a", after="after"))
+    print(ROW.format(outcome="", case="case", answer="answer", memory="peak/left MB", threads="threads b/p/a", after="after"))
     with tempfile.TemporaryDirectory(prefix="claude-proxy-torture-") as folder:
         single = make_single(pathlib.Path(folder))
         with ThreadPoolExecutor(at_once) as workers:

@@ -132,7 +132,7 @@ def amid_call(asked: Asked) -> Iterator[bytes]:
 
 def blanks(asked: Asked) -> Iterator[bytes]:
     """A model that says line ends and nothing else."""
-    return until_close(SSE_CLOSE_HEAD, repeated(piece(asked, "\n" * 200)), iter([ending(asked)]))
+    return until_close(SSE_CLOSE_HEAD, repeated(piece(asked, "\n" * 200), GIGABYTE // 8), iter([ending(asked)]))
 
 
 def endless_event(asked: Asked) -> Iterator[bytes]:
