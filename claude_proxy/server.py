@@ -68,6 +68,7 @@ class Handler(socketserver.StreamRequestHandler):
             status = CLIENT_GONE_STATUS if is_client_gone(exchange) else reply.status
             app.finish(exchange, request, status)
             self.wire.exchange = None  # only now: a drain waits for the observers too
+            exchange.form = None  # whose functions hold the exchange
         if not whole:
             self.wire.linger()
         return whole and not reply.close and not self.server.inflight.draining
@@ -94,6 +95,8 @@ class Handler(socketserver.StreamRequestHandler):
             reply.send(app.answer(request._replace(body=body), exchange))
         except ProxyError as failure:
             self.tell(reply, exchange, failure, whole)
+            # What the error passed through holds the request, and often the error: a ring.
+            failure.__traceback__ = failure.__context__ = None
         except OSError:
             exchange.cancel(client_gone())
         except Exception as failure:  # a defect of ours: the client is told, without details

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 from contextlib import ExitStack
 from itertools import repeat
@@ -21,6 +22,7 @@ from tests.support import (
     ScriptedUpstream,
     ask,
     delta,
+    http_chunk,
     message_body,
     request_bytes,
     running_proxy,
@@ -177,3 +179,50 @@ def test_an_upstream_that_never_ends_is_left(form, name, script, words):
         assert answer.status == (502 if words else 400) and words in answer.json["error"]["message"]
         assert upstream.closed_by_peer.wait(2)
         assert ask(proxy.port, message_body()).status == 200
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def too_large(client):
+    client.send(b"POST /v1/messages HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+                b"transfer-encoding: chunked\r\n\r\n" + http_chunk(b"x" * 3000))
+    assert client.answer().status == 413
+
+
+def timed_out(client):
+    client.send(request_bytes(message_body()))
+    assert client.answer().status == 504
+
+
+def left(client):
+    client.send(request_bytes(message_body(stream=True)))
+
+
+def answered(client):
+    client.send(request_bytes(message_body(), path="/v1/messages/count_tokens"))
+    assert client.answer().status == 200
+
+
+@pytest.fixture
+def no_collector():
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def alive():
+    """The requests, with their bodies, that are not let go yet."""
+    return [o for o in gc.get_objects() if type(o).__name__ == "HttpRequest" and o.path.startswith("/v1/")]
+
+
+@pytest.mark.parametrize("act", [too_large, timed_out, left, answered])
+def test_a_request_is_let_go_at_once(form, no_collector, act):
+    """A ring of an error, its traceback and what it passed through would hold it until the collector comes."""
+    with ScriptedUpstream([WAIT_FOR_CLOSE]) as upstream:
+        with running_proxy(form, upstream_environ(upstream), max_body_bytes=2000, request_timeout=0.1) as proxy:
+            with RawClient(proxy.port) as client:
+                act(client)
+            assert wait_until(lambda: not proxy.inflight.connections())
+            assert wait_until(lambda: not alive(), 1), alive()

@@ -75,7 +75,7 @@ UPSTREAM_CASES: Dict[str, Tuple[Callable[[Rig], str], Dict[str, str], int]] = {
     "1 GB without an event's end, relayed": (partial(ends_in, b"xxxx", "endless-event"), RELAY, 60),
     "signs of life alone": (left_again, {}, 16),
     "1 GB as a whole body": (partial(refused, "502", "whole-gigabyte"), {}, 200),
-    "1 GB as a whole body, relayed": (partial(ends_in, b'x"}', "whole-gigabyte", stream=False), RELAY, 40),
+    "1 GB as a whole body, relayed": (partial(ends_in, b'"}', "whole-gigabyte", stream=False), RELAY, 40),
     "gzip bomb: JSON": (partial(refused, "502", "bomb-json"), {}, 200),
     "gzip bomb: an event": (partial(ends_in, ERROR, "bomb-event"), {}, 60),
     "gzip bomb: an error": (partial(refused, "400", "bomb-error"), {}, 40),
