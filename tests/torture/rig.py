@@ -6,7 +6,6 @@ import collections
 import contextlib
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import threading
@@ -212,9 +211,3 @@ def log_trouble(text: str) -> List[str]:
     """Lines of a log that no case may lead to."""
     bad = ('"defect"', "Traceback", '"observer_failed"', '"sweep_failed"', '"connection_failed"')
     return [line for line in text.splitlines() if any(word in line for word in bad)]
-
-
-def connect_some(port: int, count: int) -> List[socket.socket]:
-    return [socket.create_connection(("127.0.0.1", port), 30) for _ in range(count)]
-
-
