@@ -10,7 +10,7 @@ VENV = .venv/$(PYTHON_VERSION)
 VENV_PYTHON = $(VENV)/bin/python
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check --no-cache-dir
 
-.PHONY: help run test canary test-clients bench bench-peers single release lint image env clean
+.PHONY: help run test canary test-clients torture bench bench-peers single release lint image env clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,9 @@ bench: ## measure beside nginx, two minutes; ARGS="--full" for all of it, 15 min
 
 bench-peers: ## measure beside other proxies too, which are installed outside; ARGS as for bench
 	$(PYTHON) tests/bench/peers.py $(ARGS)
+
+torture: ## show that the proxy stays up under abuse: gigabytes, thousands, signals (Linux, 6 minutes)
+	$(PYTHON) tests/torture/run.py $(ARGS)
 
 single: ## write claude_api_proxy.py from claude_proxy/
 	$(PYTHON) -m claude_proxy.amalgamate

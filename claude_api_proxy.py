@@ -19,7 +19,8 @@ it in place; the model maps are at the top of its first section. Sections, each 
   reasoning_memory, json_edit, phi_rules, phi, agents, relay, routes, keys, forwards, fallback,
   upstreams/upstream, upstreams/openai, upstreams/redcap_form, upstreams/redcap_reply,
   upstreams/redcap, upstreams/demo, upstreams/anthropic, wire, answering, metrics, openapi, audit,
-  otlp, otlp_send, otlp_export, observers, app, server, explain, checks, redaction, cli, __main__
+  otlp, otlp_send, otlp_export, observers, app, assembly, server, explain, checks, redaction, cli,
+  __main__
 """
 
 from __future__ import annotations
@@ -3350,6 +3351,23 @@ Request = Dict[str, Any]
 
 PING: Event = {"type": "ping"}
 CUT_SHORT = "the upstream closed the stream before the answer was complete"
+TOO_LARGE = "the upstream's answer is larger than any model's"
+# Of one answer no more than this is kept: some million pieces, or as many characters. What is only
+# passed on is not counted.
+LARGEST_KEPT = 64 * 1024 * 1024
+PART_BYTES = 64
+
+
+class Ration:
+    """How much more of an answer may be kept. Each part costs its size and a little."""
+
+    def __init__(self, most: int = LARGEST_KEPT) -> None:
+        self._left = most
+
+    def take(self, size: int) -> None:
+        self._left -= size + PART_BYTES
+        if self._left < 0:
+            raise ProxyError(502, TOO_LARGE)
 
 
 def message_start(message_id: str, model: str, usage: Dict[str, Any]) -> Event:
@@ -3624,12 +3642,13 @@ def events_to_message(events: Iterable[Event]) -> Message:
     """Fold a complete stream into the message that it tells."""
     message: Message = {}
     blocks: Dict[int, BlockFold] = {}
+    kept = Ration()
     for event in events:
         kind = event.get("type")
         if kind == "message_start":
             message = {**event["message"], "usage": dict(event["message"].get("usage") or {})}
         elif kind == "content_block_start":
-            blocks[event["index"]] = BlockFold(event["content_block"])
+            blocks[event["index"]] = BlockFold(event["content_block"], kept)
         elif kind == "content_block_delta":
             blocks[event["index"]].add(event["delta"])
         elif kind == "message_delta":
@@ -3661,8 +3680,10 @@ class BlockFold:
     block's member of that name, a list goes on, anything else replaces what was there.
     """
 
-    def __init__(self, start: Dict[str, Any]) -> None:
+    def __init__(self, start: Dict[str, Any], kept: Ration) -> None:
+        kept.take(len(encode_json(start)))
         self._start = start
+        self._kept = kept
         self._parts: Dict[str, List[str]] = {}
         self._lists: Dict[str, List[Any]] = {}
         self._others: Dict[str, Any] = {}
@@ -3670,13 +3691,14 @@ class BlockFold:
     def add(self, delta: Dict[str, Any]) -> None:
         kind = delta.get("type")
         if kind == "citations_delta":
-            self._lists.setdefault("citations", []).append(delta.get("citation"))
+            self._add_member("citations", [delta.get("citation")])
             return
         known = DELTA_MEMBERS.get(kind) if isinstance(kind, str) else None
         for key in (known,) if known else [key for key in delta if key != "type"]:
             self._add_member(key, delta.get(key))
 
     def _add_member(self, key: str, value: Any) -> None:
+        self._kept.take(len(value if isinstance(value, str) else encode_json(value)))
         if isinstance(value, str):
             self._parts.setdefault(key, []).append(value)
         elif isinstance(value, list):
@@ -5827,6 +5849,8 @@ def used_call_ids(request: Request) -> Set[str]:
 # ==================================================================================================
 # Reasoning that a model writes into its text, between think tags, taken out of it. Pure.
 
+# So much may stand before a tag: all of it is looked at anew for each piece.
+LONGEST_BLANK = 16384
 THINK_OPENINGS = ("<think>", "<thinking>", "<thought>", "<seed:think>")
 
 
@@ -5855,7 +5879,9 @@ class ThinkSplitter:
         opening = next((tag for tag in THINK_OPENINGS if start.startswith(tag)), "")
         if opening:
             self._held = start[len(opening) :]
-        elif not start or any(tag.startswith(start) for tag in THINK_OPENINGS):
+        elif len(self._held) <= LONGEST_BLANK and (
+            not start or any(tag.startswith(start) for tag in THINK_OPENINGS)
+        ):
             return "", ""
         elif not self._opened:
             return self._release()
@@ -7351,6 +7377,7 @@ class CallBook:
         self._by_index: Dict[Any, ToolCall] = {}
         self._next = 0
         self._ids = set(used_ids)
+        self._ration = Ration()
 
     # --- what there is --------------------------------------------------------------------------
 
@@ -7389,6 +7416,7 @@ class CallBook:
         if not (call_id or name or text or (extra and self._calls)):
             return ()
         self.any = True
+        self._ration.take(len(text))
         call = self._call_of(delta.get("index"), call_id, name, text, is_custom(delta))
         if extra:
             self._take_extra(call, extra)
@@ -7680,7 +7708,6 @@ CHAT_DONE: Dict[str, Any] = {"done": True}
 # json.loads would guess the encoding of each chunk anew.
 CHUNK_DECODER = json.JSONDecoder()
 NOT_JSON = "the upstream sent an event that is not JSON"
-LARGEST_JSON_BODY = 64 * 1024 * 1024
 # First byte of a body -> what it is, whatever its content type says. No field of an event stream
 # begins with a capital or a digit: that is a sentence.
 BODY_KINDS = {
@@ -7705,8 +7732,8 @@ def whole_body(pieces: Iterable[bytes]) -> bytes:
     whole = bytearray()
     for piece in pieces:
         whole += piece
-        if len(whole) > LARGEST_JSON_BODY:
-            raise ProxyError(502, "the upstream's answer is larger than any model's")
+        if len(whole) > LARGEST_KEPT:
+            raise ProxyError(502, TOO_LARGE)
     return bytes(whole)
 
 
@@ -7905,6 +7932,7 @@ class ChatAnswer:
         self._tell = {"text": self._write.text, "thinking": self._write.thinking}
         self._held: List[Tuple[str, str]] = []  # (key of _tell, text)
         self._told = self._thought_told = 0
+        self._ration = Ration()
 
     @property
     def finished(self) -> bool:
@@ -7980,6 +8008,7 @@ class ChatAnswer:
             yield from self._content_list(content if isinstance(content, list) else [content])
         refusal = delta.get("refusal")
         if isinstance(refusal, str) and refusal:
+            self._ration.take(len(refusal))
             self._refusal.append(refusal)
             yield from self._text(refusal)
         legacy = delta.get("function_call")
@@ -8003,6 +8032,7 @@ class ChatAnswer:
     def _take_details(self, details: Any) -> None:
         """Reasoning parts for the block that is open or comes; too late once a call has begun."""
         parts = [d for d in details if isinstance(d, dict)] if isinstance(details, list) else []
+        self._ration.take(len(encode_json(parts)))
         if self._calls.any:
             self._late_details += parts
         else:
@@ -8014,6 +8044,8 @@ class ChatAnswer:
         if not text:
             return ()
         self._thought_told += len(text)
+        if self._asked.carry:
+            self._ration.take(len(text))
         before = self._unwatched()
         return [*before, *self._in_turn("thinking", text)]
 
@@ -8042,6 +8074,7 @@ class ChatAnswer:
         if not self._calls.any or (kind == self._write.open_block and self._calls.idle()):
             self._told += len(text)
             return self._tell[kind](text)
+        self._ration.take(len(text))
         self._held.append((kind, text))
         return () if self._calls.busy() else self._release()
 
@@ -8604,7 +8637,8 @@ class CallSplitter:
     def _lead(self, parts: List[TextPart]) -> bool:
         lead = CALL_LEAD.match(self._rest)
         found = self._rest[lead.end() : lead.end() + 1]
-        if not found or "```json".startswith(self._rest.strip()):
+        waits = not found or "```json".startswith(self._rest.strip())
+        if waits and len(self._rest) <= LONGEST_BLANK:
             return False
         if found == "{":
             self._rest = self._rest[lead.end() :]
@@ -8910,9 +8944,11 @@ class TextTurn:
     ) -> Iterator[Event]:
         """Retell an answer: its text by way of the splitter into `tell`, the rest as it is."""
         usage: Dict[str, Any] = {}
+        kept = Ration()
         for event in self._ask(request):
             delta = event.get("delta") or {}
             if delta.get("type") == "text_delta":
+                kept.take(len(delta["text"]))
                 raw.append(delta["text"])
                 for part in splitter.feed(delta["text"]):
                     yield from tell(part)
@@ -9968,6 +10004,7 @@ class Connection(Protocol):
     """What the sweeper needs of a client connection."""
 
     deadline: float
+    idle: bool
     exchange: Optional[Exchange]
 
     def socket(self) -> socket.socket: ...
@@ -9995,6 +10032,15 @@ def hung_up(sockets: Sequence[socket.socket]) -> List[socket.socket]:
         for number, flags in poll.poll(0)
         if flags & ~select.POLLIN or at_end(by_number[number])
     ]
+
+
+def nothing_came(sock: socket.socket) -> bool:
+    """Whether there is nothing to read, not even an end."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return not poll.poll(0)
+    return not select.select([sock], [], [], 0)[0]
 
 
 def at_end(sock: socket.socket) -> bool:
@@ -10048,6 +10094,24 @@ class Inflight:
 
     def connections(self) -> int:
         return len(self._connections)
+
+    def admit(self, connection: Connection, most: int) -> bool:
+        """Add a connection, beyond so many in the place of an idle one; False if none is idle."""
+        with self._changed:
+            room = len(self._connections) < most or self.make_room()
+            self.add(connection)
+        return room
+
+    def make_room(self) -> bool:
+        """End the idle connection whose time is up first; False if each has a request begun."""
+        with self._changed:
+            idle = [connection for connection in self._connections if connection.idle]
+            idle.sort(key=lambda connection: connection.deadline)
+            chosen = next((c for c in idle if nothing_came(c.socket())), None)
+            if chosen is not None:
+                chosen.expire()
+                self._connections.discard(chosen)  # it leaves at once: its place is free now
+        return chosen is not None
 
     def exchanges(self) -> List[Exchange]:
         """The exchanges that are being answered now."""
@@ -12733,6 +12797,7 @@ SESSION_HEADER = "x-claude-code-session-id"
 AGENT_TOOLS = ("Agent", "Task")
 MOST_CALLS_KEPT = 4096
 LONGEST_NAME = 200
+LONGEST_HEARD = 8 * 1024 * 1024
 # An agent's own text shorter than this could begin many prompts.
 SHORTEST_PROMPT = 20
 
@@ -12866,6 +12931,7 @@ class CallListener:
         self._calls = calls
         self._session = session
         self._open: Dict[int, List[str]] = {}
+        self._heard = 0
 
     @property
     def listening(self) -> bool:
@@ -12881,6 +12947,9 @@ class CallListener:
             self._open[index] = []
         elif kind == "content_block_delta" and index in self._open and isinstance(delta, dict):
             self._open[index].append(str(delta.get("partial_json") or ""))
+            self._heard += len(self._open[index][-1]) + PART_BYTES
+            if self._heard > LONGEST_HEARD:
+                self._open.clear()  # no call of an agent is so long
         elif kind == "content_block_stop" and index in self._open:
             self.hear_input("".join(self._open.pop(index)))
 
@@ -15022,6 +15091,7 @@ class Wire:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.deadline = NEVER
+        self.idle = False  # no request has begun, and it has not been ended for that
         self.exchange: Optional[Exchange] = None
         self.reply: Optional[Reply] = None
         self.clock = clock
@@ -15041,6 +15111,7 @@ class Wire:
     def expire(self) -> None:
         """End the wait that has gone on for too long: of a reader, so that it can still answer."""
         self._expired = True
+        self.idle = False
         self.deadline = NEVER
         how = socket.SHUT_RDWR if self._writing else socket.SHUT_RD
         try:
@@ -15111,10 +15182,13 @@ class Wire:
     ) -> Optional[HttpRequest]:
         """The next request's head, or None when the client sends no more."""
         if not self._buffer:
+            self.idle = not self._expired
             try:
                 self._buffer = self._receive(idle_timeout)
             except ProxyError:
                 return None
+            finally:
+                self.idle = False
         end, scanned = self.clock() + head_timeout, 0
         while True:
             # An empty line before a request is passed over (RFC 9112, 2.2).
@@ -17227,8 +17301,8 @@ OBSERVERS: Tuple[Observer, ...] = (
 # What is served: the table of endpoints, and the way from a request to its answer.
 #
 # Endpoints are plain functions (app, http request, exchange) -> HttpResponse; they run without a
-# socket. An App is a value made by `build_app(config, ...)`: all that its endpoints need, nothing
-# that changes. The server calls `check` with a request's head, `answer` with the whole request, and
+# socket. An App is a value that `assembly.build_app` makes: all that its endpoints need, nothing that
+# changes. The server calls `check` with a request's head, `answer` with the whole request, and
 # `finish` when all is said.
 
 METRICS_HEADERS = (("content-type", "text/plain; version=0.0.4; charset=utf-8"),)
@@ -17311,83 +17385,6 @@ def without_credentials(log: Log, exchange: Exchange, data: bytes) -> bytes:
 
 
 Endpoint = Callable[[App, HttpRequest, Exchange], HttpResponse]
-
-
-def build_app(config: Config, log: Log, inflight: Inflight) -> App:
-    """Make an App of settings. Reads certificate files; OSError or ConfigError names a bad one."""
-    # Reading all of the system's roots takes time and memory: only where somebody needs them.
-    roots = (config.ca_file, config.ca_dir)
-    client = ClientCertificate(
-        config.client_cert_file, config.client_key_file, config.client_key_passphrase
-    )
-    plan = read_plan(config)
-    urls = (config.openai_base_url, config.redcap_api_url, config.anthropic_forward_url, *roots,
-            config.https_proxy, config.http_proxy, config.all_proxy, client.cert_file,
-            plan.metrics_url, plan.traces_url)  # fmt: skip
-    secure = any(url for url in urls if not url.startswith("http:"))
-    context = make_ssl_context(config.ssl_verify, *roots, client) if secure else None
-    proxies = read_proxies(
-        config.https_proxy, config.http_proxy, config.no_proxy, config.all_proxy
-    )
-    check_no_socks(upstream_targets(config).values(), proxies)
-    timeouts = Timeouts(config.connect_timeout, config.request_timeout, config.stream_idle_timeout)
-    circuits = make_circuits(config, log)
-    transport = Transport(timeouts, config.max_retries, context, proxies=proxies, circuits=circuits)
-    made = {name: make(config, transport) for name, make in UPSTREAMS.items()}
-    upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
-    try:
-        prompts = read_agent_prompts(config.subagent_folders)
-    except OSError as error:
-        raise ConfigError([f"SUBAGENT_FOLDERS: {error.filename}: {error.strerror}"]) from None
-    answerer = Answerer(config, upstreams, AgentCalls(), prompts, Summaries(time.monotonic))
-    metrics = Metrics(time.time())
-    gate = Gate(config)
-    audit = make_audit(config, log)
-    connect = min(config.connect_timeout, plan.timeout)
-    sender = Transport(Timeouts(connect, 0, 0), 0, context, proxies=proxies)
-    telemetry = Telemetry(ExportWay(plan, sender, log, circuits.states), metrics, inflight)
-    return App(
-        config, log, upstreams, transport, inflight, answerer, metrics, gate, audit, telemetry,
-        circuits, listening_context(config),
-    )
-
-
-def read_agent_prompts(folders: Tuple[str, ...]) -> Dict[str, str]:
-    """Name -> prompt of the agents whose files are in these folders. OSError names one that is not
-    there."""
-    found: Dict[str, str] = {}
-    for folder in folders:
-        for name in sorted(os.listdir(folder)):
-            if name.endswith(".md"):
-                with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
-                    agent = read_agent_file(file.read())
-                found.update([agent] if agent else [])
-    return found
-
-
-def make_demo(config: Config, transport: Transport) -> Upstream:
-    return DemoUpstream()
-
-
-def make_openai(config: Config, transport: Transport) -> Optional[Upstream]:
-    return OpenAIUpstream(config, transport) if config.openai_base_url else None
-
-
-def make_redcap(config: Config, transport: Transport) -> Optional[Upstream]:
-    return RedcapUpstream(config, transport) if config.redcap_api_url else None
-
-
-def make_anthropic(config: Config, transport: Transport) -> Optional[Upstream]:
-    return AnthropicUpstream(config, transport) if config.anthropic_forward_url else None
-
-
-# Name in settings and models -> what makes the upstream, or None where it is not configured.
-UPSTREAMS: Dict[str, Callable[[Config, Transport], Optional[Upstream]]] = {
-    "demo": make_demo,
-    "openai": make_openai,
-    "redcap": make_redcap,
-    "anthropic": make_anthropic,
-}
 
 
 # --- messages ----------------------------------------------------------------------------------
@@ -17678,6 +17675,88 @@ def find_endpoint(method: str, path: str) -> Endpoint:
 
 
 # ==================================================================================================
+# assembly
+# ==================================================================================================
+# From settings to an App: upstreams, their transport, limits, audit and telemetry.
+
+def build_app(config: Config, log: Log, inflight: Inflight) -> App:
+    """Make an App of settings. Reads certificate files; OSError or ConfigError names a bad one."""
+    # Reading all of the system's roots takes time and memory: only where somebody needs them.
+    roots = (config.ca_file, config.ca_dir)
+    client = ClientCertificate(
+        config.client_cert_file, config.client_key_file, config.client_key_passphrase
+    )
+    plan = read_plan(config)
+    urls = (config.openai_base_url, config.redcap_api_url, config.anthropic_forward_url, *roots,
+            config.https_proxy, config.http_proxy, config.all_proxy, client.cert_file,
+            plan.metrics_url, plan.traces_url)  # fmt: skip
+    secure = any(url for url in urls if not url.startswith("http:"))
+    context = make_ssl_context(config.ssl_verify, *roots, client) if secure else None
+    proxies = read_proxies(
+        config.https_proxy, config.http_proxy, config.no_proxy, config.all_proxy
+    )
+    check_no_socks(upstream_targets(config).values(), proxies)
+    timeouts = Timeouts(config.connect_timeout, config.request_timeout, config.stream_idle_timeout)
+    circuits = make_circuits(config, log)
+    transport = Transport(timeouts, config.max_retries, context, proxies=proxies, circuits=circuits)
+    made = {name: make(config, transport) for name, make in UPSTREAMS.items()}
+    upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
+    try:
+        prompts = read_agent_prompts(config.subagent_folders)
+    except OSError as error:
+        raise ConfigError([f"SUBAGENT_FOLDERS: {error.filename}: {error.strerror}"]) from None
+    answerer = Answerer(config, upstreams, AgentCalls(), prompts, Summaries(time.monotonic))
+    metrics = Metrics(time.time())
+    gate = Gate(config)
+    audit = make_audit(config, log)
+    connect = min(config.connect_timeout, plan.timeout)
+    sender = Transport(Timeouts(connect, 0, 0), 0, context, proxies=proxies)
+    telemetry = Telemetry(ExportWay(plan, sender, log, circuits.states), metrics, inflight)
+    return App(
+        config, log, upstreams, transport, inflight, answerer, metrics, gate, audit, telemetry,
+        circuits, listening_context(config),
+    )
+
+
+def read_agent_prompts(folders: Tuple[str, ...]) -> Dict[str, str]:
+    """Name -> prompt of the agents whose files are in these folders. OSError names one that is not
+    there."""
+    found: Dict[str, str] = {}
+    for folder in folders:
+        for name in sorted(os.listdir(folder)):
+            if name.endswith(".md"):
+                with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
+                    agent = read_agent_file(file.read())
+                found.update([agent] if agent else [])
+    return found
+
+
+def make_demo(config: Config, transport: Transport) -> Upstream:
+    return DemoUpstream()
+
+
+def make_openai(config: Config, transport: Transport) -> Optional[Upstream]:
+    return OpenAIUpstream(config, transport) if config.openai_base_url else None
+
+
+def make_redcap(config: Config, transport: Transport) -> Optional[Upstream]:
+    return RedcapUpstream(config, transport) if config.redcap_api_url else None
+
+
+def make_anthropic(config: Config, transport: Transport) -> Optional[Upstream]:
+    return AnthropicUpstream(config, transport) if config.anthropic_forward_url else None
+
+
+# Name in settings and models -> what makes the upstream, or None where it is not configured.
+UPSTREAMS: Dict[str, Callable[[Config, Transport], Optional[Upstream]]] = {
+    "demo": make_demo,
+    "openai": make_openai,
+    "redcap": make_redcap,
+    "anthropic": make_anthropic,
+}
+
+
+# ==================================================================================================
 # server
 # ==================================================================================================
 # Listens, and serves each connection in a thread of its own: one request after the other.
@@ -17702,8 +17781,7 @@ class Handler(socketserver.StreamRequestHandler):
         except OSError:
             return  # the client has gone already
         self.wire = Wire(link or self.connection, link or self.wfile, config.write_timeout)
-        self.overload = self.server.inflight.connections() >= config.max_connections
-        self.server.inflight.add(self.wire)
+        self.overload = not self.server.inflight.admit(self.wire, config.max_connections)
         try:
             while (link is None or link.ready or self.begin_tls(link)) and self.serve():
                 pass
@@ -17749,6 +17827,7 @@ class Handler(socketserver.StreamRequestHandler):
             status = CLIENT_GONE_STATUS if is_client_gone(exchange) else reply.status
             app.finish(exchange, request, status)
             self.wire.exchange = None  # only now: a drain waits for the observers too
+            exchange.form = None  # whose functions hold the exchange
         if not whole:
             self.wire.linger()
         return whole and not reply.close and not self.server.inflight.draining
@@ -17775,6 +17854,8 @@ class Handler(socketserver.StreamRequestHandler):
             reply.send(app.answer(request._replace(body=body), exchange))
         except ProxyError as failure:
             self.tell(reply, exchange, failure, whole)
+            # What the error passed through holds the request, and often the error: a ring.
+            failure.__traceback__ = failure.__context__ = None
         except OSError:
             exchange.cancel(client_gone())
         except Exception as failure:  # a defect of ours: the client is told, without details
@@ -17852,7 +17933,8 @@ class Server(ThreadingHTTPServer):
         self.server_name, self.server_port = self.server_address[:2]
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        return self.inflight.connections() < self.app.config.max_connections + SPARE_CONNECTIONS
+        most = self.app.config.max_connections + SPARE_CONNECTIONS
+        return self.inflight.connections() < most or self.inflight.make_room()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         self.app.log.error("connection_failed")

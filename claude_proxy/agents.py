@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
-from claude_proxy.events import Event, Request
+from claude_proxy.events import PART_BYTES, Event, Request
 from claude_proxy.patterns import LazyPattern
 
 AGENT_HEADER = "x-claude-code-agent-id"
@@ -27,6 +27,7 @@ SESSION_HEADER = "x-claude-code-session-id"
 AGENT_TOOLS = ("Agent", "Task")
 MOST_CALLS_KEPT = 4096
 LONGEST_NAME = 200
+LONGEST_HEARD = 8 * 1024 * 1024
 # An agent's own text shorter than this could begin many prompts.
 SHORTEST_PROMPT = 20
 
@@ -160,6 +161,7 @@ class CallListener:
         self._calls = calls
         self._session = session
         self._open: Dict[int, List[str]] = {}
+        self._heard = 0
 
     @property
     def listening(self) -> bool:
@@ -175,6 +177,9 @@ class CallListener:
             self._open[index] = []
         elif kind == "content_block_delta" and index in self._open and isinstance(delta, dict):
             self._open[index].append(str(delta.get("partial_json") or ""))
+            self._heard += len(self._open[index][-1]) + PART_BYTES
+            if self._heard > LONGEST_HEARD:
+                self._open.clear()  # no call of an agent is so long
         elif kind == "content_block_stop" and index in self._open:
             self.hear_input("".join(self._open.pop(index)))
 

@@ -39,7 +39,7 @@ MODULES = (
     "upstreams/upstream", "upstreams/openai", "upstreams/redcap_form", "upstreams/redcap_reply",
     "upstreams/redcap", "upstreams/demo", "upstreams/anthropic",
     "wire", "answering", "metrics", "openapi", "audit", "otlp", "otlp_send", "otlp_export",
-    "observers", "app", "server",
+    "observers", "app", "assembly", "server",
     "explain", "checks", "redaction", "cli",
     "__main__",
 )

@@ -1,21 +1,19 @@
 """What is served: the table of endpoints, and the way from a request to its answer.
 
 Endpoints are plain functions (app, http request, exchange) -> HttpResponse; they run without a
-socket. An App is a value made by `build_app(config, ...)`: all that its endpoints need, nothing
-that changes. The server calls `check` with a request's head, `answer` with the whole request, and
+socket. An App is a value that `assembly.build_app` makes: all that its endpoints need, nothing that
+changes. The server calls `check` with a request's head, `answer` with the whole request, and
 `finish` when all is said.
 """
 
 from __future__ import annotations
 
-import os
 import ssl
 import time
 from functools import partial
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 from urllib.parse import parse_qs, unquote
 
-from claude_proxy.agents import AgentCalls, read_agent_file
 from claude_proxy.answering import (
     LONGEST_LOGGED_NAME,
     NOTES_HEADER,
@@ -29,7 +27,7 @@ from claude_proxy.answering import (
     relayed_answer,
     tools_are_text,
 )
-from claude_proxy.audit import Audit, make_audit
+from claude_proxy.audit import Audit
 from claude_proxy.auth import (
     accepted_keys,
     check_content_type,
@@ -39,8 +37,8 @@ from claude_proxy.auth import (
     run_guards,
     shown_keys,
 )
-from claude_proxy.circuit import Circuits, make_circuits, upstream_targets
-from claude_proxy.config import VERSION, ConfigError
+from claude_proxy.circuit import Circuits
+from claude_proxy.config import VERSION
 from claude_proxy.dialects.anthropic import MESSAGES_DIALECT
 from claude_proxy.dialects.dialect import parse_json_object
 from claude_proxy.errors import ProxyError
@@ -49,27 +47,19 @@ from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest, HttpResponse
 from claude_proxy.inflight import Inflight
 from claude_proxy.json_edit import read_members
-from claude_proxy.listen_tls import listening_context
 from claude_proxy.log import Log
 from claude_proxy.metrics import Metrics, render_metrics
 from claude_proxy.names import logged_method
 from claude_proxy.observers import OBSERVERS
 from claude_proxy.openapi import openapi_document
 from claude_proxy.otlp_export import Telemetry
-from claude_proxy.otlp_send import ExportWay, read_plan
 from claude_proxy.phi import guard_phi
-from claude_proxy.pool import ClientCertificate, make_ssl_context
-from claude_proxy.proxies import check_no_socks, read_proxies
 from claude_proxy.rate_limits import Gate, drop_doubled
 from claude_proxy.routing import choose_route, listed_models
 from claude_proxy.settings import Config
-from claude_proxy.summaries import Summaries
 from claude_proxy.tokens import count_input_tokens
-from claude_proxy.transport import Timeouts, Transport
+from claude_proxy.transport import Transport
 from claude_proxy.upstreams.anthropic import AnthropicUpstream
-from claude_proxy.upstreams.demo import DemoUpstream
-from claude_proxy.upstreams.openai import OpenAIUpstream
-from claude_proxy.upstreams.redcap import RedcapUpstream
 from claude_proxy.upstreams.upstream import Upstream
 from claude_proxy.wire import json_response
 
@@ -153,83 +143,6 @@ def without_credentials(log: Log, exchange: Exchange, data: bytes) -> bytes:
 
 
 Endpoint = Callable[[App, HttpRequest, Exchange], HttpResponse]
-
-
-def build_app(config: Config, log: Log, inflight: Inflight) -> App:
-    """Make an App of settings. Reads certificate files; OSError or ConfigError names a bad one."""
-    # Reading all of the system's roots takes time and memory: only where somebody needs them.
-    roots = (config.ca_file, config.ca_dir)
-    client = ClientCertificate(
-        config.client_cert_file, config.client_key_file, config.client_key_passphrase
-    )
-    plan = read_plan(config)
-    urls = (config.openai_base_url, config.redcap_api_url, config.anthropic_forward_url, *roots,
-            config.https_proxy, config.http_proxy, config.all_proxy, client.cert_file,
-            plan.metrics_url, plan.traces_url)  # fmt: skip
-    secure = any(url for url in urls if not url.startswith("http:"))
-    context = make_ssl_context(config.ssl_verify, *roots, client) if secure else None
-    proxies = read_proxies(
-        config.https_proxy, config.http_proxy, config.no_proxy, config.all_proxy
-    )
-    check_no_socks(upstream_targets(config).values(), proxies)
-    timeouts = Timeouts(config.connect_timeout, config.request_timeout, config.stream_idle_timeout)
-    circuits = make_circuits(config, log)
-    transport = Transport(timeouts, config.max_retries, context, proxies=proxies, circuits=circuits)
-    made = {name: make(config, transport) for name, make in UPSTREAMS.items()}
-    upstreams = {name: upstream for name, upstream in made.items() if upstream is not None}
-    try:
-        prompts = read_agent_prompts(config.subagent_folders)
-    except OSError as error:
-        raise ConfigError([f"SUBAGENT_FOLDERS: {error.filename}: {error.strerror}"]) from None
-    answerer = Answerer(config, upstreams, AgentCalls(), prompts, Summaries(time.monotonic))
-    metrics = Metrics(time.time())
-    gate = Gate(config)
-    audit = make_audit(config, log)
-    connect = min(config.connect_timeout, plan.timeout)
-    sender = Transport(Timeouts(connect, 0, 0), 0, context, proxies=proxies)
-    telemetry = Telemetry(ExportWay(plan, sender, log, circuits.states), metrics, inflight)
-    return App(
-        config, log, upstreams, transport, inflight, answerer, metrics, gate, audit, telemetry,
-        circuits, listening_context(config),
-    )
-
-
-def read_agent_prompts(folders: Tuple[str, ...]) -> Dict[str, str]:
-    """Name -> prompt of the agents whose files are in these folders. OSError names one that is not
-    there."""
-    found: Dict[str, str] = {}
-    for folder in folders:
-        for name in sorted(os.listdir(folder)):
-            if name.endswith(".md"):
-                with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
-                    agent = read_agent_file(file.read())
-                found.update([agent] if agent else [])
-    return found
-
-
-def make_demo(config: Config, transport: Transport) -> Upstream:
-    return DemoUpstream()
-
-
-def make_openai(config: Config, transport: Transport) -> Optional[Upstream]:
-    return OpenAIUpstream(config, transport) if config.openai_base_url else None
-
-
-def make_redcap(config: Config, transport: Transport) -> Optional[Upstream]:
-    return RedcapUpstream(config, transport) if config.redcap_api_url else None
-
-
-def make_anthropic(config: Config, transport: Transport) -> Optional[Upstream]:
-    return AnthropicUpstream(config, transport) if config.anthropic_forward_url else None
-
-
-# Name in settings and models -> what makes the upstream, or None where it is not configured.
-UPSTREAMS: Dict[str, Callable[[Config, Transport], Optional[Upstream]]] = {
-    "demo": make_demo,
-    "openai": make_openai,
-    "redcap": make_redcap,
-    "anthropic": make_anthropic,
-}
 
 
 # --- messages ----------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Callable, Dict, List, NamedTuple, NoReturn, Optional, TextIO, Tuple
 
-from claude_proxy.app import App, build_app
+from claude_proxy.app import App
+from claude_proxy.assembly import build_app
 from claude_proxy.audit_files import AuditError
 from claude_proxy.auth import accepted_keys
 from claude_proxy.checks import (

@@ -24,6 +24,23 @@ Request = Dict[str, Any]
 
 PING: Event = {"type": "ping"}
 CUT_SHORT = "the upstream closed the stream before the answer was complete"
+TOO_LARGE = "the upstream's answer is larger than any model's"
+# Of one answer no more than this is kept: some million pieces, or as many characters. What is only
+# passed on is not counted.
+LARGEST_KEPT = 64 * 1024 * 1024
+PART_BYTES = 64
+
+
+class Ration:
+    """How much more of an answer may be kept. Each part costs its size and a little."""
+
+    def __init__(self, most: int = LARGEST_KEPT) -> None:
+        self._left = most
+
+    def take(self, size: int) -> None:
+        self._left -= size + PART_BYTES
+        if self._left < 0:
+            raise ProxyError(502, TOO_LARGE)
 
 
 def message_start(message_id: str, model: str, usage: Dict[str, Any]) -> Event:
@@ -298,12 +315,13 @@ def events_to_message(events: Iterable[Event]) -> Message:
     """Fold a complete stream into the message that it tells."""
     message: Message = {}
     blocks: Dict[int, BlockFold] = {}
+    kept = Ration()
     for event in events:
         kind = event.get("type")
         if kind == "message_start":
             message = {**event["message"], "usage": dict(event["message"].get("usage") or {})}
         elif kind == "content_block_start":
-            blocks[event["index"]] = BlockFold(event["content_block"])
+            blocks[event["index"]] = BlockFold(event["content_block"], kept)
         elif kind == "content_block_delta":
             blocks[event["index"]].add(event["delta"])
         elif kind == "message_delta":
@@ -335,8 +353,10 @@ class BlockFold:
     block's member of that name, a list goes on, anything else replaces what was there.
     """
 
-    def __init__(self, start: Dict[str, Any]) -> None:
+    def __init__(self, start: Dict[str, Any], kept: Ration) -> None:
+        kept.take(len(encode_json(start)))
         self._start = start
+        self._kept = kept
         self._parts: Dict[str, List[str]] = {}
         self._lists: Dict[str, List[Any]] = {}
         self._others: Dict[str, Any] = {}
@@ -344,13 +364,14 @@ class BlockFold:
     def add(self, delta: Dict[str, Any]) -> None:
         kind = delta.get("type")
         if kind == "citations_delta":
-            self._lists.setdefault("citations", []).append(delta.get("citation"))
+            self._add_member("citations", [delta.get("citation")])
             return
         known = DELTA_MEMBERS.get(kind) if isinstance(kind, str) else None
         for key in (known,) if known else [key for key in delta if key != "type"]:
             self._add_member(key, delta.get(key))
 
     def _add_member(self, key: str, value: Any) -> None:
+        self._kept.take(len(value if isinstance(value, str) else encode_json(value)))
         if isinstance(value, str):
             self._parts.setdefault(key, []).append(value)
         elif isinstance(value, list):

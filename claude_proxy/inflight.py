@@ -27,6 +27,7 @@ class Connection(Protocol):
     """What the sweeper needs of a client connection."""
 
     deadline: float
+    idle: bool
     exchange: Optional[Exchange]
 
     def socket(self) -> socket.socket: ...
@@ -54,6 +55,15 @@ def hung_up(sockets: Sequence[socket.socket]) -> List[socket.socket]:
         for number, flags in poll.poll(0)
         if flags & ~select.POLLIN or at_end(by_number[number])
     ]
+
+
+def nothing_came(sock: socket.socket) -> bool:
+    """Whether there is nothing to read, not even an end."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return not poll.poll(0)
+    return not select.select([sock], [], [], 0)[0]
 
 
 def at_end(sock: socket.socket) -> bool:
@@ -107,6 +117,24 @@ class Inflight:
 
     def connections(self) -> int:
         return len(self._connections)
+
+    def admit(self, connection: Connection, most: int) -> bool:
+        """Add a connection, beyond so many in the place of an idle one; False if none is idle."""
+        with self._changed:
+            room = len(self._connections) < most or self.make_room()
+            self.add(connection)
+        return room
+
+    def make_room(self) -> bool:
+        """End the idle connection whose time is up first; False if each has a request begun."""
+        with self._changed:
+            idle = [connection for connection in self._connections if connection.idle]
+            idle.sort(key=lambda connection: connection.deadline)
+            chosen = next((c for c in idle if nothing_came(c.socket())), None)
+            if chosen is not None:
+                chosen.expire()
+                self._connections.discard(chosen)  # it leaves at once: its place is free now
+        return chosen is not None
 
     def exchanges(self) -> List[Exchange]:
         """The exchanges that are being answered now."""

@@ -41,8 +41,7 @@ class Handler(socketserver.StreamRequestHandler):
         except OSError:
             return  # the client has gone already
         self.wire = Wire(link or self.connection, link or self.wfile, config.write_timeout)
-        self.overload = self.server.inflight.connections() >= config.max_connections
-        self.server.inflight.add(self.wire)
+        self.overload = not self.server.inflight.admit(self.wire, config.max_connections)
         try:
             while (link is None or link.ready or self.begin_tls(link)) and self.serve():
                 pass
@@ -88,6 +87,7 @@ class Handler(socketserver.StreamRequestHandler):
             status = CLIENT_GONE_STATUS if is_client_gone(exchange) else reply.status
             app.finish(exchange, request, status)
             self.wire.exchange = None  # only now: a drain waits for the observers too
+            exchange.form = None  # whose functions hold the exchange
         if not whole:
             self.wire.linger()
         return whole and not reply.close and not self.server.inflight.draining
@@ -114,6 +114,8 @@ class Handler(socketserver.StreamRequestHandler):
             reply.send(app.answer(request._replace(body=body), exchange))
         except ProxyError as failure:
             self.tell(reply, exchange, failure, whole)
+            # What the error passed through holds the request, and often the error: a ring.
+            failure.__traceback__ = failure.__context__ = None
         except OSError:
             exchange.cancel(client_gone())
         except Exception as failure:  # a defect of ours: the client is told, without details
@@ -191,7 +193,8 @@ class Server(ThreadingHTTPServer):
         self.server_name, self.server_port = self.server_address[:2]
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        return self.inflight.connections() < self.app.config.max_connections + SPARE_CONNECTIONS
+        most = self.app.config.max_connections + SPARE_CONNECTIONS
+        return self.inflight.connections() < most or self.inflight.make_room()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         self.app.log.error("connection_failed")

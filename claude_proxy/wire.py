@@ -83,6 +83,7 @@ class Wire:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.deadline = NEVER
+        self.idle = False  # no request has begun, and it has not been ended for that
         self.exchange: Optional[Exchange] = None
         self.reply: Optional[Reply] = None
         self.clock = clock
@@ -102,6 +103,7 @@ class Wire:
     def expire(self) -> None:
         """End the wait that has gone on for too long: of a reader, so that it can still answer."""
         self._expired = True
+        self.idle = False
         self.deadline = NEVER
         how = socket.SHUT_RDWR if self._writing else socket.SHUT_RD
         try:
@@ -172,10 +174,13 @@ class Wire:
     ) -> Optional[HttpRequest]:
         """The next request's head, or None when the client sends no more."""
         if not self._buffer:
+            self.idle = not self._expired
             try:
                 self._buffer = self._receive(idle_timeout)
             except ProxyError:
                 return None
+            finally:
+                self.idle = False
         end, scanned = self.clock() + head_timeout, 0
         while True:
             # An empty line before a request is passed over (RFC 9112, 2.2).

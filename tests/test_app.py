@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from claude_proxy.app import App, build_app, find_endpoint
+from claude_proxy.app import App, find_endpoint
+from claude_proxy.assembly import build_app
 from claude_proxy.config import VERSION
 from claude_proxy.config_load import load_config
 from claude_proxy.errors import ProxyError

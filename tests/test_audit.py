@@ -469,7 +469,8 @@ def test_the_bytes_of_each_body_are_counted(path):
                 client.send(request_bytes(None if more is None else message_body(**more), where, method))
                 read.append(len(client.answer(head_only=method == "HEAD").body))
         counted = [line["bytes_out"] for line in audited(proxy, path, len(PATHS_AND_METHODS))]
-    assert counted == read and read[-1] == 0 and min(read[:-1]) > 50
+    # A connection each: whose line is first is not said.
+    assert sorted(counted) == sorted(read) and read[-1] == 0 and min(read[:-1]) > 50
 
 
 def test_pings_and_a_late_error_are_counted(path):

@@ -82,7 +82,9 @@ def secret_value(canaries, name, place):
     word = canaries.token(place)
     if name == "REDCAP_API_TOKEN":
         word = canaries.words[place] = word.encode().hex()[:32]
-    if name in ("HTTPS_PROXY", "HTTP_PROXY"):
+    if name == "OTEL_EXPORTER_OTLP_HEADERS":
+        return f"x-api-key={word}"
+    if name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
         return f"http://user:{word}@127.0.0.1:9"
     return word
 
@@ -91,6 +93,7 @@ def secret_value(canaries, name, place):
 COMPANIONS = {
     "REDCAP_API_TOKEN": {"REDCAP_API_URL": "http://127.0.0.1:9/api/"},
     "CLIENT_KEY_PASSPHRASE": {"CLIENT_CERT_FILE": "cert.pem"},
+    "TLS_KEY_PASSPHRASE": {"TLS_CERT_FILE": "cert.pem"},
 }
 # What no setting takes: a control character; and what a certain one does not.
 BAD_ENDS = ("\x01", "\x7fend")

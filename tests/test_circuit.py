@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from claude_proxy.app import build_app
+from claude_proxy.assembly import build_app
 from claude_proxy.circuit import Circuit, Circuits, answer_failure, raised_failure
 from claude_proxy.config import ConfigError
 from claude_proxy.config_load import load_config

@@ -272,7 +272,7 @@ def test_http_10_streams_end_with_the_connection(form):
 
 def test_connections_beyond_the_cap_are_told(form):
     with running_proxy(form, max_connections=1) as proxy, RawClient(proxy.port) as first:
-        first.send(request_bytes(path="/livez", method="GET"))
+        first.send(request_bytes(path="/livez", method="GET") + POST)
         assert first.answer().status == 200
         refused = ask(proxy.port, message_body())
         assert (refused.status, refused.json["error"]["type"]) == (503, "overloaded_error")

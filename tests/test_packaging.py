@@ -98,7 +98,8 @@ def test_the_project_needs_nothing():
 
 
 @pytest.mark.parametrize("target", [
-    "run", "test", "test-clients", "single", "release", "lint", "image", "env", "clean",
+    "run", "test", "canary", "test-clients", "torture", "bench", "bench-peers", "single", "release", "lint", "image",
+    "env", "clean",
 ])
 def test_make_lists_its_targets(target):
     makefile = read("Makefile")

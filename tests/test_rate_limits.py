@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from claude_proxy.app import build_app, meet_client
+from claude_proxy.app import meet_client
+from claude_proxy.assembly import build_app
 from claude_proxy.auth import Client
 from claude_proxy.config_load import load_config
 from claude_proxy.errors import ProxyError

@@ -14,7 +14,7 @@ import warnings
 
 import pytest
 
-from claude_proxy.app import build_app
+from claude_proxy.assembly import build_app
 from claude_proxy.cli import Loaded, main, reload_settings, trust_roots
 from claude_proxy.config import ConfigError
 from claude_proxy.config_load import load_config

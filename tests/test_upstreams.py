@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from claude_proxy.app import UPSTREAMS, build_app
+from claude_proxy.assembly import UPSTREAMS, build_app
 from claude_proxy.config import UPSTREAM_NAMES
 from claude_proxy.config_load import load_config
 from claude_proxy.errors import ProxyError

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
-from claude_proxy.events import Event, EventWriter
+from claude_proxy.events import Event, EventWriter, Ration
 from claude_proxy.sse import encode_json
 
 
@@ -97,6 +97,7 @@ class CallBook:
         self._by_index: Dict[Any, ToolCall] = {}
         self._next = 0
         self._ids = set(used_ids)
+        self._ration = Ration()
 
     # --- what there is --------------------------------------------------------------------------
 
@@ -135,6 +136,7 @@ class CallBook:
         if not (call_id or name or text or (extra and self._calls)):
             return ()
         self.any = True
+        self._ration.take(len(text))
         call = self._call_of(delta.get("index"), call_id, name, text, is_custom(delta))
         if extra:
             self._take_extra(call, extra)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Dict, Optional, Tuple
 
 from claude_proxy.errors import ProxyError, upstream_error_object
-from claude_proxy.events import CUT_SHORT
+from claude_proxy.events import CUT_SHORT, LARGEST_KEPT, TOO_LARGE
 from claude_proxy.sse import SSE_BOM, FrameSplitter, frame_data
 
 CHAT_DONE: Dict[str, Any] = {"done": True}
@@ -20,7 +20,6 @@ CHAT_DONE: Dict[str, Any] = {"done": True}
 # json.loads would guess the encoding of each chunk anew.
 CHUNK_DECODER = json.JSONDecoder()
 NOT_JSON = "the upstream sent an event that is not JSON"
-LARGEST_JSON_BODY = 64 * 1024 * 1024
 # First byte of a body -> what it is, whatever its content type says. No field of an event stream
 # begins with a capital or a digit: that is a sentence.
 BODY_KINDS = {
@@ -45,8 +44,8 @@ def whole_body(pieces: Iterable[bytes]) -> bytes:
     whole = bytearray()
     for piece in pieces:
         whole += piece
-        if len(whole) > LARGEST_JSON_BODY:
-            raise ProxyError(502, "the upstream's answer is larger than any model's")
+        if len(whole) > LARGEST_KEPT:
+            raise ProxyError(502, TOO_LARGE)
     return bytes(whole)
 
 

@@ -32,9 +32,10 @@ from claude_proxy.dialects.stop_watch import StopWatch, stop_strings
 from claude_proxy.dialects.think_tags import ThinkSplitter
 from claude_proxy.dialects.thought_writer import ThoughtWriter
 from claude_proxy.errors import ProxyError, upstream_error, upstream_error_object
-from claude_proxy.events import CUT_SHORT, Event, EventWriter
+from claude_proxy.events import CUT_SHORT, Event, EventWriter, Ration
 from claude_proxy.names import plain_word
 from claude_proxy.patterns import LazyPattern
+from claude_proxy.sse import encode_json
 
 # finish_reason, in lower case -> stop_reason; a tool call in the answer turns "end_turn" into
 # "tool_use".
@@ -152,6 +153,7 @@ class ChatAnswer:
         self._tell = {"text": self._write.text, "thinking": self._write.thinking}
         self._held: List[Tuple[str, str]] = []  # (key of _tell, text)
         self._told = self._thought_told = 0
+        self._ration = Ration()
 
     @property
     def finished(self) -> bool:
@@ -227,6 +229,7 @@ class ChatAnswer:
             yield from self._content_list(content if isinstance(content, list) else [content])
         refusal = delta.get("refusal")
         if isinstance(refusal, str) and refusal:
+            self._ration.take(len(refusal))
             self._refusal.append(refusal)
             yield from self._text(refusal)
         legacy = delta.get("function_call")
@@ -250,6 +253,7 @@ class ChatAnswer:
     def _take_details(self, details: Any) -> None:
         """Reasoning parts for the block that is open or comes; too late once a call has begun."""
         parts = [d for d in details if isinstance(d, dict)] if isinstance(details, list) else []
+        self._ration.take(len(encode_json(parts)))
         if self._calls.any:
             self._late_details += parts
         else:
@@ -261,6 +265,8 @@ class ChatAnswer:
         if not text:
             return ()
         self._thought_told += len(text)
+        if self._asked.carry:
+            self._ration.take(len(text))
         before = self._unwatched()
         return [*before, *self._in_turn("thinking", text)]
 
@@ -289,6 +295,7 @@ class ChatAnswer:
         if not self._calls.any or (kind == self._write.open_block and self._calls.idle()):
             self._told += len(text)
             return self._tell[kind](text)
+        self._ration.take(len(text))
         self._held.append((kind, text))
         return () if self._calls.busy() else self._release()
 

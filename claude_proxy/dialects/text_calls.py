@@ -18,6 +18,7 @@ from collections.abc import Collection
 from typing import Any, Dict, List, NamedTuple, NoReturn, Optional, Union
 
 from claude_proxy.dialects.text_tools import CALL_CLOSE, CALL_OPEN, RESULT_OPEN
+from claude_proxy.dialects.think_tags import LONGEST_BLANK
 from claude_proxy.events import input_float
 from claude_proxy.patterns import LazyPattern
 
@@ -155,7 +156,8 @@ class CallSplitter:
     def _lead(self, parts: List[TextPart]) -> bool:
         lead = CALL_LEAD.match(self._rest)
         found = self._rest[lead.end() : lead.end() + 1]
-        if not found or "```json".startswith(self._rest.strip()):
+        waits = not found or "```json".startswith(self._rest.strip())
+        if waits and len(self._rest) <= LONGEST_BLANK:
             return False
         if found == "{":
             self._rest = self._rest[lead.end() :]

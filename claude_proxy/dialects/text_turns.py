@@ -23,7 +23,7 @@ from claude_proxy.dialects.text_tools import (
     text_tool_request,
 )
 from claude_proxy.errors import CLIENT_GONE_STATUS, ProxyError
-from claude_proxy.events import Event, EventWriter, Request
+from claude_proxy.events import Event, EventWriter, Ration, Request
 from claude_proxy.sse import encode_json
 
 Ask = Callable[[Request], Iterator[Event]]
@@ -130,9 +130,11 @@ class TextTurn:
     ) -> Iterator[Event]:
         """Retell an answer: its text by way of the splitter into `tell`, the rest as it is."""
         usage: Dict[str, Any] = {}
+        kept = Ration()
         for event in self._ask(request):
             delta = event.get("delta") or {}
             if delta.get("type") == "text_delta":
+                kept.take(len(delta["text"]))
                 raw.append(delta["text"])
                 for part in splitter.feed(delta["text"]):
                     yield from tell(part)

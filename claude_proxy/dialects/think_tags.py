@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Tuple
 
+# So much may stand before a tag: all of it is looked at anew for each piece.
+LONGEST_BLANK = 16384
 THINK_OPENINGS = ("<think>", "<thinking>", "<thought>", "<seed:think>")
 
 
@@ -32,7 +34,9 @@ class ThinkSplitter:
         opening = next((tag for tag in THINK_OPENINGS if start.startswith(tag)), "")
         if opening:
             self._held = start[len(opening) :]
-        elif not start or any(tag.startswith(start) for tag in THINK_OPENINGS):
+        elif len(self._held) <= LONGEST_BLANK and (
+            not start or any(tag.startswith(start) for tag in THINK_OPENINGS)
+        ):
             return "", ""
         elif not self._opened:
             return self._release()

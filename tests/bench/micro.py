@@ -18,7 +18,8 @@ from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from claude_proxy.app import App, build_app
+from claude_proxy.app import App
+from claude_proxy.assembly import build_app
 from claude_proxy.config_load import load_config
 from claude_proxy.dialects.anthropic import MESSAGES_DIALECT
 from claude_proxy.dialects.chat_options import ChatOptions
