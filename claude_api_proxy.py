@@ -19,8 +19,8 @@ it in place; the model maps are at the top of its first section. Sections, each 
   reasoning_memory, json_edit, phi_rules, phi, agents, relay, routes, keys, forwards, fallback,
   upstreams/upstream, upstreams/openai, upstreams/redcap_form, upstreams/redcap_reply,
   upstreams/redcap, upstreams/demo, upstreams/anthropic, wire, answering, metrics, openapi, audit,
-  otlp, otlp_send, otlp_export, observers, app, assembly, server, explain, checks, redaction, cli,
-  __main__
+  otlp, otlp_send, otlp_export, observers, app, assembly, server, explain, checks, serving,
+  redaction, cli, __main__
 """
 
 from __future__ import annotations
@@ -1488,8 +1488,12 @@ SECRET_SHAPES = LazyPattern(
     r"|\b(?:AIza|AKIA|eyJ)[\w.-]{16,}"
     r"|\b(?:[0-9a-f]{32,}|[0-9a-z]{72,})\b"
 )
+# Printable ASCII without blanks, quotes and equals signs.
+PLAIN_VALUE = LazyPattern(r"[!#-&(-<>-~]+")
 SHORTEST_SECRET = 4
 LONGEST_REMEMBERED = 100
+# Identifiers that are made here.
+OWN_FIELDS = ("id",)
 # Shorter ones could be a part of other words.
 SHORTEST_ENCODED = 8
 SHORTEST_CORE = 10
@@ -1557,8 +1561,7 @@ def format_text_line(moment: str, level: str, event: str, fields: Mapping[str, A
 def log_value(value: Any) -> str:
     """A value as it stands behind key=; control characters and blanks never break the line."""
     text = str(value)
-    plain = text.isprintable() and text.isascii() and not any(c in text for c in " \"'=")
-    return text if plain and text else json.dumps(text)
+    return text if PLAIN_VALUE.fullmatch(text) else json.dumps(text)
 
 
 def format_json_line(moment: str, level: str, event: str, fields: Mapping[str, Any]) -> str:
@@ -1629,7 +1632,9 @@ class Log:
         if LOG_LEVELS[level] < self._threshold:
             return
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
-        clean = {key: self._clean(value) for key, value in fields.items()}
+        clean = {
+            key: value if key in OWN_FIELDS else self._clean(value) for key, value in fields.items()
+        }
         try:
             self.write_line(self._format(moment, level, event, clean))
         except (OSError, ValueError):
@@ -1675,12 +1680,14 @@ def logged_method(method: str) -> str:
     return method if method in HTTP_METHODS else UNTOLD
 
 
+@lru_cache(maxsize=64)
 def logged_path(path: str, untold: str = UNTOLD) -> str:
     """The path with a mark for each step that may be an identifier, a key or a text."""
     steps = path[:LONGEST_QUERY].split("/")
     return "/".join(step if re.fullmatch(PATH_STEP, step) else untold for step in steps)
 
 
+@lru_cache(maxsize=64)
 def logged_model(name: str) -> str:
     name = name[:LONGEST_MODEL_TOLD]
     return name if re.fullmatch(MODEL_NAME, name) else UNTOLD
@@ -1692,6 +1699,7 @@ def logged_models(facts: Mapping[str, Any]) -> Dict[str, str]:
     return {name: logged_model(str(facts[name])) for name in named}
 
 
+@lru_cache(maxsize=64)
 def logged_betas(value: str) -> str:
     """The names in an anthropic-beta header; all of them end with a date."""
     return logged_parts(value, ",", BETA_NAME)[:LONGEST_BETAS]
@@ -2932,13 +2940,13 @@ def parse_fields(fields: bytes) -> Dict[str, str]:
     """Header fields by lower-case name. Framing fields and Host may not be repeated."""
     if HTTP_FIELD_LINES.fullmatch(fields) is None:
         raise bad_request("a header field is not NAME: VALUE")
-    lines = fields.split(b"\r\n")[:-1]
+    lines = fields.decode("latin-1").split("\r\n")[:-1]
     if len(lines) > MOST_FIELDS:
         raise bad_request(f"more than {MOST_FIELDS} header fields", 431)
     headers: Dict[str, str] = {}
     for line in lines:
-        raw_name, _, raw_value = line.partition(b":")
-        name, value = raw_name.decode("ascii").lower(), raw_value.strip(b" \t").decode("latin-1")
+        name, _, value = line.partition(":")
+        name, value = name.lower(), value.strip(" \t")
         if name in headers:
             if name in ("host", "content-length", "transfer-encoding", "content-type"):
                 raise bad_request(f"{name} is repeated")
@@ -3146,12 +3154,12 @@ def request_body(request: HttpRequest) -> Body:
 
 
 def encode_fields(headers: Iterable[Tuple[str, str]]) -> bytes:
-    lines = []
-    for name, value in headers:
-        if HTTP_UNSAFE.search(name) or HTTP_UNSAFE.search(value):
-            raise ValueError(f"header {name!r} holds a line end")
-        lines.append(f"{name}: {value}\r\n")
-    return "".join(lines).encode("latin-1", "replace")
+    headers = list(headers)
+    if HTTP_UNSAFE.search("".join(itertools.chain.from_iterable(headers))):
+        named = next(name for name, value in headers if HTTP_UNSAFE.search(name + value))
+        raise ValueError(f"header {named!r} holds a line end")
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    return lines.encode("latin-1", "replace")
 
 
 def encode_response_head(status: int, headers: Iterable[Tuple[str, str]]) -> bytes:
@@ -3195,8 +3203,8 @@ def take_response_head(buffer: bytes) -> Optional[Tuple[ResponseHead, bytes]]:
     if match is None:
         raise ProxyError(502, "the upstream does not speak HTTP/1.1: check its base URL")
     headers: Dict[str, str] = {}
-    for field in fields.split(b"\r\n"):
-        name, _, value = field.decode("latin-1").partition(":")
+    for field in fields.decode("latin-1").split("\r\n"):
+        name, _, value = field.partition(":")
         name, value = name.strip().lower(), value.strip(" \t")
         joined = name in headers and name not in UNJOINED_HEADERS
         headers[name] = f"{headers[name]}, {value}" if joined else value
@@ -9181,6 +9189,7 @@ def host_name(authority: str) -> str:
     return authority.partition(":")[0].lower().rstrip(".")
 
 
+@lru_cache(maxsize=256)
 def is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
@@ -9509,7 +9518,6 @@ class Exchange:
         self._waiting_for = ""
         self._callbacks: List[Callable[[], None]] = []
         self._lock = threading.Lock()
-        self._wake = threading.Event()
 
     # --- waiting, and being stopped ---------------------------------------------------------
 
@@ -9563,7 +9571,6 @@ class Exchange:
             if ended or self.clock() > self._total_deadline:
                 return False
             self.cancelled, self.deadline = None, NEVER
-            self._wake.clear()
         return True
 
     def off_cancel(self, callback: Callable[[], None]) -> None:
@@ -9577,11 +9584,12 @@ class Exchange:
 
     def sleep(self, seconds: float) -> None:
         """Wait, unless the exchange is cancelled: then raise its reason at once."""
-        self.on_cancel(self._wake.set)
+        wake = threading.Event()
+        self.on_cancel(wake.set)
         try:
-            self._wake.wait(seconds)
+            wake.wait(seconds)
         finally:
-            self.off_cancel(self._wake.set)
+            self.off_cancel(wake.set)
         self.raise_if_cancelled()
 
     def credentials(self) -> Tuple[str, ...]:
@@ -10324,6 +10332,7 @@ class WebProxy(NamedTuple):
         return [("proxy-authorization", self.authorization)] if self.authorization else []
 
 
+@lru_cache(maxsize=64)
 def split_url(url: str) -> Tuple[Target, str]:
     """(target, path with query) of an http or https URL."""
     parts = urlsplit(url)
@@ -10892,7 +10901,7 @@ class Circuit:
             f"the upstream {self._name} is down: it has failed {self._failures} times in a row, the"
             f" last time with: {self._why}; it is tried again {when.format(whole)}"
         )
-        return ProxyError(529, message, headers=[("retry-after", str(whole))])
+        return ConnectError(529, message, headers=[("retry-after", str(whole))])
 
     # --- to be shown ----------------------------------------------------------------------------
 
@@ -13805,6 +13814,8 @@ class OpenAIUpstream:
         self, model: str, before: ChatOptions, after: ChatOptions, exchange: Exchange
     ) -> None:
         """Keep what a request has taught, beside what others have meanwhile."""
+        if before == after:
+            return
         with self._learning:
             known = self._learned.get(model) or profile_options(self._profile, model)
             learned = merged_lessons(known, before, after)
@@ -14477,7 +14488,8 @@ class RedcapUpstream:
             return self._ask(request, alias, token, exchange)
         except ProxyError as error:
             begun = exchange.clock() - exchange.started >= self._config.ping_interval
-            if streaming and begun and error.status != CLIENT_GONE_STATUS:
+            asked = not isinstance(error, ConnectError) and error.status != CLIENT_GONE_STATUS
+            if streaming and begun and asked:
                 self._late.remember(key, error)
             raise
 
@@ -15071,6 +15083,11 @@ def error_response(error: ProxyError, exchange: Exchange) -> HttpResponse:
     return json_response(error.status, error_body(error, exchange.id), error.headers)
 
 
+@lru_cache(maxsize=1)
+def http_date(second: int) -> str:
+    return formatdate(second, usegmt=True)
+
+
 def has_room(sock: socket.socket) -> bool:
     """Whether a few hundred bytes can be sent without waiting."""
     if hasattr(select, "poll"):
@@ -15274,6 +15291,7 @@ class Reply:
         self._last_sent = self._last_event = wire.clock()
         self._unsent = b""  # the head and the opening, as they are sent
         self._held: List[bytes] = []  # pieces behind them
+        self._over = False
         exchange.before_wait = self._before_wait
 
     # --- for the sweeper, under the wire's lock -------------------------------------------------
@@ -15287,7 +15305,8 @@ class Reply:
     def keep_alive(self, now: float, put: Callable[[bytes], None]) -> None:
         """Say something: the answer's opening, or that it is still being worked on."""
         form = self._exchange.form
-        if form is None or self.status and not self._opened or self._unsent or self._held:
+        begun = self._unsent or self._held or self._over
+        if form is None or begun or self.status and not self._opened:
             return
         if not self._opened:
             put(self._open(200, form.headers, form.opening()))
@@ -15321,6 +15340,7 @@ class Reply:
 
     def _send_whole(self, response: HttpResponse, body: bytes) -> None:
         def make() -> bytes:
+            self._over = True
             if self._opened:
                 return self._frame(body) + self._end()
             self.status = response.status
@@ -15367,6 +15387,7 @@ class Reply:
         return data
 
     def _last_piece(self) -> bytes:
+        self._over = True
         return self._take_held() + self._end()
 
     def _before_wait(self) -> None:
@@ -15393,7 +15414,7 @@ class Reply:
         return LAST_CHUNK if self._chunked else b""
 
     def _head(self, status: int, headers: Tuple[Tuple[str, str], ...]) -> bytes:
-        usual = (("date", formatdate(usegmt=True)), ("request-id", self._exchange.id))
+        usual = (("date", http_date(int(time.time()))), ("request-id", self._exchange.id))
         usual += tuple(self._exchange.answer_headers)
         named = {name for name, _ in headers}
         own = [(name, value) for name, value in usual if name not in named]
@@ -18088,6 +18109,109 @@ def certificate_roots(config: Config) -> str:
 
 
 # ==================================================================================================
+# serving
+# ==================================================================================================
+# Serving until a signal says stop: what signals do, and how it ends.
+
+# A connection that was waiting to be accepted has its request behind it.
+LAST_REQUEST_SECONDS = 0.1
+
+
+def serve_until_stopped(
+    server: Server, reload: Callable[[], None], begun: Callable[[], Any] = bool
+) -> int:
+    """Until SIGTERM or SIGINT; SIGHUP has the settings read anew, where there is such a signal.
+    `begun` is called when it listens to connections and to signals.
+
+    Only the main thread runs handlers, and one may interrupt another: so they take no lock, and
+    wake it through a socket, as does Python itself for a signal that another thread was given.
+    """
+    ends: List[int] = []
+    hangups: List[int] = []
+    woken, waker = socket.socketpair()
+    waker.setblocking(False)
+
+    def wake() -> None:
+        try:
+            waker.send(b"\0")
+        except OSError:
+            pass  # full: it will wake anyhow
+
+    def on_end(number: int, frame: Any) -> None:
+        ends.append(number)
+        if len(ends) > 1:
+            os._exit(128 + number)
+        wake()
+
+    def on_hangup(number: int, frame: Any) -> None:
+        hangups.append(number)
+        wake()
+
+    handlers: Dict[int, Any] = {signal.SIGTERM: on_end, signal.SIGINT: on_end}
+    # A terminal that is closed ends what runs in it, as ever.
+    if hasattr(signal, "SIGHUP") and not (sys.stdin and sys.stdin.isatty()):
+        handlers[signal.SIGHUP] = on_hangup
+    with woken, waker, handling(handlers, waker):
+        start_serving(server)
+        begun()
+        while not ends:
+            woken.recv(4096)
+            if hangups and not ends:
+                hangups.clear()
+                reload()
+        drain(server, server.app, server.app.config)
+    return EXIT_OK
+
+
+@contextmanager
+def handling(handlers: Dict[int, Any], waker: socket.socket) -> Iterator[None]:
+    """In here these signals are handled so, and each wakes the other end of the socket."""
+    woke = signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+    previous: Dict[int, Any] = {
+        number: signal.signal(number, handler) for number, handler in handlers.items()
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(woke)
+
+
+def start_serving(server: Server) -> None:
+    server.inflight.start()
+    thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="accept", daemon=True)
+    thread.start()
+
+
+def drain(server: Server, app: App, config: Config) -> None:
+    """Take no more connections, let the answers in flight finish, and cut those that do not."""
+    waiting = len(server.inflight.exchanges())
+    app.log.info(
+        "draining",
+        in_flight=waiting,
+        seconds=config.drain_timeout,
+        hint="a second signal ends at once" if waiting else None,
+    )
+    server.inflight.draining = True
+    if config.drain_delay:
+        time.sleep(config.drain_delay)
+    server.shutdown()
+    server.take_waiting()
+    server.server_close()
+    # What has been taken just now may not have sent its request yet.
+    time.sleep(LAST_REQUEST_SECONDS if server.inflight.connections() else 0)
+    if not server.inflight.drain(config.drain_timeout):
+        server.inflight.cancel_all(ProxyError(503, "the proxy is shutting down"))
+        server.inflight.drain(2.0)
+    server.inflight.stop()
+    app.transport.close()
+    app.audit.end()
+    app.telemetry.end()
+    app.log.info("stopped")
+
+
+# ==================================================================================================
 # redaction
 # ==================================================================================================
 # Every secret that the settings hold, in the forms in which it may turn up in a text.
@@ -18387,13 +18511,16 @@ def run(loaded: Loaded, out: TextIO, err: TextIO, reread: Callable[[], Loaded]) 
     except (OSError, OverflowError) as error:
         print(listen_problem(config, error), file=err)
         return EXIT_LISTEN
-    print(banner(app, server.port, loaded), file=out, flush=True)
-    if not config.ssl_verify:
-        fields = {"meaning": "any certificate is accepted from the upstream"}
-        app.log.write("critical", "ssl_verify_off", fields)  # shown at every level
+
+    def begun() -> None:
+        print(banner(app, server.port, loaded), file=out, flush=True)
+        if not config.ssl_verify:
+            fields = {"meaning": "any certificate is accepted from the upstream"}
+            app.log.write("critical", "ssl_verify_off", fields)  # shown at every level
+
     app.telemetry.begin()
     with told_crashes(app.log):
-        return serve_until_stopped(server, partial(reload_settings, server, reread, err))
+        return serve_until_stopped(server, partial(reload_settings, server, reread, err), begun)
 
 
 def begin_audit(app: App, server: Server) -> None:
@@ -18464,48 +18591,6 @@ def banner(app: App, port: int, loaded: Loaded) -> str:
     return "\n".join(lines)
 
 
-def serve_until_stopped(server: Server, reload: Callable[[], None]) -> int:
-    """Until SIGTERM or SIGINT; SIGHUP has the settings read anew, where there is such a signal."""
-    wake = threading.Event()
-    ends: List[int] = []
-    hangups: List[int] = []
-
-    def on_end(number: int, frame: Any) -> None:
-        ends.append(number)
-        if len(ends) > 1:
-            os._exit(128 + number)
-        wake.set()
-
-    def on_hangup(number: int, frame: Any) -> None:
-        hangups.append(number)
-        wake.set()
-
-    handlers: Dict[int, Any] = {signal.SIGTERM: on_end, signal.SIGINT: on_end}
-    # A terminal that is closed ends what runs in it, as ever.
-    if hasattr(signal, "SIGHUP") and not (sys.stdin and sys.stdin.isatty()):
-        handlers[signal.SIGHUP] = on_hangup
-    previous: Dict[int, Any] = {
-        number: signal.signal(number, handler) for number, handler in handlers.items()
-    }
-    server.inflight.start()
-    thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="accept", daemon=True)
-    thread.start()
-    try:
-        while not ends:
-            wake.wait(3600)
-            wake.clear()
-            if hangups and not ends:
-                hangups.clear()
-                reload()
-        drain(server, server.app, server.app.config)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return EXIT_OK
-
-
-# A connection that was waiting to be accepted has its request behind it.
-LAST_REQUEST_SECONDS = 0.1
 # What a listening socket, or an audit that goes on, has been made with.
 NEED_RESTART = (
     "LISTEN_HOST", "LISTEN_PORT", "LISTEN_REUSE_PORT", "AUDIT", "AUDIT_FILE", "AUDIT_KEY",
@@ -18520,6 +18605,7 @@ def reload_settings(server: Server, reread: Callable[[], Loaded], err: TextIO) -
     old = server.app
     try:
         loaded = reread()
+        check_still_asked(old.config, loaded.config)
         app = make_app(loaded.config, err, server.inflight)
     except UsageError as error:
         old.log.error("reload_refused", problem=str(error))
@@ -18533,37 +18619,16 @@ def reload_settings(server: Server, reread: Callable[[], Loaded], err: TextIO) -
     )
 
 
+def check_still_asked(old: Config, new: Config) -> None:
+    """A file that is being written looks empty, and patients' questions are not for the demo."""
+    if new.upstream == "demo" != old.upstream:
+        raise UsageError("the new settings name no upstream; to answer from the demo, restart")
+
+
 def changed_settings(old: Config, new: Config) -> List[str]:
     """The names of the settings that differ; no values."""
     fields = [setting.name for setting in SETTINGS] + ["CUSTOM_HEADERS"]
     return [name for name in fields if getattr(old, name.lower()) != getattr(new, name.lower())]
-
-
-def drain(server: Server, app: App, config: Config) -> None:
-    """Take no more connections, let the answers in flight finish, and cut those that do not."""
-    waiting = len(server.inflight.exchanges())
-    app.log.info(
-        "draining",
-        in_flight=waiting,
-        seconds=config.drain_timeout,
-        hint="a second signal ends at once" if waiting else None,
-    )
-    server.inflight.draining = True
-    if config.drain_delay:
-        time.sleep(config.drain_delay)
-    server.shutdown()
-    server.take_waiting()
-    server.server_close()
-    # What has been taken just now may not have sent its request yet.
-    time.sleep(LAST_REQUEST_SECONDS if server.inflight.connections() else 0)
-    if not server.inflight.drain(config.drain_timeout):
-        server.inflight.cancel_all(ProxyError(503, "the proxy is shutting down"))
-        server.inflight.drain(2.0)
-    server.inflight.stop()
-    app.transport.close()
-    app.audit.end()
-    app.telemetry.end()
-    app.log.info("stopped")
 
 
 # ==================================================================================================

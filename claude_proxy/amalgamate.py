@@ -40,7 +40,7 @@ MODULES = (
     "upstreams/redcap", "upstreams/demo", "upstreams/anthropic",
     "wire", "answering", "metrics", "openapi", "audit", "otlp", "otlp_send", "otlp_export",
     "observers", "app", "assembly", "server",
-    "explain", "checks", "redaction", "cli",
+    "explain", "checks", "serving", "redaction", "cli",
     "__main__",
 )
 NOT_JOINED = ("amalgamate.py", "release.py", "__init__.py")

@@ -34,6 +34,7 @@ def host_name(authority: str) -> str:
     return authority.partition(":")[0].lower().rstrip(".")
 
 
+@lru_cache(maxsize=256)
 def is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)

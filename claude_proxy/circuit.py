@@ -22,7 +22,7 @@ from typing import Any, Callable, Dict, List, Optional, Protocol, TypeVar
 from claude_proxy.errors import ProxyError
 from claude_proxy.exchange import Exchange
 from claude_proxy.log import Log
-from claude_proxy.pool import Target, split_url
+from claude_proxy.pool import ConnectError, Target, split_url
 from claude_proxy.settings import Config
 
 DOWN_STATUSES = frozenset((502, 503, 520, 521, 522, 523, 525, 526, 530))
@@ -154,7 +154,7 @@ class Circuit:
             f"the upstream {self._name} is down: it has failed {self._failures} times in a row, the"
             f" last time with: {self._why}; it is tried again {when.format(whole)}"
         )
-        return ProxyError(529, message, headers=[("retry-after", str(whole))])
+        return ConnectError(529, message, headers=[("retry-after", str(whole))])
 
     # --- to be shown ----------------------------------------------------------------------------
 

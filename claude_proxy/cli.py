@@ -10,14 +10,11 @@ import argparse
 import hashlib
 import os
 import re
-import signal
 import ssl
 import sys
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Callable, Dict, List, NamedTuple, NoReturn, Optional, TextIO, Tuple
+from typing import Callable, Dict, List, NamedTuple, NoReturn, Optional, TextIO, Tuple
 
 from claude_proxy.app import App
 from claude_proxy.assembly import build_app
@@ -45,6 +42,7 @@ from claude_proxy.names import told_variable
 from claude_proxy.redaction import secret_values
 from claude_proxy.routing import choose_route
 from claude_proxy.server import Server
+from claude_proxy.serving import serve_until_stopped
 from claude_proxy.settings import SETTINGS, Config
 from claude_proxy.settings_file import read_settings_file
 from claude_proxy.settings_text import (
@@ -317,13 +315,16 @@ def run(loaded: Loaded, out: TextIO, err: TextIO, reread: Callable[[], Loaded]) 
     except (OSError, OverflowError) as error:
         print(listen_problem(config, error), file=err)
         return EXIT_LISTEN
-    print(banner(app, server.port, loaded), file=out, flush=True)
-    if not config.ssl_verify:
-        fields = {"meaning": "any certificate is accepted from the upstream"}
-        app.log.write("critical", "ssl_verify_off", fields)  # shown at every level
+
+    def begun() -> None:
+        print(banner(app, server.port, loaded), file=out, flush=True)
+        if not config.ssl_verify:
+            fields = {"meaning": "any certificate is accepted from the upstream"}
+            app.log.write("critical", "ssl_verify_off", fields)  # shown at every level
+
     app.telemetry.begin()
     with told_crashes(app.log):
-        return serve_until_stopped(server, partial(reload_settings, server, reread, err))
+        return serve_until_stopped(server, partial(reload_settings, server, reread, err), begun)
 
 
 def begin_audit(app: App, server: Server) -> None:
@@ -394,48 +395,6 @@ def banner(app: App, port: int, loaded: Loaded) -> str:
     return "\n".join(lines)
 
 
-def serve_until_stopped(server: Server, reload: Callable[[], None]) -> int:
-    """Until SIGTERM or SIGINT; SIGHUP has the settings read anew, where there is such a signal."""
-    wake = threading.Event()
-    ends: List[int] = []
-    hangups: List[int] = []
-
-    def on_end(number: int, frame: Any) -> None:
-        ends.append(number)
-        if len(ends) > 1:
-            os._exit(128 + number)
-        wake.set()
-
-    def on_hangup(number: int, frame: Any) -> None:
-        hangups.append(number)
-        wake.set()
-
-    handlers: Dict[int, Any] = {signal.SIGTERM: on_end, signal.SIGINT: on_end}
-    # A terminal that is closed ends what runs in it, as ever.
-    if hasattr(signal, "SIGHUP") and not (sys.stdin and sys.stdin.isatty()):
-        handlers[signal.SIGHUP] = on_hangup
-    previous: Dict[int, Any] = {
-        number: signal.signal(number, handler) for number, handler in handlers.items()
-    }
-    server.inflight.start()
-    thread = threading.Thread(target=server.serve_forever, args=(0.1,), name="accept", daemon=True)
-    thread.start()
-    try:
-        while not ends:
-            wake.wait(3600)
-            wake.clear()
-            if hangups and not ends:
-                hangups.clear()
-                reload()
-        drain(server, server.app, server.app.config)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return EXIT_OK
-
-
-# A connection that was waiting to be accepted has its request behind it.
-LAST_REQUEST_SECONDS = 0.1
 # What a listening socket, or an audit that goes on, has been made with.
 NEED_RESTART = (
     "LISTEN_HOST", "LISTEN_PORT", "LISTEN_REUSE_PORT", "AUDIT", "AUDIT_FILE", "AUDIT_KEY",
@@ -450,6 +409,7 @@ def reload_settings(server: Server, reread: Callable[[], Loaded], err: TextIO) -
     old = server.app
     try:
         loaded = reread()
+        check_still_asked(old.config, loaded.config)
         app = make_app(loaded.config, err, server.inflight)
     except UsageError as error:
         old.log.error("reload_refused", problem=str(error))
@@ -463,34 +423,13 @@ def reload_settings(server: Server, reread: Callable[[], Loaded], err: TextIO) -
     )
 
 
+def check_still_asked(old: Config, new: Config) -> None:
+    """A file that is being written looks empty, and patients' questions are not for the demo."""
+    if new.upstream == "demo" != old.upstream:
+        raise UsageError("the new settings name no upstream; to answer from the demo, restart")
+
+
 def changed_settings(old: Config, new: Config) -> List[str]:
     """The names of the settings that differ; no values."""
     fields = [setting.name for setting in SETTINGS] + ["CUSTOM_HEADERS"]
     return [name for name in fields if getattr(old, name.lower()) != getattr(new, name.lower())]
-
-
-def drain(server: Server, app: App, config: Config) -> None:
-    """Take no more connections, let the answers in flight finish, and cut those that do not."""
-    waiting = len(server.inflight.exchanges())
-    app.log.info(
-        "draining",
-        in_flight=waiting,
-        seconds=config.drain_timeout,
-        hint="a second signal ends at once" if waiting else None,
-    )
-    server.inflight.draining = True
-    if config.drain_delay:
-        time.sleep(config.drain_delay)
-    server.shutdown()
-    server.take_waiting()
-    server.server_close()
-    # What has been taken just now may not have sent its request yet.
-    time.sleep(LAST_REQUEST_SECONDS if server.inflight.connections() else 0)
-    if not server.inflight.drain(config.drain_timeout):
-        server.inflight.cancel_all(ProxyError(503, "the proxy is shutting down"))
-        server.inflight.drain(2.0)
-    server.inflight.stop()
-    app.transport.close()
-    app.audit.end()
-    app.telemetry.end()
-    app.log.info("stopped")

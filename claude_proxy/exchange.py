@@ -80,7 +80,6 @@ class Exchange:
         self._waiting_for = ""
         self._callbacks: List[Callable[[], None]] = []
         self._lock = threading.Lock()
-        self._wake = threading.Event()
 
     # --- waiting, and being stopped ---------------------------------------------------------
 
@@ -134,7 +133,6 @@ class Exchange:
             if ended or self.clock() > self._total_deadline:
                 return False
             self.cancelled, self.deadline = None, NEVER
-            self._wake.clear()
         return True
 
     def off_cancel(self, callback: Callable[[], None]) -> None:
@@ -148,11 +146,12 @@ class Exchange:
 
     def sleep(self, seconds: float) -> None:
         """Wait, unless the exchange is cancelled: then raise its reason at once."""
-        self.on_cancel(self._wake.set)
+        wake = threading.Event()
+        self.on_cancel(wake.set)
         try:
-            self._wake.wait(seconds)
+            wake.wait(seconds)
         finally:
-            self.off_cancel(self._wake.set)
+            self.off_cancel(wake.set)
         self.raise_if_cancelled()
 
     def credentials(self) -> Tuple[str, ...]:

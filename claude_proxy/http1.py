@@ -11,6 +11,7 @@ what a body decoder needs between two pieces.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -115,13 +116,13 @@ def parse_fields(fields: bytes) -> Dict[str, str]:
     """Header fields by lower-case name. Framing fields and Host may not be repeated."""
     if HTTP_FIELD_LINES.fullmatch(fields) is None:
         raise bad_request("a header field is not NAME: VALUE")
-    lines = fields.split(b"\r\n")[:-1]
+    lines = fields.decode("latin-1").split("\r\n")[:-1]
     if len(lines) > MOST_FIELDS:
         raise bad_request(f"more than {MOST_FIELDS} header fields", 431)
     headers: Dict[str, str] = {}
     for line in lines:
-        raw_name, _, raw_value = line.partition(b":")
-        name, value = raw_name.decode("ascii").lower(), raw_value.strip(b" \t").decode("latin-1")
+        name, _, value = line.partition(":")
+        name, value = name.lower(), value.strip(" \t")
         if name in headers:
             if name in ("host", "content-length", "transfer-encoding", "content-type"):
                 raise bad_request(f"{name} is repeated")
@@ -329,12 +330,12 @@ def request_body(request: HttpRequest) -> Body:
 
 
 def encode_fields(headers: Iterable[Tuple[str, str]]) -> bytes:
-    lines = []
-    for name, value in headers:
-        if HTTP_UNSAFE.search(name) or HTTP_UNSAFE.search(value):
-            raise ValueError(f"header {name!r} holds a line end")
-        lines.append(f"{name}: {value}\r\n")
-    return "".join(lines).encode("latin-1", "replace")
+    headers = list(headers)
+    if HTTP_UNSAFE.search("".join(itertools.chain.from_iterable(headers))):
+        named = next(name for name, value in headers if HTTP_UNSAFE.search(name + value))
+        raise ValueError(f"header {named!r} holds a line end")
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    return lines.encode("latin-1", "replace")
 
 
 def encode_response_head(status: int, headers: Iterable[Tuple[str, str]]) -> bytes:
@@ -378,8 +379,8 @@ def take_response_head(buffer: bytes) -> Optional[Tuple[ResponseHead, bytes]]:
     if match is None:
         raise ProxyError(502, "the upstream does not speak HTTP/1.1: check its base URL")
     headers: Dict[str, str] = {}
-    for field in fields.split(b"\r\n"):
-        name, _, value = field.decode("latin-1").partition(":")
+    for field in fields.decode("latin-1").split("\r\n"):
+        name, _, value = field.partition(":")
         name, value = name.strip().lower(), value.strip(" \t")
         joined = name in headers and name not in UNJOINED_HEADERS
         headers[name] = f"{headers[name]}, {value}" if joined else value

@@ -41,8 +41,12 @@ SECRET_SHAPES = LazyPattern(
     r"|\b(?:AIza|AKIA|eyJ)[\w.-]{16,}"
     r"|\b(?:[0-9a-f]{32,}|[0-9a-z]{72,})\b"
 )
+# Printable ASCII without blanks, quotes and equals signs.
+PLAIN_VALUE = LazyPattern(r"[!#-&(-<>-~]+")
 SHORTEST_SECRET = 4
 LONGEST_REMEMBERED = 100
+# Identifiers that are made here.
+OWN_FIELDS = ("id",)
 # Shorter ones could be a part of other words.
 SHORTEST_ENCODED = 8
 SHORTEST_CORE = 10
@@ -110,8 +114,7 @@ def format_text_line(moment: str, level: str, event: str, fields: Mapping[str, A
 def log_value(value: Any) -> str:
     """A value as it stands behind key=; control characters and blanks never break the line."""
     text = str(value)
-    plain = text.isprintable() and text.isascii() and not any(c in text for c in " \"'=")
-    return text if plain and text else json.dumps(text)
+    return text if PLAIN_VALUE.fullmatch(text) else json.dumps(text)
 
 
 def format_json_line(moment: str, level: str, event: str, fields: Mapping[str, Any]) -> str:
@@ -182,7 +185,9 @@ class Log:
         if LOG_LEVELS[level] < self._threshold:
             return
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
-        clean = {key: self._clean(value) for key, value in fields.items()}
+        clean = {
+            key: value if key in OWN_FIELDS else self._clean(value) for key, value in fields.items()
+        }
         try:
             self.write_line(self._format(moment, level, event, clean))
         except (OSError, ValueError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Dict
 
 HTTP_METHODS = frozenset(
@@ -35,12 +36,14 @@ def logged_method(method: str) -> str:
     return method if method in HTTP_METHODS else UNTOLD
 
 
+@lru_cache(maxsize=64)
 def logged_path(path: str, untold: str = UNTOLD) -> str:
     """The path with a mark for each step that may be an identifier, a key or a text."""
     steps = path[:LONGEST_QUERY].split("/")
     return "/".join(step if re.fullmatch(PATH_STEP, step) else untold for step in steps)
 
 
+@lru_cache(maxsize=64)
 def logged_model(name: str) -> str:
     name = name[:LONGEST_MODEL_TOLD]
     return name if re.fullmatch(MODEL_NAME, name) else UNTOLD
@@ -52,6 +55,7 @@ def logged_models(facts: Mapping[str, Any]) -> Dict[str, str]:
     return {name: logged_model(str(facts[name])) for name in named}
 
 
+@lru_cache(maxsize=64)
 def logged_betas(value: str) -> str:
     """The names in an anthropic-beta header; all of them end with a date."""
     return logged_parts(value, ",", BETA_NAME)[:LONGEST_BETAS]

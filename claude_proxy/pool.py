@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Tuple, Union
 from urllib.parse import urlsplit
 
@@ -65,6 +66,7 @@ class WebProxy(NamedTuple):
         return [("proxy-authorization", self.authorization)] if self.authorization else []
 
 
+@lru_cache(maxsize=64)
 def split_url(url: str) -> Tuple[Target, str]:
     """(target, path with query) of an http or https URL."""
     parts = urlsplit(url)

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterable
 from email.utils import formatdate
+from functools import lru_cache
 from typing import Any, BinaryIO, Callable, List, Optional, Tuple
 
 from claude_proxy.errors import ProxyError, error_body
@@ -61,6 +62,11 @@ def json_response(
 
 def error_response(error: ProxyError, exchange: Exchange) -> HttpResponse:
     return json_response(error.status, error_body(error, exchange.id), error.headers)
+
+
+@lru_cache(maxsize=1)
+def http_date(second: int) -> str:
+    return formatdate(second, usegmt=True)
 
 
 def has_room(sock: socket.socket) -> bool:
@@ -266,6 +272,7 @@ class Reply:
         self._last_sent = self._last_event = wire.clock()
         self._unsent = b""  # the head and the opening, as they are sent
         self._held: List[bytes] = []  # pieces behind them
+        self._over = False
         exchange.before_wait = self._before_wait
 
     # --- for the sweeper, under the wire's lock -------------------------------------------------
@@ -279,7 +286,8 @@ class Reply:
     def keep_alive(self, now: float, put: Callable[[bytes], None]) -> None:
         """Say something: the answer's opening, or that it is still being worked on."""
         form = self._exchange.form
-        if form is None or self.status and not self._opened or self._unsent or self._held:
+        begun = self._unsent or self._held or self._over
+        if form is None or begun or self.status and not self._opened:
             return
         if not self._opened:
             put(self._open(200, form.headers, form.opening()))
@@ -313,6 +321,7 @@ class Reply:
 
     def _send_whole(self, response: HttpResponse, body: bytes) -> None:
         def make() -> bytes:
+            self._over = True
             if self._opened:
                 return self._frame(body) + self._end()
             self.status = response.status
@@ -359,6 +368,7 @@ class Reply:
         return data
 
     def _last_piece(self) -> bytes:
+        self._over = True
         return self._take_held() + self._end()
 
     def _before_wait(self) -> None:
@@ -385,7 +395,7 @@ class Reply:
         return LAST_CHUNK if self._chunked else b""
 
     def _head(self, status: int, headers: Tuple[Tuple[str, str], ...]) -> bytes:
-        usual = (("date", formatdate(usegmt=True)), ("request-id", self._exchange.id))
+        usual = (("date", http_date(int(time.time()))), ("request-id", self._exchange.id))
         usual += tuple(self._exchange.answer_headers)
         named = {name for name, _ in headers}
         own = [(name, value) for name, value in usual if name not in named]

@@ -187,6 +187,8 @@ class OpenAIUpstream:
         self, model: str, before: ChatOptions, after: ChatOptions, exchange: Exchange
     ) -> None:
         """Keep what a request has taught, beside what others have meanwhile."""
+        if before == after:
+            return
         with self._learning:
             known = self._learned.get(model) or profile_options(self._profile, model)
             learned = merged_lessons(known, before, after)

@@ -25,7 +25,7 @@ from claude_proxy.events import Event, EventWriter, Request
 from claude_proxy.exchange import Exchange
 from claude_proxy.late import LateFailures
 from claude_proxy.names import logged_model
-from claude_proxy.pool import split_url
+from claude_proxy.pool import ConnectError, split_url
 from claude_proxy.routing import split_upstream
 from claude_proxy.settings import Config
 from claude_proxy.slots import FairSlots
@@ -113,7 +113,8 @@ class RedcapUpstream:
             return self._ask(request, alias, token, exchange)
         except ProxyError as error:
             begun = exchange.clock() - exchange.started >= self._config.ping_interval
-            if streaming and begun and error.status != CLIENT_GONE_STATUS:
+            asked = not isinstance(error, ConnectError) and error.status != CLIENT_GONE_STATUS
+            if streaming and begun and asked:
                 self._late.remember(key, error)
             raise
 
