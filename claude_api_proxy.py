@@ -7338,8 +7338,16 @@ class ToolCall:
         self._append(text)
 
     def _append(self, text: str) -> None:
-        self.arguments.append(text)
         self.pending.append(text)
+        self.add_told(text)
+
+    def goes_on(self) -> bool:
+        """Whether it is told up to here, and more of it can be told as it comes."""
+        return self.live and bool(self.arguments) and not (self.pending or self.custom)
+
+    def add_told(self, text: str) -> None:
+        """More of the arguments, which need not wait."""
+        self.arguments.append(text)
         self._last = text.rstrip()[-1:] or self._last
         self._complete = None
 
@@ -7431,6 +7439,23 @@ class CallBook:
         if text:
             call.add(text)
         return self._tell()
+
+    def more(self, delta: Dict[str, Any]) -> List[Event]:
+        """The event of what nearly all deltas are, the next piece of the last call, which is being
+        told; none for any other delta: `add` takes it."""
+        call = self._calls[-1] if self._next + 1 == len(self._calls) else None
+        function, index = delta.get("function"), delta.get("index")
+        if call is None or type(function) is not dict or len(function) != 1 or len(delta) != 2:
+            return []
+        text = function.get("arguments")
+        if type(index) is not int or self._by_index.get(index) is not call or type(text) is not str:
+            return []
+        if not (text and call.goes_on()):
+            return []
+        self._ration.take(len(text))
+        call.add_told(text)
+        self.told += len(text)
+        return self._write.input_json(text)
 
     def _call_of(
         self, index: Any, call_id: str, name: str, text: str, custom: bool = False
@@ -7833,6 +7858,8 @@ CHAT_STOP_REASONS = {
 CHAT_FAILURES = ("error", "abort", "malformed_function_call", "insufficient_system_resource")
 # Those that mean what they say, besides the ones above.
 PLAIN_FINISHES = tuple("stop tool_calls function_call eos end_turn complete tool_use".split())
+# Members of a chunk that are looked at wherever they are.
+TELLING_MEMBERS = frozenset(("error", "usage", "x_groq"))
 # What may stand in a log, of an upstream's id or finish reason.
 LOGGED_WORD = LazyPattern(r"[A-Za-z0-9_.:-]{1,100}")
 
@@ -7951,20 +7978,19 @@ class ChatAnswer:
 
     def chunk(self, chunk: Dict[str, Any]) -> Iterable[Event]:
         """The events that a chunk leads to."""
-        if chunk.get("error") or chunk.get("object") == "error":
-            raise upstream_error_object(chunk, self._asked.input_estimate())
         if not self._upstream_id:
             self._note_id(chunk.get("id"))
-        if chunk.get("usage") or chunk.get("x_groq"):
-            self._note_usage(chunk)
+        if chunk.get("object") == "error" or not TELLING_MEMBERS.isdisjoint(chunk):
+            self._note_chunk(chunk)
         choices = chunk.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        if not isinstance(choice, dict) or choice.get("index"):
+        choice = choices[0] if type(choices) is list and choices else None
+        if type(choice) is not dict or choice.get("index"):
             choice = first_choice(choices)
             if choice is None:
                 return ()
-        delta = choice["delta"] if choice.get("delta") is not None else choice.get("message")
-        events = self._delta(delta) if isinstance(delta, dict) else ()
+        delta = choice.get("delta")
+        delta = choice.get("message") if delta is None else delta
+        events = self._delta(delta) if type(delta) is dict else ()
         finish = choice.get("finish_reason")
         if not finish:
             return events
@@ -7972,6 +7998,13 @@ class ChatAnswer:
         self._note_finish(str(finish), choice)
         self._note_tier(chunk)
         return events
+
+    def _note_chunk(self, chunk: Dict[str, Any]) -> None:
+        """What is told beside the choices: an error, or what it costs."""
+        if chunk.get("error") or chunk.get("object") == "error":
+            raise upstream_error_object(chunk, self._asked.input_estimate())
+        if chunk.get("usage") or chunk.get("x_groq"):
+            self._note_usage(chunk)
 
     def _note_id(self, upstream_id: Any) -> None:
         if isinstance(upstream_id, str) and LOGGED_WORD.fullmatch(upstream_id):
@@ -8002,9 +8035,20 @@ class ChatAnswer:
 
     def _delta(self, delta: Dict[str, Any]) -> Iterable[Event]:
         content = delta.get("content")
-        if len(delta) == 1 and type(content) is str:  # the common case
-            return self._text(content)
+        if len(delta) == 1:  # the common cases
+            if type(content) is str:
+                return self._text(content)
+            calls = delta.get("tool_calls")
+            call = calls[0] if type(calls) is list and len(calls) == 1 else None
+            if type(call) is dict and not self._has_waiting():
+                more = self._calls.more(call)
+                if more:
+                    return more
         return list(self._parts(delta, content))
+
+    def _has_waiting(self) -> bool:
+        """Whether something may have to be told before a piece of a call."""
+        return bool(self._held) or self._watch is not None or self._think.active
 
     def _parts(self, delta: Dict[str, Any], content: Any) -> Iterator[Event]:
         yield from self._thought(reasoning_text(delta))

@@ -50,8 +50,16 @@ class ToolCall:
         self._append(text)
 
     def _append(self, text: str) -> None:
-        self.arguments.append(text)
         self.pending.append(text)
+        self.add_told(text)
+
+    def goes_on(self) -> bool:
+        """Whether it is told up to here, and more of it can be told as it comes."""
+        return self.live and bool(self.arguments) and not (self.pending or self.custom)
+
+    def add_told(self, text: str) -> None:
+        """More of the arguments, which need not wait."""
+        self.arguments.append(text)
         self._last = text.rstrip()[-1:] or self._last
         self._complete = None
 
@@ -143,6 +151,23 @@ class CallBook:
         if text:
             call.add(text)
         return self._tell()
+
+    def more(self, delta: Dict[str, Any]) -> List[Event]:
+        """The event of what nearly all deltas are, the next piece of the last call, which is being
+        told; none for any other delta: `add` takes it."""
+        call = self._calls[-1] if self._next + 1 == len(self._calls) else None
+        function, index = delta.get("function"), delta.get("index")
+        if call is None or type(function) is not dict or len(function) != 1 or len(delta) != 2:
+            return []
+        text = function.get("arguments")
+        if type(index) is not int or self._by_index.get(index) is not call or type(text) is not str:
+            return []
+        if not (text and call.goes_on()):
+            return []
+        self._ration.take(len(text))
+        call.add_told(text)
+        self.told += len(text)
+        return self._write.input_json(text)
 
     def _call_of(
         self, index: Any, call_id: str, name: str, text: str, custom: bool = False

@@ -46,6 +46,8 @@ CHAT_STOP_REASONS = {
 CHAT_FAILURES = ("error", "abort", "malformed_function_call", "insufficient_system_resource")
 # Those that mean what they say, besides the ones above.
 PLAIN_FINISHES = tuple("stop tool_calls function_call eos end_turn complete tool_use".split())
+# Members of a chunk that are looked at wherever they are.
+TELLING_MEMBERS = frozenset(("error", "usage", "x_groq"))
 # What may stand in a log, of an upstream's id or finish reason.
 LOGGED_WORD = LazyPattern(r"[A-Za-z0-9_.:-]{1,100}")
 
@@ -164,20 +166,19 @@ class ChatAnswer:
 
     def chunk(self, chunk: Dict[str, Any]) -> Iterable[Event]:
         """The events that a chunk leads to."""
-        if chunk.get("error") or chunk.get("object") == "error":
-            raise upstream_error_object(chunk, self._asked.input_estimate())
         if not self._upstream_id:
             self._note_id(chunk.get("id"))
-        if chunk.get("usage") or chunk.get("x_groq"):
-            self._note_usage(chunk)
+        if chunk.get("object") == "error" or not TELLING_MEMBERS.isdisjoint(chunk):
+            self._note_chunk(chunk)
         choices = chunk.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        if not isinstance(choice, dict) or choice.get("index"):
+        choice = choices[0] if type(choices) is list and choices else None
+        if type(choice) is not dict or choice.get("index"):
             choice = first_choice(choices)
             if choice is None:
                 return ()
-        delta = choice["delta"] if choice.get("delta") is not None else choice.get("message")
-        events = self._delta(delta) if isinstance(delta, dict) else ()
+        delta = choice.get("delta")
+        delta = choice.get("message") if delta is None else delta
+        events = self._delta(delta) if type(delta) is dict else ()
         finish = choice.get("finish_reason")
         if not finish:
             return events
@@ -185,6 +186,13 @@ class ChatAnswer:
         self._note_finish(str(finish), choice)
         self._note_tier(chunk)
         return events
+
+    def _note_chunk(self, chunk: Dict[str, Any]) -> None:
+        """What is told beside the choices: an error, or what it costs."""
+        if chunk.get("error") or chunk.get("object") == "error":
+            raise upstream_error_object(chunk, self._asked.input_estimate())
+        if chunk.get("usage") or chunk.get("x_groq"):
+            self._note_usage(chunk)
 
     def _note_id(self, upstream_id: Any) -> None:
         if isinstance(upstream_id, str) and LOGGED_WORD.fullmatch(upstream_id):
@@ -215,9 +223,20 @@ class ChatAnswer:
 
     def _delta(self, delta: Dict[str, Any]) -> Iterable[Event]:
         content = delta.get("content")
-        if len(delta) == 1 and type(content) is str:  # the common case
-            return self._text(content)
+        if len(delta) == 1:  # the common cases
+            if type(content) is str:
+                return self._text(content)
+            calls = delta.get("tool_calls")
+            call = calls[0] if type(calls) is list and len(calls) == 1 else None
+            if type(call) is dict and not self._has_waiting():
+                more = self._calls.more(call)
+                if more:
+                    return more
         return list(self._parts(delta, content))
+
+    def _has_waiting(self) -> bool:
+        """Whether something may have to be told before a piece of a call."""
+        return bool(self._held) or self._watch is not None or self._think.active
 
     def _parts(self, delta: Dict[str, Any], content: Any) -> Iterator[Event]:
         yield from self._thought(reasoning_text(delta))
