@@ -6,6 +6,7 @@ import errno
 import select
 import socket
 import socketserver
+import threading
 import time
 from http.server import ThreadingHTTPServer
 from typing import Any, Optional
@@ -162,7 +163,41 @@ class Server(ThreadingHTTPServer):
         address = app.config.listen_host, app.config.listen_port
         if ":" in app.config.listen_host:
             self.address_family = socket.AF_INET6
-        super().__init__(address, Handler)
+        self._woken, self._waker = socket.socketpair()
+        self._stopping = False
+        self._served = threading.Event()
+        self._served.set()
+        try:
+            super().__init__(address, Handler)
+        except BaseException:
+            self.close_wakers()
+            raise
+
+    def serve_forever(self, poll_interval: float = 0) -> None:
+        """Accept connections until `shutdown`. Never wakes up for anything else: the library's own
+        looks several times a second whether it is to stop."""
+        self._served.clear()
+        try:
+            while not self._stopping:
+                ready = select.select([self.socket, self._woken], [], [])[0]
+                if self.socket in ready and not self._stopping:
+                    self._handle_request_noblock()
+        finally:
+            self._served.set()
+
+    def shutdown(self) -> None:
+        """End `serve_forever`, and wait until it has; the listener stays open."""
+        self._stopping = True
+        self._waker.send(b"\0")
+        self._served.wait()
+
+    def server_close(self) -> None:
+        super().server_close()
+        self.close_wakers()
+
+    def close_wakers(self) -> None:
+        self._woken.close()
+        self._waker.close()
 
     def get_request(self) -> Any:
         try:

@@ -96,6 +96,22 @@ def test_a_stream_under_way_keeps_its_settings(command, tmp_path):
         proxy.stop()
 
 
+def test_a_file_that_is_empty_while_it_is_written_brings_no_demo(tmp_path):
+    with ScriptedUpstream(text_answer("one")) as upstream:
+        proxy = Reloadable(COMMANDS["package"], tmp_path, settings(upstream))
+        assert "name no upstream" in proxy.reload("", "reload_refused")
+        assert text_of(ask(proxy.port, message_body())) == "one"
+        proxy.stop()
+
+
+def test_signals_in_a_burst_are_not_lost(tmp_path):
+    """A handler may be interrupted by the next one, wherever it is."""
+    proxy = Reloadable(COMMANDS["package"], tmp_path, "")
+    for _ in range(300):
+        os.kill(proxy.process.pid, signal.SIGHUP)
+    proxy.stop()
+
+
 @pytest.mark.parametrize("before,after,names", [
     ({}, {}, []),
     ({"BIG_MODEL": "a"}, {"BIG_MODEL": "b"}, ["BIG_MODEL", "MIDDLE_MODEL"]),
