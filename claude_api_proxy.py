@@ -15014,7 +15014,7 @@ def relayed_body(body: bytes, values: Mapping[str, Any]) -> bytes:
 
     ProxyError(400) if a value has to be changed in what cannot be read.
     """
-    foreign = FOREIGN_MARKS.search(body) is not None
+    foreign = b'"cp1.' in body or UNSIGNED in body and UNSIGNED_MARK.search(body) is not None
     if not values and not foreign:
         return body
     try:
@@ -15028,7 +15028,8 @@ def relayed_body(body: bytes, values: Mapping[str, Any]) -> bytes:
 
 
 # Where none of these is, there is no signature but the API's own.
-FOREIGN_MARKS = LazyPattern(rb'"cp1\.|"signature"[ \t\r\n]*:[ \t\r\n]*(?:""|null)')
+UNSIGNED = b'"signature"'
+UNSIGNED_MARK = LazyPattern(rb'"signature"[ \t\r\n]*:[ \t\r\n]*(?:""|null)')
 STAND_IN = {"type": "text", "text": "(no content)"}
 
 
