@@ -20,7 +20,7 @@ run: ## start the proxy from the package
 
 test: $(VENV)/pytest ## run the whole suite, in an environment of its own; ARGS="-k name" for less
 ifeq ($(ARGS),)
-	@$(VENV_PYTHON) tests/halves.py
+	@$(VENV_PYTHON) tests/parts.py
 else
 	$(VENV_PYTHON) -m pytest $(ARGS)
 endif

@@ -25,7 +25,7 @@ from typing import Any, Dict, List, Tuple
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests import halves  # noqa: E402
+from tests import parts  # noqa: E402
 from tests.canary import SHORTEST_NEEDLE, Hit, Needles  # noqa: E402
 from tests.canary_tee import NOT_KEPT  # noqa: E402
 
@@ -131,7 +131,7 @@ def search(folder: pathlib.Path, needles: Needles) -> Tuple[int, List[Hit]]:
 def main(arguments: Any = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         os.environ["CANARY_TEE"] = name
-        failed = halves.main()
+        failed = parts.main()
         words, left_out = suite_words(pathlib.Path(name))
         needles = Needles((place, word) for word, place in words.items())
         size, hits = search(pathlib.Path(name), needles)
