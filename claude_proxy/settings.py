@@ -73,8 +73,8 @@ SETTINGS: Tuple[Setting, ...] = (
     Setting("TRUST_PROXY", "false", parse_bool,
             "true if something in front authenticates: no key is needed then", "Listening"),
     Setting("MAX_CONNECTIONS", "1000", number_parser(1, 100000),
-            "client connections at a time; beyond, idle ones make room for others, and then"
-            " clients are told to come back (503)", "Listening"),
+            "client connections at a time; beyond, idle ones make room, and others are told"
+            " to come back", "Listening"),
     Setting("MAX_BODY_BYTES", "33554432", number_parser(1024, 1 << 31),
             "largest request body", "Listening"),
     Setting("HEADER_TIMEOUT", "10", seconds_parser(),
