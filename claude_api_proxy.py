@@ -3502,6 +3502,9 @@ def check_grammar(events: Iterable[Event]) -> Iterator[Event]:
     state = GrammarState()
     for event in events:
         kind = str(event.get("type"))
+        if kind == "content_block_delta" and state.fits_open_block(event):  # nearly all are
+            yield event
+            continue
         step = GRAMMAR_STEPS.get(kind)
         problem = step and (state.misfit(kind, event) or step(state, event))
         if problem:
@@ -3521,6 +3524,11 @@ class GrammarState:
         self.reported = False
         self.ended = False
         self.stopped = False
+
+    def fits_open_block(self, event: Event) -> bool:
+        """Whether a delta is for the block that is open; then nothing has ended yet."""
+        at = self.open_index
+        return at is not None and event.get("index") == at and type(event.get("delta")) is dict
 
     def misfit(self, kind: str, event: Event) -> Optional[str]:
         """What is wrong wherever in the answer it stands."""
@@ -7742,6 +7750,8 @@ CHAT_DONE: Dict[str, Any] = {"done": True}
 # json.loads would guess the encoding of each chunk anew.
 CHUNK_DECODER = json.JSONDecoder()
 NOT_JSON = "the upstream sent an event that is not JSON"
+# So many patterns are learned from one answer at most.
+MOST_TEMPLATES = 16
 # First byte of a body -> what it is, whatever its content type says. No field of an event stream
 # begins with a capital or a digit: that is a sentence.
 BODY_KINDS = {
@@ -7773,10 +7783,13 @@ def whole_body(pieces: Iterable[bytes]) -> bytes:
 
 def event_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
     """The chunks of an event stream, up to its `[DONE]`."""
-    splitter = FrameSplitter()
+    splitter, template = FrameSplitter(), ChunkTemplate()
     for piece in pieces:
         for frame in splitter.feed(piece):
-            chunk = frame_to_chunk(frame)
+            chunk = template.read(frame)
+            if chunk is None:
+                chunk = frame_to_chunk(frame)
+                template.learn(frame, chunk)
             if chunk is not None:
                 yield chunk
                 if chunk is CHAT_DONE:
@@ -7785,6 +7798,92 @@ def event_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
         chunk = last_chunk(frame)
         if chunk is not None:
             yield chunk
+
+
+class ChunkTemplate:
+    """Chunks that differ in one text alone, as nearly all of a stream do.
+
+    From one of them the bytes before and behind the text are learned; of the next ones only the
+    text is read. Equal bytes around a JSON string are equal JSON around it, so that nothing is
+    guessed, and what does not fit is decoded as ever. What `read` gives is the same object each
+    time, with another text in it.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._after = b""
+        self._chunk: Dict[str, Any] = {}
+        self._place: Dict[str, Any] = {}
+        self._member = ""
+        self._tries = MOST_TEMPLATES
+
+    def read(self, frame: bytes) -> Optional[Dict[str, Any]]:
+        """The chunk of a frame that fits; None of any other."""
+        start, end = len(self._before), len(frame) - len(self._after)
+        if not start or end < start:
+            return None
+        if not (frame.startswith(self._before) and frame.endswith(self._after)):
+            return None
+        try:
+            inner = str(frame[start:end], "utf-8") + '"'
+            text, stop = scanstring(inner, 0, True)
+        except ValueError:
+            return None
+        if stop != len(inner):
+            return None
+        self._place[self._member] = text
+        self._tries = MOST_TEMPLATES
+        return self._chunk
+
+    def learn(self, frame: bytes, chunk: Optional[Dict[str, Any]]) -> None:
+        """From now on this frame's is the pattern. Some providers put something new into each
+        chunk, so that there is nothing to learn: then it is given up."""
+        if not self._tries or chunk is None or not frame.startswith(b"data: {"):
+            return
+        place, member = text_place(chunk)
+        if place is None:
+            return
+        self._tries -= 1
+        before, after = around_text(frame, member, place[member])
+        if not before:
+            return
+        try:
+            again = decode_chunk(before[len(b"data: ") :] + b"~" + after)
+        except ProxyError:
+            return
+        found, _ = text_place(again or {})
+        if again is None or found is None or found[member] != "~":
+            return
+        found[member] = place[member]
+        if again == chunk:
+            self._before, self._after, self._chunk = before, after, again
+            self._place, self._member = found, member
+
+
+def text_place(chunk: Dict[str, Any]) -> Tuple[Optional[Dict[str, Any]], str]:
+    """(the object in which a chunk has its text, its name there); (None, "") if it has none."""
+    choices = chunk.get("choices")
+    choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
+    delta = choice.get("delta") if isinstance(choice, dict) else None
+    if not isinstance(delta, dict):
+        return None, ""
+    calls = delta.get("tool_calls")
+    call = calls[0] if isinstance(calls, list) and len(calls) == 1 else None
+    function = call.get("function") if isinstance(call, dict) else None
+    if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+        return function, "arguments"
+    named = ("content", "reasoning_content", "reasoning")
+    member = next((name for name in named if isinstance(delta.get(name), str) and delta[name]), "")
+    return (delta, member) if member else (None, "")
+
+
+def around_text(frame: bytes, member: str, text: str) -> Tuple[bytes, bytes]:
+    """What stands before and behind this member's text, quotes included; b"" if it is not found."""
+    whole = str(frame, "utf-8")
+    match = re.search(rf'"{member}"\s*:\s*"', whole)
+    found, stop = scanstring(whole, match.end(), True) if match else ("", 0)
+    if match is None or found != text:
+        return b"", b""
+    return whole[: match.end()].encode(), whole[stop - 1 :].encode()
 
 
 def frame_to_chunk(frame: bytes) -> Optional[Dict[str, Any]]:
@@ -9522,19 +9621,16 @@ class AnswerForm(NamedTuple):
     error: Callable[[ProxyError], bytes]
 
 
-def new_id(prefix: str) -> str:
-    """An identifier like those of the API: prefix, underscore, 24 hexadecimal digits."""
-    return f"{prefix}_{secrets.token_hex(12)}"
-
-
 class Exchange:
     """One request in the works. Times are seconds of `clock`, a monotonic one."""
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, total_timeout: float = 0
     ) -> None:
-        self.id = new_id("req")
-        self.message_id = new_id("msg")
+        digits = secrets.token_hex(24)
+        # Like those of the API: prefix, underscore, 24 hexadecimal digits.
+        self.id = f"req_{digits[:24]}"
+        self.message_id = f"msg_{digits[24:]}"
         self.clock = clock
         self.started = clock()
         self.deadline = NEVER
@@ -18661,8 +18757,11 @@ def banner(app: App, port: int, loaded: Loaded) -> str:
         f"  trusts    {trust_roots(config)}",
     ]
     if config.upstream == "demo":
+        plan = read_plan(config)
+        leaves = "no prompt" if plan.metrics_url or plan.traces_url else "no data"
         lines.append(
-            "  No upstream is configured: answers come from the demo, and no data leaves this host."
+            "  No upstream is configured: answers come from the demo,"
+            f" and {leaves} leaves this host."
         )
     if loaded.unknown:
         unknown = ", ".join(map(told_variable, loaded.unknown))

@@ -39,6 +39,7 @@ from claude_proxy.explain import explain_request
 from claude_proxy.inflight import Inflight
 from claude_proxy.log import Log
 from claude_proxy.names import told_variable
+from claude_proxy.otlp_send import read_plan
 from claude_proxy.redaction import secret_values
 from claude_proxy.routing import choose_route
 from claude_proxy.server import Server
@@ -381,8 +382,11 @@ def banner(app: App, port: int, loaded: Loaded) -> str:
         f"  trusts    {trust_roots(config)}",
     ]
     if config.upstream == "demo":
+        plan = read_plan(config)
+        leaves = "no prompt" if plan.metrics_url or plan.traces_url else "no data"
         lines.append(
-            "  No upstream is configured: answers come from the demo, and no data leaves this host."
+            "  No upstream is configured: answers come from the demo,"
+            f" and {leaves} leaves this host."
         )
     if loaded.unknown:
         unknown = ", ".join(map(told_variable, loaded.unknown))

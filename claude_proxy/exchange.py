@@ -39,19 +39,16 @@ class AnswerForm(NamedTuple):
     error: Callable[[ProxyError], bytes]
 
 
-def new_id(prefix: str) -> str:
-    """An identifier like those of the API: prefix, underscore, 24 hexadecimal digits."""
-    return f"{prefix}_{secrets.token_hex(12)}"
-
-
 class Exchange:
     """One request in the works. Times are seconds of `clock`, a monotonic one."""
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, total_timeout: float = 0
     ) -> None:
-        self.id = new_id("req")
-        self.message_id = new_id("msg")
+        digits = secrets.token_hex(24)
+        # Like those of the API: prefix, underscore, 24 hexadecimal digits.
+        self.id = f"req_{digits[:24]}"
+        self.message_id = f"msg_{digits[24:]}"
         self.clock = clock
         self.started = clock()
         self.deadline = NEVER

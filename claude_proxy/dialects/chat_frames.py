@@ -7,8 +7,10 @@ asked for, so the first byte decides.
 from __future__ import annotations
 
 import json
+import re
 import string
 from collections.abc import Iterable, Iterator
+from json.decoder import scanstring
 from typing import Any, Dict, Optional, Tuple
 
 from claude_proxy.errors import ProxyError, upstream_error_object
@@ -20,6 +22,8 @@ CHAT_DONE: Dict[str, Any] = {"done": True}
 # json.loads would guess the encoding of each chunk anew.
 CHUNK_DECODER = json.JSONDecoder()
 NOT_JSON = "the upstream sent an event that is not JSON"
+# So many patterns are learned from one answer at most.
+MOST_TEMPLATES = 16
 # First byte of a body -> what it is, whatever its content type says. No field of an event stream
 # begins with a capital or a digit: that is a sentence.
 BODY_KINDS = {
@@ -51,10 +55,13 @@ def whole_body(pieces: Iterable[bytes]) -> bytes:
 
 def event_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
     """The chunks of an event stream, up to its `[DONE]`."""
-    splitter = FrameSplitter()
+    splitter, template = FrameSplitter(), ChunkTemplate()
     for piece in pieces:
         for frame in splitter.feed(piece):
-            chunk = frame_to_chunk(frame)
+            chunk = template.read(frame)
+            if chunk is None:
+                chunk = frame_to_chunk(frame)
+                template.learn(frame, chunk)
             if chunk is not None:
                 yield chunk
                 if chunk is CHAT_DONE:
@@ -63,6 +70,92 @@ def event_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
         chunk = last_chunk(frame)
         if chunk is not None:
             yield chunk
+
+
+class ChunkTemplate:
+    """Chunks that differ in one text alone, as nearly all of a stream do.
+
+    From one of them the bytes before and behind the text are learned; of the next ones only the
+    text is read. Equal bytes around a JSON string are equal JSON around it, so that nothing is
+    guessed, and what does not fit is decoded as ever. What `read` gives is the same object each
+    time, with another text in it.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._after = b""
+        self._chunk: Dict[str, Any] = {}
+        self._place: Dict[str, Any] = {}
+        self._member = ""
+        self._tries = MOST_TEMPLATES
+
+    def read(self, frame: bytes) -> Optional[Dict[str, Any]]:
+        """The chunk of a frame that fits; None of any other."""
+        start, end = len(self._before), len(frame) - len(self._after)
+        if not start or end < start:
+            return None
+        if not (frame.startswith(self._before) and frame.endswith(self._after)):
+            return None
+        try:
+            inner = str(frame[start:end], "utf-8") + '"'
+            text, stop = scanstring(inner, 0, True)
+        except ValueError:
+            return None
+        if stop != len(inner):
+            return None
+        self._place[self._member] = text
+        self._tries = MOST_TEMPLATES
+        return self._chunk
+
+    def learn(self, frame: bytes, chunk: Optional[Dict[str, Any]]) -> None:
+        """From now on this frame's is the pattern. Some providers put something new into each
+        chunk, so that there is nothing to learn: then it is given up."""
+        if not self._tries or chunk is None or not frame.startswith(b"data: {"):
+            return
+        place, member = text_place(chunk)
+        if place is None:
+            return
+        self._tries -= 1
+        before, after = around_text(frame, member, place[member])
+        if not before:
+            return
+        try:
+            again = decode_chunk(before[len(b"data: ") :] + b"~" + after)
+        except ProxyError:
+            return
+        found, _ = text_place(again or {})
+        if again is None or found is None or found[member] != "~":
+            return
+        found[member] = place[member]
+        if again == chunk:
+            self._before, self._after, self._chunk = before, after, again
+            self._place, self._member = found, member
+
+
+def text_place(chunk: Dict[str, Any]) -> Tuple[Optional[Dict[str, Any]], str]:
+    """(the object in which a chunk has its text, its name there); (None, "") if it has none."""
+    choices = chunk.get("choices")
+    choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
+    delta = choice.get("delta") if isinstance(choice, dict) else None
+    if not isinstance(delta, dict):
+        return None, ""
+    calls = delta.get("tool_calls")
+    call = calls[0] if isinstance(calls, list) and len(calls) == 1 else None
+    function = call.get("function") if isinstance(call, dict) else None
+    if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+        return function, "arguments"
+    named = ("content", "reasoning_content", "reasoning")
+    member = next((name for name in named if isinstance(delta.get(name), str) and delta[name]), "")
+    return (delta, member) if member else (None, "")
+
+
+def around_text(frame: bytes, member: str, text: str) -> Tuple[bytes, bytes]:
+    """What stands before and behind this member's text, quotes included; b"" if it is not found."""
+    whole = str(frame, "utf-8")
+    match = re.search(rf'"{member}"\s*:\s*"', whole)
+    found, stop = scanstring(whole, match.end(), True) if match else ("", 0)
+    if match is None or found != text:
+        return b"", b""
+    return whole[: match.end()].encode(), whole[stop - 1 :].encode()
 
 
 def frame_to_chunk(frame: bytes) -> Optional[Dict[str, Any]]:
