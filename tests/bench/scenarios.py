@@ -120,6 +120,7 @@ WARMING = Scenario("to have everything loaded", "bench-1x0", load={"requests": 2
 
 # --- without load ----------------------------------------------------------------------------------
 
+SETTLE_SECONDS = 0.5
 IDLE_SECONDS = 2.0
 
 
@@ -130,6 +131,8 @@ def measure_start(start: Callable[[], Tuple[Target, float]]) -> Result:
         pids = family(target.pid)
         before = usage(pids)[0]
         result = {"start_ms": seconds * 1000, "start_cpu_ms": before * 1000}
+        time.sleep(SETTLE_SECONDS)  # what the first answer has left to do is not idleness
+        before = usage(pids)[0]
         time.sleep(IDLE_SECONDS)
         after, memory = usage(pids)
     finally:
