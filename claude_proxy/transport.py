@@ -356,6 +356,8 @@ class UpstreamResponse:
                 exchange.arm(self._idle_timeout, "more of the upstream's answer")
             else:
                 exchange.before_wait()
+            # A socket that was shut down still gives what has come to it, and what still comes.
+            exchange.raise_if_cancelled()
             try:
                 piece = receive(RECEIVE_BYTES)
             except OSError:

@@ -9,7 +9,8 @@ import zlib
 import pytest
 
 from claude_proxy.errors import ProxyError
-from claude_proxy.exchange import Exchange
+from claude_proxy.exchange import Exchange, client_gone
+from claude_proxy.http1 import ResponseHead
 from claude_proxy.pool import (
     IDLE_CONNECTION_SECONDS,
     Pool,
@@ -24,6 +25,7 @@ from claude_proxy.transport import (
     Call,
     Timeouts,
     Transport,
+    UpstreamResponse,
     backoff,
     inflate,
     should_retry,
@@ -204,3 +206,28 @@ def test_long_waits_are_the_clients():
         response = make_transport(max_retries=3).request(Exchange(), call_to(upstream))
         assert response.status == 429 and len(upstream.requests) == 1
         response.close()
+
+
+class EndlessSocket:
+    """Has more to read, always; also when it has been shut down, as sockets do while data is there."""
+
+    def recv(self, size):
+        return b"4\r\nmore\r\n"
+
+    def shutdown(self, how):
+        pass
+
+    def close(self):
+        pass
+
+
+def test_who_learns_while_waiting_that_the_client_has_gone_reads_no_more():
+    exchange, connection = Exchange(), UpstreamConnection(Target("http", "127.0.0.1", 9), EndlessSocket())
+    head = ResponseHead("HTTP/1.1", 200, {"transfer-encoding": "chunked"})
+    pieces = UpstreamResponse(exchange, connection, head, 5.0, Pool()).pieces()
+    assert next(pieces) == b"more"
+    exchange.before_wait = lambda: exchange.cancel(client_gone())
+    with pytest.raises(ProxyError) as gone:
+        for _ in range(10):
+            next(pieces)
+    assert gone.value.status == 499

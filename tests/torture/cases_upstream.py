@@ -8,6 +8,8 @@ from typing import Callable, Dict, Tuple
 
 from tests.torture.rig import MEGABYTE, Rig, all_told, close_all, counted, swallow, wait_for
 
+# After five failures the upstream would not be asked at all.
+NO_CIRCUIT = {"CIRCUIT_FAILURES": "0"}
 RELAY = {"UPSTREAM": "anthropic"}
 DEMOTE = {**RELAY, "ANTHROPIC_DEMOTE_NONSTREAMING": "true"}
 
@@ -80,10 +82,10 @@ UPSTREAM_CASES: Dict[str, Tuple[Callable[[Rig], str], Dict[str, str], int]] = {
     "gzip bomb: an event": (partial(ends_in, ERROR, "bomb-event"), {}, 60),
     "gzip bomb: an error": (partial(refused, "400", "bomb-error"), {}, 40),
     "gzip bomb, demoted": (partial(refused, "502", "bomb-event", stream=False), DEMOTE, 60),
-    "a head without an end x 50": (partial(refused, "502", "endless-head", count=50), {}, 60),
-    "interim answers without an end x 50": (partial(refused, "502", "interim", count=50), {}, 60),
-    "accepts and never answers x 200": (partial(refused, "504", "never", stream=False, count=200), {"REQUEST_TIMEOUT": "3"}, 60),
-    "closes at once x 200": (partial(refused, "502", "closes", count=200), {"MAX_RETRIES": "1"}, 60),
+    "a head without an end x 50": (partial(refused, "502", "endless-head", count=50), NO_CIRCUIT, 60),
+    "interim answers without an end x 50": (partial(refused, "502", "interim", count=50), NO_CIRCUIT, 60),
+    "accepts and never answers x 200": (partial(refused, "504", "never", stream=False, count=200), {"REQUEST_TIMEOUT": "3", **NO_CIRCUIT}, 60),
+    "closes at once x 200": (partial(refused, "502", "closes", count=200), {"MAX_RETRIES": "1", **NO_CIRCUIT}, 60),
     "kill -9 amid 200 streams": (partial(killed, False), {}, 60),
     "kill -9 amid 200 streams, relayed": (partial(killed, True), RELAY, 60),
 }
