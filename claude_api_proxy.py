@@ -7837,7 +7837,8 @@ class ChunkTemplate:
     def learn(self, frame: bytes, chunk: Optional[Dict[str, Any]]) -> None:
         """From now on this frame's is the pattern. Some providers put something new into each
         chunk, so that there is nothing to learn: then it is given up."""
-        if not self._tries or chunk is None or not frame.startswith(b"data: {"):
+        one_line = frame.startswith(b"data: {") and b"\n" not in frame and b"\r" not in frame
+        if not self._tries or chunk is None or not one_line:
             return
         place, member = text_place(chunk)
         if place is None:

@@ -38,6 +38,7 @@ FIT = [
     ("the first of two", [f'data: {{"choices": [{{"delta": {{"content": {json.dumps(t)}, "content": "x"}}}}]}}'.encode() for t in TEXTS]),
     ("several lines", [framed({"content": t}).replace(b', "choices"', b',\ndata: "choices"') for t in TEXTS]),
     ("an event's name behind it", [framed({"content": t}) + b"\nevent: message" for t in TEXTS]),
+    ("a comment that is no UTF-8", [framed({"content": t}) + b"\n: \xad" for t in TEXTS]),
     ("usage, and a finish reason", [framed({"content": "a"}), framed({"content": "b"}, usage={"x": 1}), framed({}, usage={"prompt_tokens": 1})]),
     ("not JSON", [framed({"content": "a"}), framed({"content": "b"}), framed({"content": "c"})[:-1] + b",", framed({"content": "d"})]),
     ("a control character", [framed({"content": "a"}), framed({"content": "b"}).replace(b"b", b"\x01"), framed({"content": "d"})]),
