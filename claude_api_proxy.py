@@ -10184,7 +10184,7 @@ def hung_up(sockets: Sequence[socket.socket]) -> List[socket.socket]:
     ]
 
 
-def nothing_came(sock: socket.socket) -> bool:
+def nothing_came(sock: Any) -> bool:
     """Whether there is nothing to read, not even an end."""
     if hasattr(select, "poll"):
         poll = select.poll()
@@ -10840,11 +10840,7 @@ class UpstreamConnection:
 
     def usable(self) -> bool:
         """Whether an idle connection is still silent and open."""
-        if hasattr(select, "poll"):
-            poll = select.poll()
-            poll.register(self.sock, select.POLLIN)
-            return not poll.poll(0)
-        return not select.select([self.sock], [], [], 0)[0]
+        return nothing_came(self.sock)
 
     def close(self) -> None:
         self.sock.close()
@@ -12071,12 +12067,6 @@ class Edit(NamedTuple):
     start: int
     end: int
     text: str
-
-
-def replace_members(body: bytes, values: Mapping[str, Any]) -> bytes:
-    """The body with these values for these names; ValueError if it is no JSON object."""
-    text = body.decode("utf-8")
-    return edited(text, member_edits(text, values)).encode("utf-8")
 
 
 def edited(text: str, edits: Iterable[Edit]) -> str:

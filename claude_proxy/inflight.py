@@ -57,7 +57,7 @@ def hung_up(sockets: Sequence[socket.socket]) -> List[socket.socket]:
     ]
 
 
-def nothing_came(sock: socket.socket) -> bool:
+def nothing_came(sock: Any) -> bool:
     """Whether there is nothing to read, not even an end."""
     if hasattr(select, "poll"):
         poll = select.poll()

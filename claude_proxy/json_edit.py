@@ -51,12 +51,6 @@ class Edit(NamedTuple):
     text: str
 
 
-def replace_members(body: bytes, values: Mapping[str, Any]) -> bytes:
-    """The body with these values for these names; ValueError if it is no JSON object."""
-    text = body.decode("utf-8")
-    return edited(text, member_edits(text, values)).encode("utf-8")
-
-
 def edited(text: str, edits: Iterable[Edit]) -> str:
     """The text with edits that do not overlap."""
     parts: List[str] = []

@@ -8,7 +8,6 @@ an https upstream, with the whole URL in each request to an http one. What is sa
 
 from __future__ import annotations
 
-import select
 import socket
 import ssl
 import threading
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 from claude_proxy.config import ConfigError
 from claude_proxy.errors import ProxyError
 from claude_proxy.http1 import ResponseHead, encode_request_head, take_response_head
+from claude_proxy.inflight import nothing_came
 from claude_proxy.patterns import LazyPattern
 
 IDLE_CONNECTIONS_KEPT = 64
@@ -432,11 +432,7 @@ class UpstreamConnection:
 
     def usable(self) -> bool:
         """Whether an idle connection is still silent and open."""
-        if hasattr(select, "poll"):
-            poll = select.poll()
-            poll.register(self.sock, select.POLLIN)
-            return not poll.poll(0)
-        return not select.select([self.sock], [], [], 0)[0]
+        return nothing_came(self.sock)
 
     def close(self) -> None:
         self.sock.close()

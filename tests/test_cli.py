@@ -57,7 +57,7 @@ class Started:
             [*command, *arguments], cwd=folder, env=environment(**{"LISTEN_PORT": "0", **settings}), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.banner = self.process.stdout.readline()
-        match = re.fullmatch(r"listening on http://127\.0\.0\.1:(\d+)\n", self.banner)
+        match = re.fullmatch(r"listening on https?://127\.0\.0\.1:(\d+)\n", self.banner)
         assert match, self.banner + self.process.stderr.read()
         self.port = int(match.group(1))
         while "ANTHROPIC_AUTH_TOKEN" not in self.banner:

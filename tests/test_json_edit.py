@@ -11,10 +11,16 @@ from claude_proxy.json_edit import (
     array_items,
     cut_items,
     edited,
+    member_edits,
     object_members,
     read_members,
-    replace_members,
 )
+
+
+def replace_members(body, values):
+    text = body.decode()
+    return edited(text, member_edits(text, values)).encode()
+
 
 HUGE = "1" * 5000
 EDITS = [

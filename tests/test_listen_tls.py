@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -37,7 +36,7 @@ from tests.support import (
     upstream_environ,
     wait_until,
 )
-from tests.test_cli import environment
+from tests.test_cli import COMMANDS, Started, environment
 from tests.test_tls import PASSPHRASE, Certificates
 
 pytestmark = [
@@ -420,27 +419,13 @@ def test_a_new_certificate_is_shown_after_a_reload_and_a_bad_one_is_not(made, tm
         proxy.server.app.transport.close()
 
 
-class Https:
+class Https(Started):
     """A process that listens with TLS."""
 
     def __init__(self, folder, **settings):
-        self.settings = environment(LISTEN_PORT="0", LOG_FORMAT="json", **settings)
-        self.folder = folder
-        self.process = subprocess.Popen([sys.executable, "-m", "claude_proxy"], cwd=folder, env=self.settings, text=True,
-                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        self.banner = self.process.stdout.readline()
-        match = re.fullmatch(r"listening on https://127\.0\.0\.1:(\d+)\n", self.banner)
-        assert match, self.banner + self.process.stderr.read()
-        self.port = int(match[1])
-        while "ANTHROPIC_AUTH_TOKEN" not in self.banner:
-            self.banner += self.process.stdout.readline()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.process.kill()
-        self.process.communicate()
+        super().__init__(COMMANDS["package"], folder, LOG_FORMAT="json", **settings)
+        self.settings, self.folder = environment(LOG_FORMAT="json", **settings), folder
+        assert self.banner.startswith("listening on https://")
 
     def healthcheck(self):
         environ = {**self.settings, "LISTEN_PORT": str(self.port)}

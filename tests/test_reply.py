@@ -269,17 +269,17 @@ def test_no_more_is_held_than_a_bounded_size():
     assert len(out.writes) >= 3 and max(map(len, out.writes)) < 160_000
 
 
+def broken_off():
+    yield b"first"
+    yield b"second"
+    raise ProxyError(502, "broken off")
+
+
 def test_what_is_held_is_told_before_an_error():
     out, exchange, reply = counted_reply()
     exchange.form = answer_form(exchange, MESSAGES_DIALECT, True, 10.0)
-
-    def pieces():
-        yield b"first"
-        yield b"second"
-        raise ProxyError(502, "broken off")
-
     with pytest.raises(ProxyError):
-        reply.send(HttpResponse(200, (), pieces()))
+        reply.send(HttpResponse(200, (), broken_off()))
     reply.fail(ProxyError(502, "broken off"))
     body = ChunkedBody().feed(b"".join(out.writes).partition(b"\r\n\r\n")[2])
     assert body.startswith(b"firstsecondevent: error\n") and b"broken off" in body
@@ -287,14 +287,8 @@ def test_what_is_held_is_told_before_an_error():
 
 def test_a_relayed_answer_that_breaks_off_is_sent_as_far_as_it_came():
     out, _, reply = counted_reply()
-
-    def pieces():
-        yield b"first"
-        yield b"second"
-        raise ProxyError(502, "broken off")
-
     with pytest.raises(ProxyError):
-        reply.send(HttpResponse(200, (), pieces()))
+        reply.send(HttpResponse(200, (), broken_off()))
     reply.fail(ProxyError(502, "broken off"))
     assert b"".join(out.writes).endswith(b"5\r\nfirst\r\n6\r\nsecond\r\n") and reply.close
 
