@@ -18,8 +18,8 @@ it in place; the model maps are at the top of its first section. Sections, each 
   rate_limits, inflight, slots, late, pool, circuit, listen_tls, proxies, transport, limits,
   reasoning_memory, json_edit, phi_rules, phi, agents, relay, routes, keys, forwards, fallback,
   upstreams/upstream, upstreams/openai, upstreams/redcap_form, upstreams/redcap_reply,
-  upstreams/redcap, upstreams/demo, upstreams/anthropic, wire, answering, metrics, openapi, audit,
-  otlp, otlp_send, otlp_export, observers, app, assembly, server, explain, checks, serving,
+  upstreams/redcap, upstreams/demo, upstreams/anthropic, wire, asking, answering, metrics, openapi,
+  audit, otlp, otlp_send, otlp_export, observers, app, assembly, server, explain, checks, serving,
   redaction, cli, __main__
 """
 
@@ -12171,6 +12171,63 @@ def read_members(body: bytes) -> Optional[Any]:
     return value if isinstance(value, dict) else None
 
 
+# A member that is no object and no array, and whose text has no escapes.
+PLAIN_MEMBER = (
+    rb'[ \t\r\n]*"[A-Za-z_]+"[ \t\r\n]*:[ \t\r\n]*'
+    rb'(?:"[^"\\\x00-\x1f]*"|true|false|null|-?[0-9]{1,15})[ \t\r\n]*'
+)
+FIRST_MEMBERS = LazyPattern(rb"[ \t\r\n]*\{(?:" + PLAIN_MEMBER + rb",)*")
+LAST_MEMBERS = LazyPattern(rb"(?:," + PLAIN_MEMBER + rb")+\}[ \t\r\n]*\Z")
+OUTER_BYTES = 512
+
+
+def outer_members(body: bytes) -> Dict[str, Any]:
+    """The plain members at a JSON object's beginning and at its end, without reading the middle.
+
+    Both are exact for a body that is a JSON object. From its beginning that is plain. At its end,
+    a comma with a letter's name in quotes behind it is never within a text: there the first quote
+    would be the text's end, and no letter can follow that; and as only plain values stand between
+    it and the last brace, it is the outermost object's.
+    """
+    first = FIRST_MEMBERS.match(body, 0, OUTER_BYTES)
+    begun = first.end() - 1 if first else 0
+    last = LAST_MEMBERS.search(body, max(len(body) - OUTER_BYTES, begun))
+    parts = [match.group().strip()[1:-1] for match in (first, last) if match]
+    try:
+        return json.loads(b"{%s}" % b",".join(filter(None, parts)))
+    except ValueError:
+        return {}
+
+
+class UnreadMembers(Mapping[str, Any]):
+    """The members of a JSON object of which some are known; it is read when others are asked for.
+
+    What is no JSON object has none but these.
+    """
+
+    def __init__(self, known: Mapping[str, Any], body: bytes) -> None:
+        self._known = known
+        self._body = body
+        self._all: Optional[Mapping[str, Any]] = None
+
+    def _read(self) -> Mapping[str, Any]:
+        if self._all is None:
+            self._all = read_members(self._body) or self._known
+        return self._all
+
+    def __getitem__(self, name: str) -> Any:
+        return self._known[name] if name in self._known else self._read()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __bool__(self) -> bool:
+        return bool(self._known) or bool(self._read())
+
+
 def short_int(digits: str) -> Any:
     return int(digits) if len(digits) < 100 else digits
 
@@ -13415,7 +13472,7 @@ TITLE_MARK = "<session>"
 class RouteFacts(NamedTuple):
     """What routing may ask of a request. `window` gives a route's window in tokens, 0: unknown."""
 
-    request: Request
+    request: Mapping[str, Any]
     agent: Optional[AgentFound] = None
     tokens: Callable[[], int] = lambda: 0
     window: Callable[[Route], int] = lambda route: 0
@@ -13451,12 +13508,12 @@ def agent_route(config: Config, agent: Optional[AgentFound]) -> Optional[Route]:
     return target_route(config, target, f"agent {agent.name} by {agent.means}")
 
 
-def background_route(config: Config, request: Request) -> Optional[Route]:
+def background_route(config: Config, request: Mapping[str, Any]) -> Optional[Route]:
     kind = background_kind(request) if config.background_model else ""
     return target_route(config, config.background_model, f"background {kind}") if kind else None
 
 
-def background_kind(request: Request) -> str:
+def background_kind(request: Mapping[str, Any]) -> str:
     """What a small call of Claude Code (2.1.197) beside the conversation is for; "" for none."""
     output = request.get("output_config")
     output = output if isinstance(output, dict) else {}
@@ -13469,7 +13526,7 @@ def background_kind(request: Request) -> str:
     return "counting" if counting and not request.get("system") else ""
 
 
-def last_text(request: Request) -> str:
+def last_text(request: Mapping[str, Any]) -> str:
     """The texts of the last message in one."""
     messages = as_list(request.get("messages"))
     content = messages[-1].get("content") if messages and isinstance(messages[-1], dict) else None
@@ -13650,19 +13707,25 @@ ATTEMPT_FACTS = (
 FORWARD_FACTS = ("upstream", "upstream_model", "route", "key", "retries", "model", "stream")
 
 
-def begin_forward(exchange: Exchange, http: HttpRequest, request: Request) -> None:
-    """Note what is about to be sent."""
-    thinking = request.get("thinking")
-    kind = thinking.get("type") if isinstance(thinking, dict) else None
+def begin_forward(
+    exchange: Exchange, http: HttpRequest, request: Mapping[str, Any]
+) -> None:
+    """Note what is about to be sent; the request is looked at only if that fails."""
     betas = http.headers.get("anthropic-beta", "")
     exchange.forward = {
         "attempt": len(exchange.failures) + 1,
         "begun": exchange.clock(),
         "body_bytes": len(http.body),
-        "thinking": kind not in (None, "disabled"),
+        "thinking": partial(wants_thinking, request),
         "beta": logged_betas(betas) if betas else None,
         "query": f"?{logged_query(http.query)}" if http.query else None,
     }
+
+
+def wants_thinking(request: Mapping[str, Any]) -> bool:
+    thinking = request.get("thinking")
+    kind = thinking.get("type") if isinstance(thinking, dict) else None
+    return kind not in (None, "disabled")
 
 
 def fail_forward(exchange: Exchange, error: ProxyError, moving: bool) -> None:
@@ -13686,6 +13749,7 @@ def forward_facts(
         **{name: exchange.facts.get(name) for name in FORWARD_FACTS},
         **logged_models(exchange.facts),
         **forward,
+        "thinking": forward["thinking"](),
         "ms": round((exchange.clock() - begun) * 1000),
         "status": status,
         "upstream_status": upstream_status,
@@ -15104,7 +15168,7 @@ def relayed_body(body: bytes, values: Mapping[str, Any]) -> bytes:
 
     ProxyError(400) if a value has to be changed in what cannot be read.
     """
-    foreign = b'"cp1.' in body or UNSIGNED in body and UNSIGNED_MARK.search(body) is not None
+    foreign = SIGNATURE in body and has_foreign_mark(body)
     if not values and not foreign:
         return body
     try:
@@ -15117,8 +15181,12 @@ def relayed_body(body: bytes, values: Mapping[str, Any]) -> bytes:
     raise ProxyError(400, "the request body is not a JSON object that can be routed")
 
 
-# Where none of these is, there is no signature but the API's own.
-UNSIGNED = b'"signature"'
+def has_foreign_mark(body: bytes) -> bool:
+    """Where none is found, there is no signature but the API's own."""
+    return b'"cp1.' in body or UNSIGNED_MARK.search(body) is not None
+
+
+SIGNATURE = b'"signature"'
 UNSIGNED_MARK = LazyPattern(rb'"signature"[ \t\r\n]*:[ \t\r\n]*(?:""|null)')
 STAND_IN = {"type": "text", "text": "(no content)"}
 
@@ -15558,6 +15626,75 @@ class Reply:
 
 
 # ==================================================================================================
+# asking
+# ==================================================================================================
+# A client's request as it is being answered: what is known of it, and how its body is read.
+#
+# A body that is converted is read whole, once. One that may only be passed on is read leniently, and
+# only if routing has a question that its beginning and its end do not answer.
+
+# A body of no more is read whole as fast as it is looked at from both ends.
+SOON_READ = 4096
+
+
+class Answerer(NamedTuple):
+    """All that is needed to answer: settings, upstreams, and what is known of agents."""
+
+    config: Config
+    upstreams: Dict[str, Upstream]
+    agent_calls: AgentCalls
+    agent_prompts: Mapping[str, str]
+    summaries: Summaries
+
+
+class Asking(NamedTuple):
+    """One request on its way: its bytes, what they say, and how its client talks."""
+
+    http: HttpRequest
+    request: Mapping[str, Any]
+    exchange: Exchange
+    dialect: Dialect
+
+    @property
+    def streaming(self) -> bool:
+        return self.request.get("stream") is True
+
+
+def read_request(answerer: Answerer, http: HttpRequest, dialect: Dialect) -> Mapping[str, Any]:
+    """What a body says; read leniently where it may only be passed on, and then only if need be.
+
+    ProxyError(400) for what cannot be understood; `request_of` decides again where it is converted.
+    """
+    if "anthropic" not in answerer.upstreams:
+        return dialect.decode_request(parse_json_object(http.body))
+    large = len(http.body) > SOON_READ and passes_unread(answerer.config)
+    known = outer_members(http.body) if large else {}
+    if "model" in known and "stream" in known:
+        return UnreadMembers(known, http.body)
+    members = read_members(http.body)
+    if members is None and answerer.config.upstream == "anthropic":
+        return {}  # the API itself says what is wrong with it
+    return members if members is not None else parse_json_object(http.body)
+
+
+def passes_unread(config: Config) -> bool:
+    """Whether the API gets bodies as they are, whatever model they name.
+
+    Where names decide, all of a body is read: a name may be there twice, and the last one counts.
+    """
+    named = config.model_map or config.big_model or config.middle_model or config.small_model
+    decided = named or config.default_model or config.anthropic_demote_nonstreaming
+    return config.upstream == "anthropic" and not decided
+
+
+def request_of(answerer: Answerer, asking: Asking) -> Request:
+    """The request where it is converted: then it has to be sound."""
+    if "anthropic" not in answerer.upstreams or not asking.http.body:
+        return asking.request
+    return asking.dialect.decode_request(parse_json_object(asking.http.body))
+
+
+# ==================================================================================================
 # answering
 # ==================================================================================================
 # From a client's request to its answer: routes are tried in order, the first to answer wins.
@@ -15586,50 +15723,7 @@ LARGEST_HELD = 8 * 1024 * 1024
 STREAM_HEADER_NAMES = ("content-type", "content-encoding", "cache-control", "x-accel-buffering")
 
 
-class Answerer(NamedTuple):
-    """All that is needed to answer: settings, upstreams, and what is known of agents."""
-
-    config: Config
-    upstreams: Dict[str, Upstream]
-    agent_calls: AgentCalls
-    agent_prompts: Mapping[str, str]
-    summaries: Summaries
-
-
-class Asking(NamedTuple):
-    """One request on its way: its bytes, what they say, and how its client talks."""
-
-    http: HttpRequest
-    request: Request
-    exchange: Exchange
-    dialect: Dialect
-
-    @property
-    def streaming(self) -> bool:
-        return self.request.get("stream") is True
-
-
-# --- the request ---------------------------------------------------------------------------------
-
-
-def read_request(answerer: Answerer, http: HttpRequest, dialect: Dialect) -> Request:
-    """What a body says; read leniently where it may only be passed on.
-
-    ProxyError(400) for what cannot be understood; `request_of` decides again where it is converted.
-    """
-    if "anthropic" not in answerer.upstreams:
-        return dialect.decode_request(parse_json_object(http.body))
-    members = read_members(http.body)
-    if members is None and answerer.config.upstream == "anthropic":
-        return {}  # the API itself says what is wrong with it
-    return members if members is not None else parse_json_object(http.body)
-
-
-def request_of(answerer: Answerer, asking: Asking) -> Request:
-    """The request where it is converted: then it has to be sound."""
-    if "anthropic" not in answerer.upstreams or not asking.http.body:
-        return asking.request
-    return asking.dialect.decode_request(parse_json_object(asking.http.body))
+# --- what routing may ask ------------------------------------------------------------------------
 
 
 def route_facts(answerer: Answerer, request: Request, exchange: Exchange) -> RouteFacts:

@@ -38,8 +38,8 @@ MODULES = (
     "forwards", "fallback",
     "upstreams/upstream", "upstreams/openai", "upstreams/redcap_form", "upstreams/redcap_reply",
     "upstreams/redcap", "upstreams/demo", "upstreams/anthropic",
-    "wire", "answering", "metrics", "openapi", "audit", "otlp", "otlp_send", "otlp_export",
-    "observers", "app", "assembly", "server",
+    "wire", "asking", "answering", "metrics", "openapi", "audit",
+    "otlp", "otlp_send", "otlp_export", "observers", "app", "assembly", "server",
     "explain", "checks", "serving", "redaction", "cli",
     "__main__",
 )

@@ -10,16 +10,17 @@ in time. What was tried is in the log and in `x-proxy-route`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import chain
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
-from claude_proxy.agents import SESSION_HEADER, AgentCalls, CallListener, find_agent, heard_events
+from claude_proxy.agents import SESSION_HEADER, CallListener, find_agent, heard_events
+from claude_proxy.asking import Answerer, Asking, read_request, request_of
 from claude_proxy.compression import Summarize, compress_request
-from claude_proxy.dialects.dialect import Dialect, parse_json_object
+from claude_proxy.dialects.dialect import Dialect
 from claude_proxy.dialects.text_turns import text_tool_events
 from claude_proxy.errors import ProxyError
 from claude_proxy.events import Event, Request, check_grammar, events_to_message, message_start
@@ -27,7 +28,6 @@ from claude_proxy.exchange import NEVER, AnswerForm, Exchange
 from claude_proxy.fallback import PASSING_STATUSES, begun_answer, moves_on
 from claude_proxy.forwards import ATTEMPT_FACTS, begin_forward, fail_forward
 from claude_proxy.http1 import HttpRequest, HttpResponse
-from claude_proxy.json_edit import read_members
 from claude_proxy.names import logged_model
 from claude_proxy.phi import guard_phi
 from claude_proxy.relay import (
@@ -45,7 +45,7 @@ from claude_proxy.routes import RouteFacts, plan_routes
 from claude_proxy.routing import Route, choose_route
 from claude_proxy.settings import Config
 from claude_proxy.sse import encode_json
-from claude_proxy.summaries import Summaries, summary_request
+from claude_proxy.summaries import summary_request
 from claude_proxy.tokens import count_input_tokens
 from claude_proxy.transport import UpstreamResponse
 from claude_proxy.upstreams.anthropic import (
@@ -76,50 +76,7 @@ LARGEST_HELD = 8 * 1024 * 1024
 STREAM_HEADER_NAMES = ("content-type", "content-encoding", "cache-control", "x-accel-buffering")
 
 
-class Answerer(NamedTuple):
-    """All that is needed to answer: settings, upstreams, and what is known of agents."""
-
-    config: Config
-    upstreams: Dict[str, Upstream]
-    agent_calls: AgentCalls
-    agent_prompts: Mapping[str, str]
-    summaries: Summaries
-
-
-class Asking(NamedTuple):
-    """One request on its way: its bytes, what they say, and how its client talks."""
-
-    http: HttpRequest
-    request: Request
-    exchange: Exchange
-    dialect: Dialect
-
-    @property
-    def streaming(self) -> bool:
-        return self.request.get("stream") is True
-
-
-# --- the request ---------------------------------------------------------------------------------
-
-
-def read_request(answerer: Answerer, http: HttpRequest, dialect: Dialect) -> Request:
-    """What a body says; read leniently where it may only be passed on.
-
-    ProxyError(400) for what cannot be understood; `request_of` decides again where it is converted.
-    """
-    if "anthropic" not in answerer.upstreams:
-        return dialect.decode_request(parse_json_object(http.body))
-    members = read_members(http.body)
-    if members is None and answerer.config.upstream == "anthropic":
-        return {}  # the API itself says what is wrong with it
-    return members if members is not None else parse_json_object(http.body)
-
-
-def request_of(answerer: Answerer, asking: Asking) -> Request:
-    """The request where it is converted: then it has to be sound."""
-    if "anthropic" not in answerer.upstreams or not asking.http.body:
-        return asking.request
-    return asking.dialect.decode_request(parse_json_object(asking.http.body))
+# --- what routing may ask ------------------------------------------------------------------------
 
 
 def route_facts(answerer: Answerer, request: Request, exchange: Exchange) -> RouteFacts:

@@ -17,16 +17,14 @@ from urllib.parse import parse_qs, unquote
 from claude_proxy.answering import (
     LONGEST_LOGGED_NAME,
     NOTES_HEADER,
-    Answerer,
-    Asking,
     answer_request,
     asked_events,
     note_route,
-    read_request,
     relay_answer,
     relayed_answer,
     tools_are_text,
 )
+from claude_proxy.asking import Answerer, Asking, read_request
 from claude_proxy.audit import Audit
 from claude_proxy.auth import (
     accepted_keys,

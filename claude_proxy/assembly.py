@@ -7,8 +7,8 @@ import time
 from typing import Callable, Dict, Optional, Tuple
 
 from claude_proxy.agents import AgentCalls, read_agent_file
-from claude_proxy.answering import Answerer
 from claude_proxy.app import App
+from claude_proxy.asking import Answerer
 from claude_proxy.audit import make_audit
 from claude_proxy.circuit import make_circuits, upstream_targets
 from claude_proxy.config import ConfigError

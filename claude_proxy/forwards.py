@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Dict, Optional
 
 from claude_proxy.errors import CLIENT_GONE_STATUS, ProxyError
-from claude_proxy.events import Request
 from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest
 from claude_proxy.names import logged_betas, logged_models, logged_query
@@ -22,19 +22,25 @@ ATTEMPT_FACTS = (
 FORWARD_FACTS = ("upstream", "upstream_model", "route", "key", "retries", "model", "stream")
 
 
-def begin_forward(exchange: Exchange, http: HttpRequest, request: Request) -> None:
-    """Note what is about to be sent."""
-    thinking = request.get("thinking")
-    kind = thinking.get("type") if isinstance(thinking, dict) else None
+def begin_forward(
+    exchange: Exchange, http: HttpRequest, request: Mapping[str, Any]
+) -> None:
+    """Note what is about to be sent; the request is looked at only if that fails."""
     betas = http.headers.get("anthropic-beta", "")
     exchange.forward = {
         "attempt": len(exchange.failures) + 1,
         "begun": exchange.clock(),
         "body_bytes": len(http.body),
-        "thinking": kind not in (None, "disabled"),
+        "thinking": partial(wants_thinking, request),
         "beta": logged_betas(betas) if betas else None,
         "query": f"?{logged_query(http.query)}" if http.query else None,
     }
+
+
+def wants_thinking(request: Mapping[str, Any]) -> bool:
+    thinking = request.get("thinking")
+    kind = thinking.get("type") if isinstance(thinking, dict) else None
+    return kind not in (None, "disabled")
 
 
 def fail_forward(exchange: Exchange, error: ProxyError, moving: bool) -> None:
@@ -58,6 +64,7 @@ def forward_facts(
         **{name: exchange.facts.get(name) for name in FORWARD_FACTS},
         **logged_models(exchange.facts),
         **forward,
+        "thinking": forward["thinking"](),
         "ms": round((exchange.clock() - begun) * 1000),
         "status": status,
         "upstream_status": upstream_status,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from json.decoder import scanstring
-from typing import Any, Callable, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.patterns import LazyPattern
 
@@ -151,6 +151,63 @@ def read_members(body: bytes) -> Optional[Any]:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+# A member that is no object and no array, and whose text has no escapes.
+PLAIN_MEMBER = (
+    rb'[ \t\r\n]*"[A-Za-z_]+"[ \t\r\n]*:[ \t\r\n]*'
+    rb'(?:"[^"\\\x00-\x1f]*"|true|false|null|-?[0-9]{1,15})[ \t\r\n]*'
+)
+FIRST_MEMBERS = LazyPattern(rb"[ \t\r\n]*\{(?:" + PLAIN_MEMBER + rb",)*")
+LAST_MEMBERS = LazyPattern(rb"(?:," + PLAIN_MEMBER + rb")+\}[ \t\r\n]*\Z")
+OUTER_BYTES = 512
+
+
+def outer_members(body: bytes) -> Dict[str, Any]:
+    """The plain members at a JSON object's beginning and at its end, without reading the middle.
+
+    Both are exact for a body that is a JSON object. From its beginning that is plain. At its end,
+    a comma with a letter's name in quotes behind it is never within a text: there the first quote
+    would be the text's end, and no letter can follow that; and as only plain values stand between
+    it and the last brace, it is the outermost object's.
+    """
+    first = FIRST_MEMBERS.match(body, 0, OUTER_BYTES)
+    begun = first.end() - 1 if first else 0
+    last = LAST_MEMBERS.search(body, max(len(body) - OUTER_BYTES, begun))
+    parts = [match.group().strip()[1:-1] for match in (first, last) if match]
+    try:
+        return json.loads(b"{%s}" % b",".join(filter(None, parts)))
+    except ValueError:
+        return {}
+
+
+class UnreadMembers(Mapping[str, Any]):
+    """The members of a JSON object of which some are known; it is read when others are asked for.
+
+    What is no JSON object has none but these.
+    """
+
+    def __init__(self, known: Mapping[str, Any], body: bytes) -> None:
+        self._known = known
+        self._body = body
+        self._all: Optional[Mapping[str, Any]] = None
+
+    def _read(self) -> Mapping[str, Any]:
+        if self._all is None:
+            self._all = read_members(self._body) or self._known
+        return self._all
+
+    def __getitem__(self, name: str) -> Any:
+        return self._known[name] if name in self._known else self._read()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
+
+    def __bool__(self) -> bool:
+        return bool(self._known) or bool(self._read())
 
 
 def short_int(digits: str) -> Any:

@@ -7,13 +7,12 @@ for the model. What is dear to find out is found out only when a setting asks fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.agents import AgentFound
 from claude_proxy.dialects.chat_blocks import as_list
-from claude_proxy.events import Request
 from claude_proxy.names import logged_model
 from claude_proxy.routing import Route, choose_route, target_route
 from claude_proxy.settings import Config
@@ -25,7 +24,7 @@ TITLE_MARK = "<session>"
 class RouteFacts(NamedTuple):
     """What routing may ask of a request. `window` gives a route's window in tokens, 0: unknown."""
 
-    request: Request
+    request: Mapping[str, Any]
     agent: Optional[AgentFound] = None
     tokens: Callable[[], int] = lambda: 0
     window: Callable[[Route], int] = lambda route: 0
@@ -61,12 +60,12 @@ def agent_route(config: Config, agent: Optional[AgentFound]) -> Optional[Route]:
     return target_route(config, target, f"agent {agent.name} by {agent.means}")
 
 
-def background_route(config: Config, request: Request) -> Optional[Route]:
+def background_route(config: Config, request: Mapping[str, Any]) -> Optional[Route]:
     kind = background_kind(request) if config.background_model else ""
     return target_route(config, config.background_model, f"background {kind}") if kind else None
 
 
-def background_kind(request: Request) -> str:
+def background_kind(request: Mapping[str, Any]) -> str:
     """What a small call of Claude Code (2.1.197) beside the conversation is for; "" for none."""
     output = request.get("output_config")
     output = output if isinstance(output, dict) else {}
@@ -79,7 +78,7 @@ def background_kind(request: Request) -> str:
     return "counting" if counting and not request.get("system") else ""
 
 
-def last_text(request: Request) -> str:
+def last_text(request: Mapping[str, Any]) -> str:
     """The texts of the last message in one."""
     messages = as_list(request.get("messages"))
     content = messages[-1].get("content") if messages and isinstance(messages[-1], dict) else None

@@ -8,11 +8,14 @@ import random
 import pytest
 
 from claude_proxy.json_edit import (
+    OUTER_BYTES,
+    UnreadMembers,
     array_items,
     cut_items,
     edited,
     member_edits,
     object_members,
+    outer_members,
     read_members,
 )
 
@@ -101,6 +104,59 @@ def test_what_cannot_be_read_is_none(body):
 def test_large_bodies_are_edited_fast():
     body = json.dumps({"messages": ["x" * 100] * 20_000, "model": "a"}).encode()
     assert replace_members(body, {"model": "b"}) == body[: -len('"a"}')] + b'"b"}'
+
+
+FILL = "x" * OUTER_BYTES
+OUTER = [
+    ('{"model":"a","messages":[%s],"max_tokens":5,"stream":true}', {"model": "a", "max_tokens": 5, "stream": True}),
+    (' { "model" : "\u00e9" ,\n"messages":[%s] , "stream"\t: false }\r\n', {"model": "\u00e9", "stream": False}),
+    ('{"messages":[%s],"model":"a","stream":null}', {"model": "a", "stream": None}),
+    ('{"model":"a","stream":true,"messages":[%s]}', {"model": "a", "stream": True}),
+    ('{"model":"a","messages":[%s],"thinking":{"stream":true}}', {"model": "a"}),
+    ('{"model":"a","messages":[%s],"stream":true,"x":[]}', {"model": "a"}),
+    ('{"model":"a","messages":[%s],"x":",\\"stream\\":true"}', {"model": "a"}),
+    ('{"model":"a","messages":[%s],"x,":",","stream":true}', {"model": "a", "stream": True}),
+    ('{"model":"a","messages":[%s],"stream" :1.5}', {"model": "a"}),
+    ('{"model":"a","messages":[%s],"model":"b"}', {"model": "b"}),
+    ('{"model":"a\\u0062","messages":[%s],"str\\u0065am":true}', {}),
+    ('{"model":"a","messages":[%s],"n":007}', {}),
+    ('{"model":"a","messages":[%s],"stream":true}}', {"model": "a"}),
+    ('{"model":"a","messages":[%s],"stream":true', {"model": "a"}),
+    ('\ufeff{"model":"a","messages":[%s]}', {}),
+    ('[%s]', {}),
+]
+
+
+@pytest.mark.parametrize("text,known", OUTER)
+@pytest.mark.parametrize("fill", ["", f'"{FILL}"', f'",\\"stream\\":true}}{FILL}"'], ids=["short", "long", "with quotes"])
+def test_members_at_both_ends(text, known, fill):
+    assert outer_members((text % fill).encode()) == known
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"{}", b"}", b",", b'{"a":"\xff","b":[]}', b'{"a":"\x01","b":[]}', b'{"model":"a"}'])
+def test_ends_that_tell_nothing(body):
+    assert outer_members(body) == {}
+
+
+def test_what_the_ends_tell_is_so():
+    dice, told = random.Random(11), 0
+    for _ in range(3000):
+        members = [f'"k{"abc"[n]}":{odd_json(dice)}' for n in range(dice.randrange(4))]
+        members += ['"model":"claude-a"', dice.choice(['"stream":true', '"stream" : false', '"max_tokens":64000'])]
+        dice.shuffle(members)
+        body = "{" + ",".join(members) + "}"
+        known, whole = outer_members(body.encode()), json.loads(body)
+        assert all(name in whole and whole[name] == value for name, value in known.items()), body
+        told += len(known)
+    assert told > 3000
+
+
+def test_the_rest_is_read_when_it_is_asked_for():
+    unread = UnreadMembers({"model": "a"}, b'{"model":"a","system":"s"}')
+    assert (unread["model"], unread.get("system"), unread.get("tools")) == ("a", "s", None)
+    assert {**unread} == {"model": "a", "system": "s"} and len(unread) == 2
+    broken = UnreadMembers({"model": "a"}, b'{"model":"a","system":')
+    assert broken and {**broken} == {"model": "a"} and broken.get("system") is None
 
 
 ITEMS = [

@@ -242,6 +242,29 @@ def test_bodies_are_passed_on_as_they_are(start, body, path):
     assert upstream.requests[0].body == body
 
 
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize("environ,read", [({}, False), ({"FALLBACK_MODELS": "claude-b"}, False), ({"MODEL_MAP": "claude-b=claude-c"}, True),
+                                          ({"BIG_MODEL": "claude-big"}, True), ({"ANTHROPIC_DEMOTE_NONSTREAMING": "true"}, True)],
+                         ids=["plain", "fallback", "MODEL_MAP", "BIG_MODEL", "demotion"])
+def test_a_long_body_is_read_only_where_a_setting_asks(start, environ, read):
+    """Its middle is no JSON: whoever reads it knows no member of it."""
+    body = b'{"model":"claude-a","messages":[%s],"stream":true}' % LONG.encode()
+    proxy, upstream = start(WHOLE, environ=environ)
+    assert ask(proxy.port, body, fields=OWN_KEY).status == 200
+    assert upstream.requests[0].body == body
+    assert log_line(proxy)["stream"] is not read
+
+
+def test_what_a_rule_asks_of_a_long_body_is_read(start):
+    body = json.dumps({"model": "claude-a", "system": [{"type": "text", "text": LONG}] * 2, "tools": [],
+                       "messages": [{"role": "user", "content": "hi"}], "stream": True}).encode()
+    proxy, upstream = start(WHOLE, environ={"BACKGROUND_MODEL": "claude-small"})
+    assert ask(proxy.port, body, fields=OWN_KEY).status == 200
+    assert upstream.requests[0].body == body.replace(b'"claude-a"', b'"claude-small"')
+
+
 def test_unreadable_bodies_pass_where_models_are_mapped(start):
     environ = {"DEFAULT_MODEL": "claude-x", "ANTHROPIC_DEMOTE_NONSTREAMING": "true", "UPSTREAM": "anthropic"}
     proxy, upstream = start(json_answer(400, {"error": "no"}), environ=environ)

@@ -170,7 +170,7 @@ def relayed_body(body: bytes, values: Mapping[str, Any]) -> bytes:
 
     ProxyError(400) if a value has to be changed in what cannot be read.
     """
-    foreign = b'"cp1.' in body or UNSIGNED in body and UNSIGNED_MARK.search(body) is not None
+    foreign = SIGNATURE in body and has_foreign_mark(body)
     if not values and not foreign:
         return body
     try:
@@ -183,8 +183,12 @@ def relayed_body(body: bytes, values: Mapping[str, Any]) -> bytes:
     raise ProxyError(400, "the request body is not a JSON object that can be routed")
 
 
-# Where none of these is, there is no signature but the API's own.
-UNSIGNED = b'"signature"'
+def has_foreign_mark(body: bytes) -> bool:
+    """Where none is found, there is no signature but the API's own."""
+    return b'"cp1.' in body or UNSIGNED_MARK.search(body) is not None
+
+
+SIGNATURE = b'"signature"'
 UNSIGNED_MARK = LazyPattern(rb'"signature"[ \t\r\n]*:[ \t\r\n]*(?:""|null)')
 STAND_IN = {"type": "text", "text": "(no content)"}
 

@@ -24,6 +24,8 @@ VOCABULARY = (
     " result return run same search set should so state step string test text that the then there this time to tool"
     " type until use user value wait when where which with without write"
 ).split()
+# As Claude Code 2.1.197 sends them.
+MEMBER_ORDER = ("model", "messages", "system", "tools", "metadata", "max_tokens", "stream")
 CLIENT_KEY = "sk-bench-3f6b1c9a07e54d28"
 HEADERS = (
     "Content-Type: application/json", "Accept: application/json", f"x-api-key: {CLIENT_KEY}", "anthropic-version: 2023-06-01",
@@ -54,7 +56,8 @@ def large_request(plan: str, stream: bool = True) -> Dict[str, Any]:
 
 def encoded(request: Dict[str, Any]) -> bytes:
     """As JavaScript writes it: no blanks, and no escapes but the needed ones."""
-    return json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode()
+    ordered = {name: request[name] for name in MEMBER_ORDER if name in request}
+    return json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def asking(text: str) -> Dict[str, Any]:
