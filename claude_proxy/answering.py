@@ -458,7 +458,7 @@ def header_text(text: str) -> str:
 
 
 def joined_notes(exchange: Exchange) -> str:
-    return ", ".join(dict.fromkeys(exchange.notes))
+    return ", ".join(dict.fromkeys(exchange.notes)) if exchange.notes else ""
 
 
 def answer_form(
