@@ -41,7 +41,7 @@ from claude_proxy.relay import (
     note_whole_answer,
     relayed_response_headers,
 )
-from claude_proxy.routes import RouteFacts, plan_routes
+from claude_proxy.routes import Planner, RouteFacts
 from claude_proxy.routing import Route, choose_route
 from claude_proxy.settings import Config
 from claude_proxy.sse import encode_json
@@ -84,6 +84,7 @@ class Answerer(NamedTuple):
     agent_calls: AgentCalls
     agent_prompts: Mapping[str, str]
     summaries: Summaries
+    planner: Planner
 
 
 class Asking(NamedTuple):
@@ -150,10 +151,11 @@ def answer_request(
     request = read_request(answerer, http, dialect)
     guard_phi(answerer.config, request, exchange)
     asking = Asking(http, request, exchange, dialect)
-    routes = plan_routes(answerer.config, route_facts(answerer, request, exchange))
+    facts = partial(route_facts, answerer, request, exchange)
+    routes = answerer.planner.plan(request, facts)
     # The last one has an answer or raises.
     answers = (tried_answer(answerer, asking, r, r is not routes[-1]) for r in routes)
-    return next(answer for answer in answers if answer is not None)
+    return next(filter(None, answers))
 
 
 def tried_answer(
@@ -293,6 +295,8 @@ def encoded_pieces(
 
 def tools_are_text(config: Config, upstream: Upstream, route: Route) -> bool:
     """Whether the model cannot call tools: its upstream never can, or TEXT_TOOLS_MODELS says so."""
+    if not config.text_tools_models:
+        return not upstream.native_tools
     names = (route.model, f"{route.upstream}:{route.model}")
     return not upstream.native_tools or any(
         fnmatchcase(name, pattern) for name in names for pattern in config.text_tools_models
@@ -454,7 +458,9 @@ def own_headers(exchange: Exchange) -> Tuple[Tuple[str, str], ...]:
 
 
 def header_text(text: str) -> str:
-    return re.sub(r"[^ -~]", "?", text)[:LONGEST_NOTES]
+    if not (text.isascii() and text.isprintable()):
+        text = re.sub(r"[^ -~]", "?", text)
+    return text[:LONGEST_NOTES]
 
 
 def joined_notes(exchange: Exchange) -> str:
