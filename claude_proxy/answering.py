@@ -243,15 +243,13 @@ def asked_summary(answerer: Answerer, exchange: Exchange, text: str, tokens: int
 
 
 def note_route(asking: Asking, route: Route) -> None:
-    exchange = asking.exchange
+    exchange, facts = asking.exchange, asking.exchange.facts
     exchange.model = str(asking.request.get("model") or "") or route.model
-    exchange.facts.update(
-        model=exchange.model[:LONGEST_LOGGED_NAME],
-        upstream=route.upstream,
-        upstream_model=route.model[:LONGEST_LOGGED_NAME],
-        route=route.reason,
-        stream=asking.streaming,
-    )
+    facts["model"] = exchange.model[:LONGEST_LOGGED_NAME]
+    facts["upstream"] = route.upstream
+    facts["upstream_model"] = route.model[:LONGEST_LOGGED_NAME]
+    facts["route"] = route.reason
+    facts["stream"] = asking.streaming
 
 
 def asked_events(
@@ -449,12 +447,12 @@ def note_failed_forward(response: UpstreamResponse, exchange: Exchange) -> None:
 def own_headers(exchange: Exchange) -> Tuple[Tuple[str, str], ...]:
     """Where the answer comes from, and for a client that asks what was changed on the way."""
     facts = exchange.facts
-    words = [f"{facts.get('upstream')}:{facts.get('upstream_model')}", str(facts.get("route"))]
-    words += [f"tried {facts['tried']}"] if facts.get("tried") else []
-    headers = [(ROUTE_HEADER, header_text("; ".join(words)))]
-    if exchange.wants_notes:
-        headers.append((NOTES_HEADER, header_text(joined_notes(exchange)) or "none"))
-    return tuple(headers)
+    tried = f"; tried {facts['tried']}" if facts.get("tried") else ""
+    told = f"{facts.get('upstream')}:{facts.get('upstream_model')}; {facts.get('route')}{tried}"
+    route = (ROUTE_HEADER, header_text(told))
+    if not exchange.wants_notes:
+        return (route,)
+    return (route, (NOTES_HEADER, header_text(joined_notes(exchange)) or "none"))
 
 
 def header_text(text: str) -> str:

@@ -46,7 +46,7 @@ PLAIN_VALUE = LazyPattern(r"[!#-&(-<>-~]+")
 SHORTEST_SECRET = 4
 LONGEST_REMEMBERED = 100
 # Identifiers that are made here.
-OWN_FIELDS = ("id",)
+OWN_FIELD = "id"
 # Shorter ones could be a part of other words.
 SHORTEST_ENCODED = 8
 SHORTEST_CORE = 10
@@ -105,27 +105,24 @@ def without_forms(text: str, forms: Iterable[str]) -> str:
     return re.sub("(?i)" + "|".join(map(re.escape, found)), REDACTED, text)
 
 
-# A line for a person: time, level, event, then key=value pairs, quoted where needed. Control
-# characters and blanks never break it.
-
-
 def text_field(key: str, value: Any) -> str:
+    """key=value, quoted where needed: control characters and blanks never break a line."""
     text = str(value)
     return f"{key}={text if PLAIN_VALUE.fullmatch(text) else json.dumps(text)}"
 
 
 def text_line(moment: str, level: str, event: str, fields: List[str]) -> str:
+    """One line for a person: time, level, event, then the fields."""
     return " ".join([moment, level.upper().ljust(7), event, *fields])
 
 
-# A line for a collector: one JSON object.
-
-
 def json_field(key: str, value: Any) -> str:
-    return f'"{key}": {json.dumps(value, default=str)}'
+    """A member of an object; the keys are our own."""
+    return f'"{key}": {json.dumps(value)}'
 
 
 def json_line(moment: str, level: str, event: str, fields: List[str]) -> str:
+    """One JSON object, for a collector."""
     head = map(json_field, ("time", "level", "event"), (moment, level, event))
     return "{" + ", ".join([*head, *fields]) + "}"
 
@@ -192,23 +189,27 @@ class Log:
         return value if isinstance(value, (int, float)) else self.redact(str(value))
 
     def _field(self, key: str, value: Any) -> str:
-        """A field as it stands in a line."""
-        return self._form(key, value if key in OWN_FIELDS else self._clean(value))
+        """A field as it stands in a line, without the secrets that it may have had."""
+        return self._form(key, str(value) if key == OWN_FIELD else self._clean(value))
+
+    def _fields(self, fields: Mapping[str, Any]) -> List[str]:
+        told, known, number = [], self._known, self._number
+        for key, value in fields.items():
+            kind = type(value)
+            if kind is int:
+                told.append(number % (key, value))
+            elif kind is str and key != OWN_FIELD and len(value) <= LONGEST_REMEMBERED:
+                told.append(known(key, value))
+            elif value is not None:
+                told.append(known(key, value) if kind is bool else self._field(key, value))
+        return told
 
     def write(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
         if LOG_LEVELS[level] < self._threshold:
             return
-        told = []
-        for key, value in fields.items():
-            kind = type(value)
-            if kind is int:
-                told.append(self._number % (key, value))
-            elif kind is str and len(value) <= LONGEST_REMEMBERED and key not in OWN_FIELDS:
-                told.append(self._known(key, value))
-            elif value is not None:
-                told.append(self._field(key, value))
         try:
-            self.write_line(self._line(utc_moment(int(self._clock())), level, event, told))
+            moment = utc_moment(int(self._clock()))
+            self.write_line(self._line(moment, level, event, self._fields(fields)))
         except (OSError, ValueError):
             pass  # a closed stderr must not end an answer
 

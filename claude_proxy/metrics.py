@@ -30,7 +30,7 @@ Labels = Tuple[Tuple[str, str], ...]
 
 
 class MetricRow(NamedTuple):
-    """One metric: its name, type, help, the names of its labels, and for a histogram its buckets."""
+    """One metric: name, type, help, names of its labels, and for a histogram its buckets."""
 
     name: str
     kind: str
