@@ -99,18 +99,17 @@ class Series:
     """The numbers behind one metric and one set of labels; the last count is of what is above all
     buckets."""
 
-    __slots__ = ("count", "counts", "labels", "row", "total")
+    __slots__ = ("counts", "labels", "row", "total")
 
     def __init__(self, row: MetricRow, texts: Tuple[str, ...]) -> None:
         self.row = row
         self.labels: Labels = tuple(zip(row.labels, texts))
         self.total = 0.0
-        self.count = 0
         self.counts = [0] * (len(row.buckets) + 1)
 
     def sample(self) -> MetricSample:
-        counts = tuple(self.counts[:-1])
-        return MetricSample(self.row, self.labels, self.total, self.count, counts)
+        *within, _ = self.counts
+        return MetricSample(self.row, self.labels, self.total, sum(self.counts), tuple(within))
 
 
 class Metrics:
@@ -166,7 +165,6 @@ class Metrics:
         if series is None:
             series = self._series[key] = Series(row, texts)
         series.total += value
-        series.count += 1
         series.counts[bisect_left(row.buckets, value)] += 1
 
     def snapshot(self) -> List[MetricSample]:
@@ -189,13 +187,13 @@ def series_lines(series: Series) -> Iterator[str]:
     if not row.buckets:
         yield sample_line(row.name, labels, series.total)
         return
-    below = 0
+    below, whole = 0, sum(series.counts)
     for bound, count in zip(row.buckets, series.counts):
         below += count
         yield sample_line(f"{row.name}_bucket", (*labels, ("le", f"{bound:g}")), below)
-    yield sample_line(f"{row.name}_bucket", (*labels, ("le", "+Inf")), series.count)
+    yield sample_line(f"{row.name}_bucket", (*labels, ("le", "+Inf")), whole)
     yield sample_line(f"{row.name}_sum", labels, series.total)
-    yield sample_line(f"{row.name}_count", labels, series.count)
+    yield sample_line(f"{row.name}_count", labels, whole)
 
 
 def sample_line(name: str, labels: Labels, value: float) -> str:
