@@ -31,11 +31,10 @@ from claude_proxy.audit import Audit
 from claude_proxy.auth import (
     accepted_keys,
     check_content_type,
-    check_host,
-    check_origin,
     cors_headers,
     is_preflight,
     preflight_headers,
+    run_guards,
     shown_keys,
 )
 from claude_proxy.circuit import Circuits
@@ -104,8 +103,7 @@ class App(NamedTuple):
         if self.config.cors_allowed_origins:
             exchange.answer_headers += cors_headers(self.config, request)
         self.audit.check(request)
-        check_host(self.config, request)
-        check_origin(self.config, request)
+        run_guards(self.config, request)
         self.gate.enter(request, exchange)
         check_content_type(self.config, request)
         self.endpoint(request)

@@ -292,3 +292,7 @@ def preflight_headers(request: HttpRequest) -> HeaderPairs:
         headers.append(("access-control-allow-private-network", "true"))
     return tuple(headers)
 
+
+def run_guards(config: Config, request: HttpRequest) -> None:
+    check_host(config, request)
+    check_origin(config, request)
