@@ -151,8 +151,7 @@ def answer_request(
     request = read_request(answerer, http, dialect)
     guard_phi(answerer.config, request, exchange)
     asking = Asking(http, request, exchange, dialect)
-    facts = partial(route_facts, answerer, request, exchange)
-    routes = answerer.planner.plan(request, facts)
+    routes = answerer.planner.plan(request, partial(route_facts, answerer, request, exchange))
     # The last one has an answer or raises.
     answers = (tried_answer(answerer, asking, r, r is not routes[-1]) for r in routes)
     return next(filter(None, answers))
@@ -456,9 +455,8 @@ def own_headers(exchange: Exchange) -> Tuple[Tuple[str, str], ...]:
 
 
 def header_text(text: str) -> str:
-    if not (text.isascii() and text.isprintable()):
-        text = re.sub(r"[^ -~]", "?", text)
-    return text[:LONGEST_NOTES]
+    plain = text.isascii() and text.isprintable()
+    return (text if plain else re.sub(r"[^ -~]", "?", text))[:LONGEST_NOTES]
 
 
 def joined_notes(exchange: Exchange) -> str:
