@@ -1494,7 +1494,7 @@ PLAIN_VALUE = LazyPattern(r"[!#-&(-<>-~]+")
 SHORTEST_SECRET = 4
 LONGEST_REMEMBERED = 100
 # Identifiers that are made here.
-OWN_FIELDS = ("id",)
+OWN_FIELD = "id"
 # Shorter ones could be a part of other words.
 SHORTEST_ENCODED = 8
 SHORTEST_CORE = 10
@@ -1553,23 +1553,31 @@ def without_forms(text: str, forms: Iterable[str]) -> str:
     return re.sub("(?i)" + "|".join(map(re.escape, found)), REDACTED, text)
 
 
-def format_text_line(moment: str, level: str, event: str, fields: Mapping[str, Any]) -> str:
-    """One line for a person: time, level, event, then key=value pairs, quoted where needed."""
-    pairs = [f"{key}={log_value(value)}" for key, value in fields.items() if value is not None]
-    return " ".join([moment, level.upper().ljust(7), event, *pairs])
-
-
-def log_value(value: Any) -> str:
-    """A value as it stands behind key=; control characters and blanks never break the line."""
+def text_field(key: str, value: Any) -> str:
+    """key=value, quoted where needed: control characters and blanks never break a line."""
     text = str(value)
-    return text if PLAIN_VALUE.fullmatch(text) else json.dumps(text)
+    return f"{key}={text if PLAIN_VALUE.fullmatch(text) else json.dumps(text)}"
 
 
-def format_json_line(moment: str, level: str, event: str, fields: Mapping[str, Any]) -> str:
-    """One JSON object, for a collector."""
-    line = {"time": moment, "level": level, "event": event}
-    line.update((key, value) for key, value in fields.items() if value is not None)
-    return json.dumps(line, default=str)
+def text_line(moment: str, level: str, event: str, fields: List[str]) -> str:
+    """One line for a person: time, level, event, then the fields."""
+    return " ".join([moment, level.upper().ljust(7), event, *fields])
+
+
+def json_field(key: str, value: Any) -> str:
+    """A member of an object; the keys are our own."""
+    return f'"{key}": {json.dumps(value)}'
+
+
+def json_line(moment: str, level: str, event: str, fields: List[str]) -> str:
+    """One JSON object, for a collector; an event's name is a word of our own."""
+    begin = f'{{"time": "{moment}", "level": "{level}", "event": "{event}"'
+    return ", ".join([begin, *fields]) + "}"
+
+
+@lru_cache(maxsize=2)
+def utc_moment(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
 
 
 class Log:
@@ -1585,13 +1593,15 @@ class Log:
     ) -> None:
         self._stream = stream
         self._threshold = LOG_LEVELS[level]
-        self._format = format_json_line if as_json else format_text_line
+        self._line = json_line if as_json else text_line
+        self._form = json_field if as_json else text_field
+        self._number = '"%s": %d' if as_json else "%s=%d"
         self._secrets = tuple(sorted(filter(None, secrets), key=len, reverse=True))
         self._forms: Tuple[str, ...] = ()
         self._clock = clock
         self._lock = threading.Lock()
         # Models, paths and addresses are the same in line after line.
-        self._known = lru_cache(maxsize=512)(self.redact)
+        self._known = lru_cache(maxsize=512)(self._field)
 
     def debug(self, event: str, **fields: Any) -> None:
         self.write("debug", event, fields)
@@ -1624,20 +1634,30 @@ class Log:
 
     def _clean(self, value: Any) -> Any:
         """Numbers as they are; anything else, an exception for instance, as redacted text."""
-        if value is None or isinstance(value, (int, float)):
-            return value
-        text = str(value)
-        return self._known(text) if len(text) <= LONGEST_REMEMBERED else self.redact(text)
+        return value if isinstance(value, (int, float)) else self.redact(str(value))
+
+    def _field(self, key: str, value: Any) -> str:
+        """A field as it stands in a line, without the secrets that it may have had."""
+        return self._form(key, str(value) if key == OWN_FIELD else self._clean(value))
+
+    def _fields(self, fields: Mapping[str, Any]) -> List[str]:
+        told, known, number = [], self._known, self._number
+        for key, value in fields.items():
+            kind = type(value)
+            if kind is int:
+                told.append(number % (key, value))
+            elif kind is str and key != OWN_FIELD and len(value) <= LONGEST_REMEMBERED:
+                told.append(known(key, value))
+            elif value is not None:
+                told.append(known(key, value) if kind is bool else self._field(key, value))
+        return told
 
     def write(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
         if LOG_LEVELS[level] < self._threshold:
             return
-        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
-        clean = {
-            key: value if key in OWN_FIELDS else self._clean(value) for key, value in fields.items()
-        }
         try:
-            self.write_line(self._format(moment, level, event, clean))
+            moment = utc_moment(int(self._clock()))
+            self.write_line(self._line(moment, level, event, self._fields(fields)))
         except (OSError, ValueError):
             pass  # a closed stderr must not end an answer
 
@@ -1696,8 +1716,11 @@ def logged_model(name: str) -> str:
 
 def logged_models(facts: Mapping[str, Any]) -> Dict[str, str]:
     """The models among an exchange's facts, as they may be told."""
-    named = (name for name in ("model", "upstream_model") if facts.get(name))
-    return {name: logged_model(str(facts[name])) for name in named}
+    told = {}
+    for name in ("model", "upstream_model"):
+        if facts.get(name):
+            told[name] = logged_model(str(facts[name]))
+    return told
 
 
 @lru_cache(maxsize=64)
@@ -9364,13 +9387,11 @@ def check_host(config: Config, request: HttpRequest) -> None:
 
 def check_origin(config: Config, request: HttpRequest) -> None:
     """Refuse what another site's page sends; a command-line client sends neither header."""
-    if is_cors_origin(config, request):
+    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
+    if origin is None and site != "cross-site" or is_cors_origin(config, request):
         return
-    if request.headers.get("sec-fetch-site") == "cross-site":
+    if origin is None or site == "cross-site":
         raise ProxyError(403, "cross-site requests are refused")
-    origin = request.headers.get("origin")
-    if origin is None:
-        return
     try:
         name = (urlsplit(origin).hostname or "").lower()
     except ValueError:
@@ -9393,6 +9414,8 @@ def is_loopback(name: str) -> bool:
 
 def check_content_type(config: Config, request: HttpRequest) -> None:
     """A POST must be JSON: the types that a web form can send are never that."""
+    if request.headers.get("content-type") == "application/json":
+        return
     relayed = config.upstream == "anthropic" and request.path.startswith("/v1/")
     if request.method != "POST" or relayed and not request.path.startswith("/v1/messages"):
         return
@@ -9413,16 +9436,23 @@ class Client(NamedTuple):
     identity: str = ""
 
 
+NOBODY_KNOWN = Client()
+
+
 class WrongKey(ProxyError):
     """A key was shown that does not open this proxy: somebody may be guessing."""
 
 
-def find_client(config: Config, request: HttpRequest) -> Client:
-    """Who asks. ProxyError(401) without one of the keys that the settings name, or, where the
-    upstream is REDCap and they name none, without a REDCap token of the client's own."""
+def find_client(
+    config: Config, request: HttpRequest, shown: Optional[Sequence[str]] = None
+) -> Client:
+    """Who asks, by the credentials that were `shown`. ProxyError(401) without one of the keys that
+    the settings name, or, where the upstream is REDCap and they name none, without a REDCap token
+    of the client's own."""
     if is_probe(request) or is_preflight(config, request):
-        return Client()
-    shown, accepted = shown_keys(request, config.auth_api_key_header), accepted_keys(config)
+        return NOBODY_KNOWN
+    shown = shown_keys(request, config.auth_api_key_header) if shown is None else shown
+    accepted = accepted_keys(config)
     label = matching_label(shown, accepted) if accepted else ""
     if label:
         return Client(label, label)
@@ -9431,12 +9461,12 @@ def find_client(config: Config, request: HttpRequest) -> Client:
     if config.upstream == "redcap" and not accepted and not config.redcap_api_token:
         token = own_redcap_token(shown)
         return Client("", hashlib.sha256(token.encode()).hexdigest())
-    return Client()
+    return NOBODY_KNOWN
 
 
 def is_probe(request: HttpRequest) -> bool:
     """What needs no key: health, and Claude Code's warm-up at start, which carries none."""
-    return request.path in OPEN_PATHS or (request.method, request.path) == ("HEAD", "/")
+    return request.path in OPEN_PATHS or request.method == "HEAD" and request.path == "/"
 
 
 def may_bypass(config: Config, request: HttpRequest) -> bool:
@@ -9471,9 +9501,10 @@ class AcceptedKey(NamedTuple):
 
 def accepted_keys(config: Config) -> Tuple[AcceptedKey, ...]:
     """The keys that let a client in; none: see `find_client`."""
-    if not BOOL_WORDS.get(config.auth_enabled, True):
+    texts = (config.anthropic_api_key, config.auth_token, shared_token(config))
+    if not any(texts) or not BOOL_WORDS.get(config.auth_enabled, True):
         return ()
-    return hashed_keys(config.anthropic_api_key, config.auth_token, shared_token(config))
+    return hashed_keys(*texts)
 
 
 def shared_token(config: Config) -> str:
@@ -9524,11 +9555,13 @@ def own_redcap_token(shown: Iterable[str]) -> str:
 def shown_keys(request: HttpRequest, header: str = "x-api-key") -> Tuple[str, ...]:
     """The credentials in a request, in the headers that Claude and OpenAI clients use, and in
     another one that settings name."""
-    fields, name = request.headers, header.lower()
-    scheme, _, token = fields.get("authorization", "").partition(" ")
-    bearer = token.strip() if scheme.lower() == "bearer" else ""
-    own = fields.get(name, "") if name != "x-api-key" else ""
-    return tuple(key for key in (fields.get("x-api-key", ""), own, bearer) if key)
+    fields, bearer, own = request.headers, "", ""
+    if "authorization" in fields:
+        scheme, _, token = fields["authorization"].partition(" ")
+        bearer = token.strip() if scheme.lower() == "bearer" else ""
+    if header != "x-api-key":
+        own = fields.get(header.lower(), "") if header.lower() != "x-api-key" else ""
+    return tuple(filter(None, (fields.get("x-api-key"), own, bearer)))
 
 
 # --- pages of other origins --------------------------------------------------------------------
@@ -9583,12 +9616,9 @@ def preflight_headers(request: HttpRequest) -> HeaderPairs:
     return tuple(headers)
 
 
-GUARDS = (check_host, check_origin)
-
-
-def run_guards(config: Config, request: HttpRequest, guards: Iterable = GUARDS) -> None:
-    for guard in guards:
-        guard(config, request)
+def run_guards(config: Config, request: HttpRequest) -> None:
+    check_host(config, request)
+    check_origin(config, request)
 
 
 # ==================================================================================================
@@ -10066,12 +10096,13 @@ class Gate:
         return len(self._held)
 
     def enter(self, request: HttpRequest, exchange: Exchange) -> None:
+        shown = shown_keys(request, self._config.auth_api_key_header)
         try:
-            client = find_client(self._config, request)
+            client = find_client(self._config, request, shown)
         except WrongKey as error:
             self._answer_guess(request, exchange, error)
             raise
-        exchange.keys = shown_keys(request, self._config.auth_api_key_header)
+        exchange.keys = shown
         if client.label:
             exchange.facts["key_label"] = client.label
         if self.limiter is not None and not is_probe(request):
@@ -13465,22 +13496,55 @@ class EventError(ProxyError):
 # is from, whether it is a small call in the background, whether it has images, whether it is too long
 # for the model. What is dear to find out is found out only when a setting asks for it.
 
+# The settings by which a request itself has a say.
+REQUEST_SETTINGS = (
+    "subagent_mappings", "background_model", "vision_model", "long_context_model",
+)  # fmt: skip
+MOST_NAMES_KEPT, LONGEST_NAME_KEPT = 128, 200
 # The prompt for a session's title has the conversation in an element of this name.
 TITLE_MARK = "<session>"
 
 
 class RouteFacts(NamedTuple):
-    """What routing may ask of a request. `window` gives a route's window in tokens, 0: unknown."""
+    """What routing may ask of a request. `window` gives a route's window in tokens, 0: unknown;
+    `named` is where its model's name leads, if that is known already."""
 
     request: Mapping[str, Any]
     agent: Optional[AgentFound] = None
     tokens: Callable[[], int] = lambda: 0
     window: Callable[[Route], int] = lambda route: 0
+    named: Optional[Route] = None
+
+
+class Planner:
+    """Plans by one set of settings; what follows from the names used last is kept."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._kept = lru_cache(maxsize=MOST_NAMES_KEPT)(self._plan_of_name)
+        self._name_decides = not any(getattr(config, name) for name in REQUEST_SETTINGS)
+
+    def plan(
+        self, request: Mapping[str, Any], facts: Callable[[], RouteFacts]
+    ) -> Sequence[Route]:
+        """The routes for a request; `facts` are asked for only if settings let them matter."""
+        name = str(request.get("model") or "")
+        find = self._kept if len(name) <= LONGEST_NAME_KEPT else self._plan_of_name
+        routes = find(name)
+        if self._name_decides:
+            return routes
+        return plan_routes(self._config, facts()._replace(named=routes[0]))
+
+    def _plan_of_name(self, name: str) -> Tuple[Route, ...]:
+        return tuple(with_fallbacks(self._config, choose_route(self._config, name)))
 
 
 def plan_routes(config: Config, facts: RouteFacts) -> List[Route]:
     """The routes for a request in order: the chosen one, then FALLBACK_MODELS."""
-    first = first_route(config, facts)
+    return with_fallbacks(config, first_route(config, facts))
+
+
+def with_fallbacks(config: Config, first: Route) -> List[Route]:
     others = [target_route(config, model, "FALLBACK_MODELS") for model in config.fallback_models]
     routes: Dict[Tuple[str, str], Route] = {}
     for route in (first, *others):
@@ -13490,7 +13554,7 @@ def plan_routes(config: Config, facts: RouteFacts) -> List[Route]:
 
 def first_route(config: Config, facts: RouteFacts) -> Route:
     """Where the request goes if all is well; `reason` names every rule that had a say."""
-    named = choose_route(config, str(facts.request.get("model") or ""))
+    named = facts.named or choose_route(config, str(facts.request.get("model") or ""))
     if named.reason == "named upstream":
         return named  # the client has chosen
     mapped = agent_route(config, facts.agent) or background_route(config, facts.request)
@@ -13631,6 +13695,8 @@ class KeyRing:
 
     def take(self, passed_over: Collection[str] = ()) -> Optional[str]:
         """The next key that may be used; None if there is none, or all of them are cooling."""
+        if len(self._keys) == 1:
+            return None if self._keys[0] in passed_over else self._keys[0]
         with self._lock:
             now = self._clock()
             for step in range(len(self._keys)):
@@ -15645,6 +15711,7 @@ class Answerer(NamedTuple):
     agent_calls: AgentCalls
     agent_prompts: Mapping[str, str]
     summaries: Summaries
+    planner: Planner
 
 
 class Asking(NamedTuple):
@@ -15754,10 +15821,10 @@ def answer_request(
     request = read_request(answerer, http, dialect)
     guard_phi(answerer.config, request, exchange)
     asking = Asking(http, request, exchange, dialect)
-    routes = plan_routes(answerer.config, route_facts(answerer, request, exchange))
+    routes = answerer.planner.plan(request, partial(route_facts, answerer, request, exchange))
     # The last one has an answer or raises.
     answers = (tried_answer(answerer, asking, r, r is not routes[-1]) for r in routes)
-    return next(answer for answer in answers if answer is not None)
+    return next(filter(None, answers))
 
 
 def tried_answer(
@@ -15845,15 +15912,13 @@ def asked_summary(answerer: Answerer, exchange: Exchange, text: str, tokens: int
 
 
 def note_route(asking: Asking, route: Route) -> None:
-    exchange = asking.exchange
+    exchange, facts = asking.exchange, asking.exchange.facts
     exchange.model = str(asking.request.get("model") or "") or route.model
-    exchange.facts.update(
-        model=exchange.model[:LONGEST_LOGGED_NAME],
-        upstream=route.upstream,
-        upstream_model=route.model[:LONGEST_LOGGED_NAME],
-        route=route.reason,
-        stream=asking.streaming,
-    )
+    facts["model"] = exchange.model[:LONGEST_LOGGED_NAME]
+    facts["upstream"] = route.upstream
+    facts["upstream_model"] = route.model[:LONGEST_LOGGED_NAME]
+    facts["route"] = route.reason
+    facts["stream"] = asking.streaming
 
 
 def asked_events(
@@ -15897,6 +15962,8 @@ def encoded_pieces(
 
 def tools_are_text(config: Config, upstream: Upstream, route: Route) -> bool:
     """Whether the model cannot call tools: its upstream never can, or TEXT_TOOLS_MODELS says so."""
+    if not config.text_tools_models:
+        return not upstream.native_tools
     names = (route.model, f"{route.upstream}:{route.model}")
     return not upstream.native_tools or any(
         fnmatchcase(name, pattern) for name in names for pattern in config.text_tools_models
@@ -16049,20 +16116,21 @@ def note_failed_forward(response: UpstreamResponse, exchange: Exchange) -> None:
 def own_headers(exchange: Exchange) -> Tuple[Tuple[str, str], ...]:
     """Where the answer comes from, and for a client that asks what was changed on the way."""
     facts = exchange.facts
-    words = [f"{facts.get('upstream')}:{facts.get('upstream_model')}", str(facts.get("route"))]
-    words += [f"tried {facts['tried']}"] if facts.get("tried") else []
-    headers = [(ROUTE_HEADER, header_text("; ".join(words)))]
-    if exchange.wants_notes:
-        headers.append((NOTES_HEADER, header_text(joined_notes(exchange)) or "none"))
-    return tuple(headers)
+    tried = f"; tried {facts['tried']}" if facts.get("tried") else ""
+    told = f"{facts.get('upstream')}:{facts.get('upstream_model')}; {facts.get('route')}{tried}"
+    route = (ROUTE_HEADER, header_text(told))
+    if not exchange.wants_notes:
+        return (route,)
+    return (route, (NOTES_HEADER, header_text(joined_notes(exchange)) or "none"))
 
 
 def header_text(text: str) -> str:
-    return re.sub(r"[^ -~]", "?", text)[:LONGEST_NOTES]
+    plain = text.isascii() and text.isprintable()
+    return (text if plain else re.sub(r"[^ -~]", "?", text))[:LONGEST_NOTES]
 
 
 def joined_notes(exchange: Exchange) -> str:
-    return ", ".join(dict.fromkeys(exchange.notes))
+    return ", ".join(dict.fromkeys(exchange.notes)) if exchange.notes else ""
 
 
 def answer_form(
@@ -16117,30 +16185,40 @@ Labels = Tuple[Tuple[str, str], ...]
 
 
 class MetricRow(NamedTuple):
-    """One metric: its name, type, help, and for a histogram its buckets."""
+    """One metric: name, type, help, names of its labels, and for a histogram its buckets."""
 
     name: str
     kind: str
     help: str
+    labels: Tuple[str, ...] = ()
     buckets: Tuple[float, ...] = ()
 
 
-REQUESTS = MetricRow("claude_proxy_requests_total", "counter", "Requests answered.")
+REQUESTS = MetricRow(
+    "claude_proxy_requests_total", "counter", "Requests answered.", ("path", "status", "upstream")
+)
 FAILURES = MetricRow(
-    "claude_proxy_upstream_failures_total", "counter", "Answers of upstreams that were failures."
+    "claude_proxy_upstream_failures_total", "counter", "Answers of upstreams that were failures.",
+    ("upstream", "status"),
+)  # fmt: skip
+RETRIES = MetricRow(
+    "claude_proxy_upstream_retries_total", "counter", "Repeats of requests.", ("upstream",)
 )
-RETRIES = MetricRow("claude_proxy_upstream_retries_total", "counter", "Repeats of requests.")
-MOVED = MetricRow("claude_proxy_fallbacks_total", "counter", "Answers by another route.")
+MOVED = MetricRow(
+    "claude_proxy_fallbacks_total", "counter", "Answers by another route.", ("upstream",)
+)
 DURATION = MetricRow(
-    "gen_ai_server_request_duration_seconds", "histogram", "Whole requests.", SECONDS_BUCKETS
-)
+    "gen_ai_server_request_duration_seconds", "histogram", "Whole requests.",
+    ("upstream", "model"), SECONDS_BUCKETS,
+)  # fmt: skip
 FIRST_TOKEN = MetricRow(
     "gen_ai_server_time_to_first_token_seconds", "histogram", "Until the first event.",
-    SECONDS_BUCKETS,
+    ("upstream", "model"), SECONDS_BUCKETS,
 )  # fmt: skip
 TOKEN_USAGE = MetricRow(
-    "gen_ai_client_token_usage", "histogram", "Tokens of a request, by type.", TOKEN_BUCKETS
-)
+    "gen_ai_client_token_usage", "histogram", "Tokens of a request, by type.",
+    ("upstream", "model", "gen_ai_token_type"), TOKEN_BUCKETS,
+)  # fmt: skip
 SPANS_LOST = MetricRow(
     "claude_proxy_spans_dropped_total", "counter", "Spans that did not reach the collector."
 )
@@ -16173,19 +16251,20 @@ class MetricSample(NamedTuple):
 
 
 class Series:
-    """The numbers behind one metric and one set of labels."""
+    """The numbers behind one metric and one set of labels; the last count is of what is above all
+    buckets."""
 
-    def __init__(self, buckets: Sequence[float]) -> None:
+    __slots__ = ("counts", "labels", "row", "total")
+
+    def __init__(self, row: MetricRow, texts: Tuple[str, ...]) -> None:
+        self.row = row
+        self.labels: Labels = tuple(zip(row.labels, texts))
         self.total = 0.0
-        self.count = 0
-        self.counts = [0] * len(buckets)
+        self.counts = [0] * (len(row.buckets) + 1)
 
-    def add(self, row: MetricRow, value: float) -> None:
-        self.total += value
-        self.count += 1
-        place = bisect_left(row.buckets, value)
-        if place < len(self.counts):
-            self.counts[place] += 1
+    def sample(self) -> MetricSample:
+        *within, _ = self.counts
+        return MetricSample(self.row, self.labels, self.total, sum(self.counts), tuple(within))
 
 
 class Metrics:
@@ -16193,36 +16272,35 @@ class Metrics:
 
     def __init__(self, started: float) -> None:
         self.started = started
-        self._series: Dict[Tuple[MetricRow, Labels], Series] = {}
+        self._series: Dict[Tuple[str, Tuple[str, ...]], Series] = {}  # by names and labels' texts
         self._models: Set[str] = set()
         self._lock = threading.Lock()
 
     def observe(self, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
         """Count a finished exchange."""
         path = exchange.endpoint or (OTHER_LABEL if request else "none")
-        upstream = (("upstream", str(exchange.facts.get("upstream") or "none")),)
+        upstream = str(exchange.facts.get("upstream") or "")
         with self._lock:
-            self._add(REQUESTS, (("path", path), ("status", str(status)), *upstream))
-            if exchange.facts.get("upstream"):
+            self._add(REQUESTS, (path, str(status), upstream or "none"))
+            if upstream:
                 self._observe_answer(exchange, upstream)
 
-    def _observe_answer(self, exchange: Exchange, upstream: Labels) -> None:
-        facts, now = exchange.facts, exchange.clock()
-        place = (*upstream, ("model", self._model_label(facts)))
+    def _observe_answer(self, exchange: Exchange, upstream: str) -> None:
+        facts, usage, now = exchange.facts, exchange.usage, exchange.clock()
+        model = self._model_label(facts)
         if facts.get("upstream_status"):
-            code = str(facts["upstream_status"])[:3]
-            self._add(FAILURES, (*upstream, ("status", code)))
+            self._add(FAILURES, (upstream, str(facts["upstream_status"])[:3]))
         if facts.get("retries"):
-            self._add(RETRIES, upstream, facts["retries"])
+            self._add(RETRIES, (upstream,), facts["retries"])
         if facts.get("tried"):
-            self._add(MOVED, upstream)
-        self._add(DURATION, place, now - exchange.started)
+            self._add(MOVED, (upstream,))
+        self._add(DURATION, (upstream, model), now - exchange.started)
         if exchange.first_event is not None:
-            self._add(FIRST_TOKEN, place, exchange.first_event - exchange.started)
+            self._add(FIRST_TOKEN, (upstream, model), exchange.first_event - exchange.started)
         for word, name in TOKEN_TYPES:
-            if exchange.usage.get(name):
-                labels = (*place, ("gen_ai_token_type", word))
-                self._add(TOKEN_USAGE, labels, exchange.usage[name])
+            tokens = usage.get(name)
+            if tokens:
+                self._add(TOKEN_USAGE, (upstream, model, word), tokens)
 
     def _model_label(self, facts: Dict[str, Any]) -> str:
         model = logged_model(str(facts.get("upstream_model") or facts.get("model") or "none"))
@@ -16236,42 +16314,41 @@ class Metrics:
         with self._lock:
             self._add(row, (), value)
 
-    def _add(self, row: MetricRow, labels: Labels, value: float = 1) -> None:
-        key = (row, labels)
+    def _add(self, row: MetricRow, texts: Tuple[str, ...], value: float = 1) -> None:
+        key = (row.name, texts)  # a row's own hash is one of all its buckets
         series = self._series.get(key)
         if series is None:
-            series = self._series[key] = Series(row.buckets)
-        series.add(row, value)
+            series = self._series[key] = Series(row, texts)
+        series.total += value
+        series.counts[bisect_left(row.buckets, value)] += 1
 
     def snapshot(self) -> List[MetricSample]:
         """All that was counted, as it is now."""
         with self._lock:
-            return [
-                MetricSample(row, labels, series.total, series.count, tuple(series.counts))
-                for (row, labels), series in self._series.items()
-            ]
+            return [series.sample() for series in self._series.values()]
 
     def lines(self) -> List[Tuple[MetricRow, str]]:
         """The sample lines of all that was counted, each with its metric."""
         with self._lock:
             return [
-                (row, line)
-                for (row, labels), series in self._series.items()
-                for line in series_lines(row, labels, series)
+                (series.row, line)
+                for series in self._series.values()
+                for line in series_lines(series)
             ]
 
 
-def series_lines(row: MetricRow, labels: Labels, series: Series) -> Iterator[str]:
+def series_lines(series: Series) -> Iterator[str]:
+    row, labels = series.row, series.labels
     if not row.buckets:
         yield sample_line(row.name, labels, series.total)
         return
-    below = 0
+    below, whole = 0, sum(series.counts)
     for bound, count in zip(row.buckets, series.counts):
         below += count
         yield sample_line(f"{row.name}_bucket", (*labels, ("le", f"{bound:g}")), below)
-    yield sample_line(f"{row.name}_bucket", (*labels, ("le", "+Inf")), series.count)
+    yield sample_line(f"{row.name}_bucket", (*labels, ("le", "+Inf")), whole)
     yield sample_line(f"{row.name}_sum", labels, series.total)
-    yield sample_line(f"{row.name}_count", labels, series.count)
+    yield sample_line(f"{row.name}_count", labels, whole)
 
 
 def sample_line(name: str, labels: Labels, value: float) -> str:
@@ -17450,7 +17527,7 @@ class Telemetry:
 LOGGED_USAGE = (
     "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
 )  # fmt: skip
-QUIET_PATHS = (*OPEN_PATHS, "/metrics", "/openapi.json", "/")
+QUIET_PATHS = frozenset((*OPEN_PATHS, "/metrics", "/openapi.json", "/"))
 
 
 class Watchers(Protocol):
@@ -17484,23 +17561,22 @@ def log_exchange(
     app: Watchers, exchange: Exchange, request: Optional[HttpRequest], status: int
 ) -> None:
     """One line a request: facts and figures, nothing of what was said."""
-    error = exchange.facts.get("error")
-    since = exchange.clock() - exchange.started
-    first = exchange.first_event
-    fields = {
-        "id": exchange.id,
-        "client": request.peer if request else None,
-        "method": logged_method(request.method) if request else None,
-        "path": logged_path(request.path) if request else None,
-        "status": status,
-        **{key: value for key, value in exchange.facts.items() if key != "error"},
-        **logged_models(exchange.facts),
-        **{key: exchange.usage.get(key) for key in LOGGED_USAGE},
-        "first_ms": round((first - exchange.started) * 1000) if first else None,
-        "ms": round(since * 1000),
-        "notes": joined_notes(exchange) or None,
-        "error": error,
-    }
+    facts, usage, first = exchange.facts, exchange.usage, exchange.first_event
+    fields: Dict[str, Any] = {"id": exchange.id}
+    if request is not None:
+        fields["client"] = request.peer
+        fields["method"] = logged_method(request.method)
+        fields["path"] = logged_path(request.path)
+    fields["status"] = status
+    fields.update(facts)
+    fields.update(logged_models(facts))
+    error = fields.pop("error", None)
+    for name in LOGGED_USAGE:
+        fields[name] = usage.get(name)
+    fields["first_ms"] = round((first - exchange.started) * 1000) if first else None
+    fields["ms"] = round((exchange.clock() - exchange.started) * 1000)
+    fields["notes"] = joined_notes(exchange) or None
+    fields["error"] = error  # the last one, to be found
     level = "warning" if status >= 400 or error else "info"
     app.log.write("debug" if is_quiet(request, status) else level, "request", fields)
 
@@ -17592,7 +17668,8 @@ class App(NamedTuple):
 
     def check(self, request: HttpRequest, exchange: Exchange) -> None:
         """Refuse a request for what its head says, before its body is read."""
-        exchange.answer_headers += cors_headers(self.config, request)
+        if self.config.cors_allowed_origins:
+            exchange.answer_headers += cors_headers(self.config, request)
         self.audit.check(request)
         run_guards(self.config, request)
         self.gate.enter(request, exchange)
@@ -17601,6 +17678,9 @@ class App(NamedTuple):
 
     def endpoint(self, request: HttpRequest) -> Endpoint:
         """What answers a request; Claude's own API, where that is the upstream, has other paths."""
+        asked = (request.method, request.path)
+        if asked in OWN_ENDPOINTS:
+            return ENDPOINTS[asked]  # what nearly all ask for
         if is_preflight(self.config, request):
             return answer_preflight
         relayed = self.config.upstream == "anthropic" and request.path.startswith("/v1/")
@@ -17667,7 +17747,8 @@ def meet_client(http: HttpRequest, exchange: Exchange) -> None:
     """Note what later steps have to know of the client."""
     exchange.keys = exchange.keys or shown_keys(http)
     exchange.headers = http.headers
-    exchange.wants_notes = http.headers.get(NOTES_HEADER, "0").lower() not in ("0", "false", "")
+    wanted = http.headers.get(NOTES_HEADER)
+    exchange.wants_notes = wanted is not None and wanted.lower() not in ("0", "false", "")
 
 
 def relay_other(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
@@ -17890,6 +17971,7 @@ ENDPOINTS: Dict[Tuple[str, str], Endpoint] = {
 }
 
 
+ENDPOINT_PATTERNS = frozenset(path for _, path in ENDPOINTS)
 # With the Anthropic API as the upstream these are answered here too.
 OWN_ENDPOINTS = (("POST", "/v1/messages"), ("POST", "/v1/messages/count_tokens"))
 
@@ -17899,7 +17981,7 @@ def endpoint_pattern(path: str) -> str:
     pattern = path.rstrip("/") or "/"
     if pattern.startswith(MODELS_PREFIX):
         pattern = MODELS_PREFIX + "{id}"
-    return pattern if any(pattern == known for _, known in ENDPOINTS) else ""
+    return pattern if pattern in ENDPOINT_PATTERNS else ""
 
 
 def find_endpoint(method: str, path: str) -> Endpoint:
@@ -17955,7 +18037,8 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
         prompts = read_agent_prompts(config.subagent_folders)
     except OSError as error:
         raise ConfigError([f"SUBAGENT_FOLDERS: {error.filename}: {error.strerror}"]) from None
-    answerer = Answerer(config, upstreams, AgentCalls(), prompts, Summaries(time.monotonic))
+    summaries = Summaries(time.monotonic)
+    answerer = Answerer(config, upstreams, AgentCalls(), prompts, summaries, Planner(config))
     metrics = Metrics(time.time())
     gate = Gate(config)
     audit = make_audit(config, log)

@@ -41,7 +41,7 @@ from claude_proxy.relay import (
     note_whole_answer,
     relayed_response_headers,
 )
-from claude_proxy.routes import RouteFacts, plan_routes
+from claude_proxy.routes import RouteFacts
 from claude_proxy.routing import Route, choose_route
 from claude_proxy.settings import Config
 from claude_proxy.sse import encode_json
@@ -107,10 +107,10 @@ def answer_request(
     request = read_request(answerer, http, dialect)
     guard_phi(answerer.config, request, exchange)
     asking = Asking(http, request, exchange, dialect)
-    routes = plan_routes(answerer.config, route_facts(answerer, request, exchange))
+    routes = answerer.planner.plan(request, partial(route_facts, answerer, request, exchange))
     # The last one has an answer or raises.
     answers = (tried_answer(answerer, asking, r, r is not routes[-1]) for r in routes)
-    return next(answer for answer in answers if answer is not None)
+    return next(filter(None, answers))
 
 
 def tried_answer(
@@ -198,15 +198,13 @@ def asked_summary(answerer: Answerer, exchange: Exchange, text: str, tokens: int
 
 
 def note_route(asking: Asking, route: Route) -> None:
-    exchange = asking.exchange
+    exchange, facts = asking.exchange, asking.exchange.facts
     exchange.model = str(asking.request.get("model") or "") or route.model
-    exchange.facts.update(
-        model=exchange.model[:LONGEST_LOGGED_NAME],
-        upstream=route.upstream,
-        upstream_model=route.model[:LONGEST_LOGGED_NAME],
-        route=route.reason,
-        stream=asking.streaming,
-    )
+    facts["model"] = exchange.model[:LONGEST_LOGGED_NAME]
+    facts["upstream"] = route.upstream
+    facts["upstream_model"] = route.model[:LONGEST_LOGGED_NAME]
+    facts["route"] = route.reason
+    facts["stream"] = asking.streaming
 
 
 def asked_events(
@@ -250,6 +248,8 @@ def encoded_pieces(
 
 def tools_are_text(config: Config, upstream: Upstream, route: Route) -> bool:
     """Whether the model cannot call tools: its upstream never can, or TEXT_TOOLS_MODELS says so."""
+    if not config.text_tools_models:
+        return not upstream.native_tools
     names = (route.model, f"{route.upstream}:{route.model}")
     return not upstream.native_tools or any(
         fnmatchcase(name, pattern) for name in names for pattern in config.text_tools_models
@@ -402,20 +402,21 @@ def note_failed_forward(response: UpstreamResponse, exchange: Exchange) -> None:
 def own_headers(exchange: Exchange) -> Tuple[Tuple[str, str], ...]:
     """Where the answer comes from, and for a client that asks what was changed on the way."""
     facts = exchange.facts
-    words = [f"{facts.get('upstream')}:{facts.get('upstream_model')}", str(facts.get("route"))]
-    words += [f"tried {facts['tried']}"] if facts.get("tried") else []
-    headers = [(ROUTE_HEADER, header_text("; ".join(words)))]
-    if exchange.wants_notes:
-        headers.append((NOTES_HEADER, header_text(joined_notes(exchange)) or "none"))
-    return tuple(headers)
+    tried = f"; tried {facts['tried']}" if facts.get("tried") else ""
+    told = f"{facts.get('upstream')}:{facts.get('upstream_model')}; {facts.get('route')}{tried}"
+    route = (ROUTE_HEADER, header_text(told))
+    if not exchange.wants_notes:
+        return (route,)
+    return (route, (NOTES_HEADER, header_text(joined_notes(exchange)) or "none"))
 
 
 def header_text(text: str) -> str:
-    return re.sub(r"[^ -~]", "?", text)[:LONGEST_NOTES]
+    plain = text.isascii() and text.isprintable()
+    return (text if plain else re.sub(r"[^ -~]", "?", text))[:LONGEST_NOTES]
 
 
 def joined_notes(exchange: Exchange) -> str:
-    return ", ".join(dict.fromkeys(exchange.notes))
+    return ", ".join(dict.fromkeys(exchange.notes)) if exchange.notes else ""
 
 
 def answer_form(

@@ -98,7 +98,8 @@ class App(NamedTuple):
 
     def check(self, request: HttpRequest, exchange: Exchange) -> None:
         """Refuse a request for what its head says, before its body is read."""
-        exchange.answer_headers += cors_headers(self.config, request)
+        if self.config.cors_allowed_origins:
+            exchange.answer_headers += cors_headers(self.config, request)
         self.audit.check(request)
         run_guards(self.config, request)
         self.gate.enter(request, exchange)
@@ -107,6 +108,9 @@ class App(NamedTuple):
 
     def endpoint(self, request: HttpRequest) -> Endpoint:
         """What answers a request; Claude's own API, where that is the upstream, has other paths."""
+        asked = (request.method, request.path)
+        if asked in OWN_ENDPOINTS:
+            return ENDPOINTS[asked]  # what nearly all ask for
         if is_preflight(self.config, request):
             return answer_preflight
         relayed = self.config.upstream == "anthropic" and request.path.startswith("/v1/")
@@ -173,7 +177,8 @@ def meet_client(http: HttpRequest, exchange: Exchange) -> None:
     """Note what later steps have to know of the client."""
     exchange.keys = exchange.keys or shown_keys(http)
     exchange.headers = http.headers
-    exchange.wants_notes = http.headers.get(NOTES_HEADER, "0").lower() not in ("0", "false", "")
+    wanted = http.headers.get(NOTES_HEADER)
+    exchange.wants_notes = wanted is not None and wanted.lower() not in ("0", "false", "")
 
 
 def relay_other(app: App, http: HttpRequest, exchange: Exchange) -> HttpResponse:
@@ -396,6 +401,7 @@ ENDPOINTS: Dict[Tuple[str, str], Endpoint] = {
 }
 
 
+ENDPOINT_PATTERNS = frozenset(path for _, path in ENDPOINTS)
 # With the Anthropic API as the upstream these are answered here too.
 OWN_ENDPOINTS = (("POST", "/v1/messages"), ("POST", "/v1/messages/count_tokens"))
 
@@ -405,7 +411,7 @@ def endpoint_pattern(path: str) -> str:
     pattern = path.rstrip("/") or "/"
     if pattern.startswith(MODELS_PREFIX):
         pattern = MODELS_PREFIX + "{id}"
-    return pattern if any(pattern == known for _, known in ENDPOINTS) else ""
+    return pattern if pattern in ENDPOINT_PATTERNS else ""
 
 
 def find_endpoint(method: str, path: str) -> Endpoint:

@@ -15,6 +15,7 @@ from claude_proxy.events import Request
 from claude_proxy.exchange import Exchange
 from claude_proxy.http1 import HttpRequest
 from claude_proxy.json_edit import UnreadMembers, outer_members, read_members
+from claude_proxy.routes import Planner
 from claude_proxy.settings import Config
 from claude_proxy.summaries import Summaries
 from claude_proxy.upstreams.upstream import Upstream
@@ -31,6 +32,7 @@ class Answerer(NamedTuple):
     agent_calls: AgentCalls
     agent_prompts: Mapping[str, str]
     summaries: Summaries
+    planner: Planner
 
 
 class Asking(NamedTuple):

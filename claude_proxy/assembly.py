@@ -21,6 +21,7 @@ from claude_proxy.otlp_send import ExportWay, read_plan
 from claude_proxy.pool import ClientCertificate, make_ssl_context
 from claude_proxy.proxies import check_no_socks, read_proxies
 from claude_proxy.rate_limits import Gate
+from claude_proxy.routes import Planner
 from claude_proxy.settings import Config
 from claude_proxy.summaries import Summaries
 from claude_proxy.transport import Timeouts, Transport
@@ -57,7 +58,8 @@ def build_app(config: Config, log: Log, inflight: Inflight) -> App:
         prompts = read_agent_prompts(config.subagent_folders)
     except OSError as error:
         raise ConfigError([f"SUBAGENT_FOLDERS: {error.filename}: {error.strerror}"]) from None
-    answerer = Answerer(config, upstreams, AgentCalls(), prompts, Summaries(time.monotonic))
+    summaries = Summaries(time.monotonic)
+    answerer = Answerer(config, upstreams, AgentCalls(), prompts, summaries, Planner(config))
     metrics = Metrics(time.time())
     gate = Gate(config)
     audit = make_audit(config, log)

@@ -13,7 +13,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import List, NamedTuple, Tuple
+from typing import List, NamedTuple, Optional, Tuple
 from urllib.parse import urlsplit
 
 from claude_proxy.config import BOOL_WORDS, REDCAP_TOKEN
@@ -64,13 +64,11 @@ def check_host(config: Config, request: HttpRequest) -> None:
 
 def check_origin(config: Config, request: HttpRequest) -> None:
     """Refuse what another site's page sends; a command-line client sends neither header."""
-    if is_cors_origin(config, request):
+    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
+    if origin is None and site != "cross-site" or is_cors_origin(config, request):
         return
-    if request.headers.get("sec-fetch-site") == "cross-site":
+    if origin is None or site == "cross-site":
         raise ProxyError(403, "cross-site requests are refused")
-    origin = request.headers.get("origin")
-    if origin is None:
-        return
     try:
         name = (urlsplit(origin).hostname or "").lower()
     except ValueError:
@@ -93,6 +91,8 @@ def is_loopback(name: str) -> bool:
 
 def check_content_type(config: Config, request: HttpRequest) -> None:
     """A POST must be JSON: the types that a web form can send are never that."""
+    if request.headers.get("content-type") == "application/json":
+        return
     relayed = config.upstream == "anthropic" and request.path.startswith("/v1/")
     if request.method != "POST" or relayed and not request.path.startswith("/v1/messages"):
         return
@@ -113,16 +113,23 @@ class Client(NamedTuple):
     identity: str = ""
 
 
+NOBODY_KNOWN = Client()
+
+
 class WrongKey(ProxyError):
     """A key was shown that does not open this proxy: somebody may be guessing."""
 
 
-def find_client(config: Config, request: HttpRequest) -> Client:
-    """Who asks. ProxyError(401) without one of the keys that the settings name, or, where the
-    upstream is REDCap and they name none, without a REDCap token of the client's own."""
+def find_client(
+    config: Config, request: HttpRequest, shown: Optional[Sequence[str]] = None
+) -> Client:
+    """Who asks, by the credentials that were `shown`. ProxyError(401) without one of the keys that
+    the settings name, or, where the upstream is REDCap and they name none, without a REDCap token
+    of the client's own."""
     if is_probe(request) or is_preflight(config, request):
-        return Client()
-    shown, accepted = shown_keys(request, config.auth_api_key_header), accepted_keys(config)
+        return NOBODY_KNOWN
+    shown = shown_keys(request, config.auth_api_key_header) if shown is None else shown
+    accepted = accepted_keys(config)
     label = matching_label(shown, accepted) if accepted else ""
     if label:
         return Client(label, label)
@@ -131,12 +138,12 @@ def find_client(config: Config, request: HttpRequest) -> Client:
     if config.upstream == "redcap" and not accepted and not config.redcap_api_token:
         token = own_redcap_token(shown)
         return Client("", hashlib.sha256(token.encode()).hexdigest())
-    return Client()
+    return NOBODY_KNOWN
 
 
 def is_probe(request: HttpRequest) -> bool:
     """What needs no key: health, and Claude Code's warm-up at start, which carries none."""
-    return request.path in OPEN_PATHS or (request.method, request.path) == ("HEAD", "/")
+    return request.path in OPEN_PATHS or request.method == "HEAD" and request.path == "/"
 
 
 def may_bypass(config: Config, request: HttpRequest) -> bool:
@@ -171,9 +178,10 @@ class AcceptedKey(NamedTuple):
 
 def accepted_keys(config: Config) -> Tuple[AcceptedKey, ...]:
     """The keys that let a client in; none: see `find_client`."""
-    if not BOOL_WORDS.get(config.auth_enabled, True):
+    texts = (config.anthropic_api_key, config.auth_token, shared_token(config))
+    if not any(texts) or not BOOL_WORDS.get(config.auth_enabled, True):
         return ()
-    return hashed_keys(config.anthropic_api_key, config.auth_token, shared_token(config))
+    return hashed_keys(*texts)
 
 
 def shared_token(config: Config) -> str:
@@ -224,11 +232,13 @@ def own_redcap_token(shown: Iterable[str]) -> str:
 def shown_keys(request: HttpRequest, header: str = "x-api-key") -> Tuple[str, ...]:
     """The credentials in a request, in the headers that Claude and OpenAI clients use, and in
     another one that settings name."""
-    fields, name = request.headers, header.lower()
-    scheme, _, token = fields.get("authorization", "").partition(" ")
-    bearer = token.strip() if scheme.lower() == "bearer" else ""
-    own = fields.get(name, "") if name != "x-api-key" else ""
-    return tuple(key for key in (fields.get("x-api-key", ""), own, bearer) if key)
+    fields, bearer, own = request.headers, "", ""
+    if "authorization" in fields:
+        scheme, _, token = fields["authorization"].partition(" ")
+        bearer = token.strip() if scheme.lower() == "bearer" else ""
+    if header != "x-api-key":
+        own = fields.get(header.lower(), "") if header.lower() != "x-api-key" else ""
+    return tuple(filter(None, (fields.get("x-api-key"), own, bearer)))
 
 
 # --- pages of other origins --------------------------------------------------------------------
@@ -283,9 +293,6 @@ def preflight_headers(request: HttpRequest) -> HeaderPairs:
     return tuple(headers)
 
 
-GUARDS = (check_host, check_origin)
-
-
-def run_guards(config: Config, request: HttpRequest, guards: Iterable = GUARDS) -> None:
-    for guard in guards:
-        guard(config, request)
+def run_guards(config: Config, request: HttpRequest) -> None:
+    check_host(config, request)
+    check_origin(config, request)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, Callable, Set, TextIO, Tuple
+from typing import Any, Callable, List, Set, TextIO, Tuple
 from urllib.parse import quote, quote_plus
 
 from claude_proxy.patterns import LazyPattern
@@ -46,7 +46,7 @@ PLAIN_VALUE = LazyPattern(r"[!#-&(-<>-~]+")
 SHORTEST_SECRET = 4
 LONGEST_REMEMBERED = 100
 # Identifiers that are made here.
-OWN_FIELDS = ("id",)
+OWN_FIELD = "id"
 # Shorter ones could be a part of other words.
 SHORTEST_ENCODED = 8
 SHORTEST_CORE = 10
@@ -105,23 +105,31 @@ def without_forms(text: str, forms: Iterable[str]) -> str:
     return re.sub("(?i)" + "|".join(map(re.escape, found)), REDACTED, text)
 
 
-def format_text_line(moment: str, level: str, event: str, fields: Mapping[str, Any]) -> str:
-    """One line for a person: time, level, event, then key=value pairs, quoted where needed."""
-    pairs = [f"{key}={log_value(value)}" for key, value in fields.items() if value is not None]
-    return " ".join([moment, level.upper().ljust(7), event, *pairs])
-
-
-def log_value(value: Any) -> str:
-    """A value as it stands behind key=; control characters and blanks never break the line."""
+def text_field(key: str, value: Any) -> str:
+    """key=value, quoted where needed: control characters and blanks never break a line."""
     text = str(value)
-    return text if PLAIN_VALUE.fullmatch(text) else json.dumps(text)
+    return f"{key}={text if PLAIN_VALUE.fullmatch(text) else json.dumps(text)}"
 
 
-def format_json_line(moment: str, level: str, event: str, fields: Mapping[str, Any]) -> str:
-    """One JSON object, for a collector."""
-    line = {"time": moment, "level": level, "event": event}
-    line.update((key, value) for key, value in fields.items() if value is not None)
-    return json.dumps(line, default=str)
+def text_line(moment: str, level: str, event: str, fields: List[str]) -> str:
+    """One line for a person: time, level, event, then the fields."""
+    return " ".join([moment, level.upper().ljust(7), event, *fields])
+
+
+def json_field(key: str, value: Any) -> str:
+    """A member of an object; the keys are our own."""
+    return f'"{key}": {json.dumps(value)}'
+
+
+def json_line(moment: str, level: str, event: str, fields: List[str]) -> str:
+    """One JSON object, for a collector; an event's name is a word of our own."""
+    begin = f'{{"time": "{moment}", "level": "{level}", "event": "{event}"'
+    return ", ".join([begin, *fields]) + "}"
+
+
+@lru_cache(maxsize=2)
+def utc_moment(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))
 
 
 class Log:
@@ -137,13 +145,15 @@ class Log:
     ) -> None:
         self._stream = stream
         self._threshold = LOG_LEVELS[level]
-        self._format = format_json_line if as_json else format_text_line
+        self._line = json_line if as_json else text_line
+        self._form = json_field if as_json else text_field
+        self._number = '"%s": %d' if as_json else "%s=%d"
         self._secrets = tuple(sorted(filter(None, secrets), key=len, reverse=True))
         self._forms: Tuple[str, ...] = ()
         self._clock = clock
         self._lock = threading.Lock()
         # Models, paths and addresses are the same in line after line.
-        self._known = lru_cache(maxsize=512)(self.redact)
+        self._known = lru_cache(maxsize=512)(self._field)
 
     def debug(self, event: str, **fields: Any) -> None:
         self.write("debug", event, fields)
@@ -176,20 +186,30 @@ class Log:
 
     def _clean(self, value: Any) -> Any:
         """Numbers as they are; anything else, an exception for instance, as redacted text."""
-        if value is None or isinstance(value, (int, float)):
-            return value
-        text = str(value)
-        return self._known(text) if len(text) <= LONGEST_REMEMBERED else self.redact(text)
+        return value if isinstance(value, (int, float)) else self.redact(str(value))
+
+    def _field(self, key: str, value: Any) -> str:
+        """A field as it stands in a line, without the secrets that it may have had."""
+        return self._form(key, str(value) if key == OWN_FIELD else self._clean(value))
+
+    def _fields(self, fields: Mapping[str, Any]) -> List[str]:
+        told, known, number = [], self._known, self._number
+        for key, value in fields.items():
+            kind = type(value)
+            if kind is int:
+                told.append(number % (key, value))
+            elif kind is str and key != OWN_FIELD and len(value) <= LONGEST_REMEMBERED:
+                told.append(known(key, value))
+            elif value is not None:
+                told.append(known(key, value) if kind is bool else self._field(key, value))
+        return told
 
     def write(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
         if LOG_LEVELS[level] < self._threshold:
             return
-        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._clock()))
-        clean = {
-            key: value if key in OWN_FIELDS else self._clean(value) for key, value in fields.items()
-        }
         try:
-            self.write_line(self._format(moment, level, event, clean))
+            moment = utc_moment(int(self._clock()))
+            self.write_line(self._line(moment, level, event, self._fields(fields)))
         except (OSError, ValueError):
             pass  # a closed stderr must not end an answer
 

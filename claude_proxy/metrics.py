@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from claude_proxy.circuit import CIRCUIT_CLOSED
@@ -30,30 +30,40 @@ Labels = Tuple[Tuple[str, str], ...]
 
 
 class MetricRow(NamedTuple):
-    """One metric: its name, type, help, and for a histogram its buckets."""
+    """One metric: name, type, help, names of its labels, and for a histogram its buckets."""
 
     name: str
     kind: str
     help: str
+    labels: Tuple[str, ...] = ()
     buckets: Tuple[float, ...] = ()
 
 
-REQUESTS = MetricRow("claude_proxy_requests_total", "counter", "Requests answered.")
+REQUESTS = MetricRow(
+    "claude_proxy_requests_total", "counter", "Requests answered.", ("path", "status", "upstream")
+)
 FAILURES = MetricRow(
-    "claude_proxy_upstream_failures_total", "counter", "Answers of upstreams that were failures."
+    "claude_proxy_upstream_failures_total", "counter", "Answers of upstreams that were failures.",
+    ("upstream", "status"),
+)  # fmt: skip
+RETRIES = MetricRow(
+    "claude_proxy_upstream_retries_total", "counter", "Repeats of requests.", ("upstream",)
 )
-RETRIES = MetricRow("claude_proxy_upstream_retries_total", "counter", "Repeats of requests.")
-MOVED = MetricRow("claude_proxy_fallbacks_total", "counter", "Answers by another route.")
+MOVED = MetricRow(
+    "claude_proxy_fallbacks_total", "counter", "Answers by another route.", ("upstream",)
+)
 DURATION = MetricRow(
-    "gen_ai_server_request_duration_seconds", "histogram", "Whole requests.", SECONDS_BUCKETS
-)
+    "gen_ai_server_request_duration_seconds", "histogram", "Whole requests.",
+    ("upstream", "model"), SECONDS_BUCKETS,
+)  # fmt: skip
 FIRST_TOKEN = MetricRow(
     "gen_ai_server_time_to_first_token_seconds", "histogram", "Until the first event.",
-    SECONDS_BUCKETS,
+    ("upstream", "model"), SECONDS_BUCKETS,
 )  # fmt: skip
 TOKEN_USAGE = MetricRow(
-    "gen_ai_client_token_usage", "histogram", "Tokens of a request, by type.", TOKEN_BUCKETS
-)
+    "gen_ai_client_token_usage", "histogram", "Tokens of a request, by type.",
+    ("upstream", "model", "gen_ai_token_type"), TOKEN_BUCKETS,
+)  # fmt: skip
 SPANS_LOST = MetricRow(
     "claude_proxy_spans_dropped_total", "counter", "Spans that did not reach the collector."
 )
@@ -86,19 +96,20 @@ class MetricSample(NamedTuple):
 
 
 class Series:
-    """The numbers behind one metric and one set of labels."""
+    """The numbers behind one metric and one set of labels; the last count is of what is above all
+    buckets."""
 
-    def __init__(self, buckets: Sequence[float]) -> None:
+    __slots__ = ("counts", "labels", "row", "total")
+
+    def __init__(self, row: MetricRow, texts: Tuple[str, ...]) -> None:
+        self.row = row
+        self.labels: Labels = tuple(zip(row.labels, texts))
         self.total = 0.0
-        self.count = 0
-        self.counts = [0] * len(buckets)
+        self.counts = [0] * (len(row.buckets) + 1)
 
-    def add(self, row: MetricRow, value: float) -> None:
-        self.total += value
-        self.count += 1
-        place = bisect_left(row.buckets, value)
-        if place < len(self.counts):
-            self.counts[place] += 1
+    def sample(self) -> MetricSample:
+        *within, _ = self.counts
+        return MetricSample(self.row, self.labels, self.total, sum(self.counts), tuple(within))
 
 
 class Metrics:
@@ -106,36 +117,35 @@ class Metrics:
 
     def __init__(self, started: float) -> None:
         self.started = started
-        self._series: Dict[Tuple[MetricRow, Labels], Series] = {}
+        self._series: Dict[Tuple[str, Tuple[str, ...]], Series] = {}  # by names and labels' texts
         self._models: Set[str] = set()
         self._lock = threading.Lock()
 
     def observe(self, exchange: Exchange, request: Optional[HttpRequest], status: int) -> None:
         """Count a finished exchange."""
         path = exchange.endpoint or (OTHER_LABEL if request else "none")
-        upstream = (("upstream", str(exchange.facts.get("upstream") or "none")),)
+        upstream = str(exchange.facts.get("upstream") or "")
         with self._lock:
-            self._add(REQUESTS, (("path", path), ("status", str(status)), *upstream))
-            if exchange.facts.get("upstream"):
+            self._add(REQUESTS, (path, str(status), upstream or "none"))
+            if upstream:
                 self._observe_answer(exchange, upstream)
 
-    def _observe_answer(self, exchange: Exchange, upstream: Labels) -> None:
-        facts, now = exchange.facts, exchange.clock()
-        place = (*upstream, ("model", self._model_label(facts)))
+    def _observe_answer(self, exchange: Exchange, upstream: str) -> None:
+        facts, usage, now = exchange.facts, exchange.usage, exchange.clock()
+        model = self._model_label(facts)
         if facts.get("upstream_status"):
-            code = str(facts["upstream_status"])[:3]
-            self._add(FAILURES, (*upstream, ("status", code)))
+            self._add(FAILURES, (upstream, str(facts["upstream_status"])[:3]))
         if facts.get("retries"):
-            self._add(RETRIES, upstream, facts["retries"])
+            self._add(RETRIES, (upstream,), facts["retries"])
         if facts.get("tried"):
-            self._add(MOVED, upstream)
-        self._add(DURATION, place, now - exchange.started)
+            self._add(MOVED, (upstream,))
+        self._add(DURATION, (upstream, model), now - exchange.started)
         if exchange.first_event is not None:
-            self._add(FIRST_TOKEN, place, exchange.first_event - exchange.started)
+            self._add(FIRST_TOKEN, (upstream, model), exchange.first_event - exchange.started)
         for word, name in TOKEN_TYPES:
-            if exchange.usage.get(name):
-                labels = (*place, ("gen_ai_token_type", word))
-                self._add(TOKEN_USAGE, labels, exchange.usage[name])
+            tokens = usage.get(name)
+            if tokens:
+                self._add(TOKEN_USAGE, (upstream, model, word), tokens)
 
     def _model_label(self, facts: Dict[str, Any]) -> str:
         model = logged_model(str(facts.get("upstream_model") or facts.get("model") or "none"))
@@ -149,42 +159,41 @@ class Metrics:
         with self._lock:
             self._add(row, (), value)
 
-    def _add(self, row: MetricRow, labels: Labels, value: float = 1) -> None:
-        key = (row, labels)
+    def _add(self, row: MetricRow, texts: Tuple[str, ...], value: float = 1) -> None:
+        key = (row.name, texts)  # a row's own hash is one of all its buckets
         series = self._series.get(key)
         if series is None:
-            series = self._series[key] = Series(row.buckets)
-        series.add(row, value)
+            series = self._series[key] = Series(row, texts)
+        series.total += value
+        series.counts[bisect_left(row.buckets, value)] += 1
 
     def snapshot(self) -> List[MetricSample]:
         """All that was counted, as it is now."""
         with self._lock:
-            return [
-                MetricSample(row, labels, series.total, series.count, tuple(series.counts))
-                for (row, labels), series in self._series.items()
-            ]
+            return [series.sample() for series in self._series.values()]
 
     def lines(self) -> List[Tuple[MetricRow, str]]:
         """The sample lines of all that was counted, each with its metric."""
         with self._lock:
             return [
-                (row, line)
-                for (row, labels), series in self._series.items()
-                for line in series_lines(row, labels, series)
+                (series.row, line)
+                for series in self._series.values()
+                for line in series_lines(series)
             ]
 
 
-def series_lines(row: MetricRow, labels: Labels, series: Series) -> Iterator[str]:
+def series_lines(series: Series) -> Iterator[str]:
+    row, labels = series.row, series.labels
     if not row.buckets:
         yield sample_line(row.name, labels, series.total)
         return
-    below = 0
+    below, whole = 0, sum(series.counts)
     for bound, count in zip(row.buckets, series.counts):
         below += count
         yield sample_line(f"{row.name}_bucket", (*labels, ("le", f"{bound:g}")), below)
-    yield sample_line(f"{row.name}_bucket", (*labels, ("le", "+Inf")), series.count)
+    yield sample_line(f"{row.name}_bucket", (*labels, ("le", "+Inf")), whole)
     yield sample_line(f"{row.name}_sum", labels, series.total)
-    yield sample_line(f"{row.name}_count", labels, series.count)
+    yield sample_line(f"{row.name}_count", labels, whole)
 
 
 def sample_line(name: str, labels: Labels, value: float) -> str:

@@ -51,8 +51,11 @@ def logged_model(name: str) -> str:
 
 def logged_models(facts: Mapping[str, Any]) -> Dict[str, str]:
     """The models among an exchange's facts, as they may be told."""
-    named = (name for name in ("model", "upstream_model") if facts.get(name))
-    return {name: logged_model(str(facts[name])) for name in named}
+    told = {}
+    for name in ("model", "upstream_model"):
+        if facts.get(name):
+            told[name] = logged_model(str(facts[name]))
+    return told
 
 
 @lru_cache(maxsize=64)

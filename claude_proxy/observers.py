@@ -3,7 +3,7 @@ answer."""
 
 from __future__ import annotations
 
-from typing import Callable, Optional, Protocol, Tuple
+from typing import Any, Callable, Dict, Optional, Protocol, Tuple
 
 from claude_proxy.answering import joined_notes
 from claude_proxy.audit import Audit
@@ -20,7 +20,7 @@ from claude_proxy.rate_limits import Gate
 LOGGED_USAGE = (
     "input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens",
 )  # fmt: skip
-QUIET_PATHS = (*OPEN_PATHS, "/metrics", "/openapi.json", "/")
+QUIET_PATHS = frozenset((*OPEN_PATHS, "/metrics", "/openapi.json", "/"))
 
 
 class Watchers(Protocol):
@@ -54,23 +54,22 @@ def log_exchange(
     app: Watchers, exchange: Exchange, request: Optional[HttpRequest], status: int
 ) -> None:
     """One line a request: facts and figures, nothing of what was said."""
-    error = exchange.facts.get("error")
-    since = exchange.clock() - exchange.started
-    first = exchange.first_event
-    fields = {
-        "id": exchange.id,
-        "client": request.peer if request else None,
-        "method": logged_method(request.method) if request else None,
-        "path": logged_path(request.path) if request else None,
-        "status": status,
-        **{key: value for key, value in exchange.facts.items() if key != "error"},
-        **logged_models(exchange.facts),
-        **{key: exchange.usage.get(key) for key in LOGGED_USAGE},
-        "first_ms": round((first - exchange.started) * 1000) if first else None,
-        "ms": round(since * 1000),
-        "notes": joined_notes(exchange) or None,
-        "error": error,
-    }
+    facts, usage, first = exchange.facts, exchange.usage, exchange.first_event
+    fields: Dict[str, Any] = {"id": exchange.id}
+    if request is not None:
+        fields["client"] = request.peer
+        fields["method"] = logged_method(request.method)
+        fields["path"] = logged_path(request.path)
+    fields["status"] = status
+    fields.update(facts)
+    fields.update(logged_models(facts))
+    error = fields.pop("error", None)
+    for name in LOGGED_USAGE:
+        fields[name] = usage.get(name)
+    fields["first_ms"] = round((first - exchange.started) * 1000) if first else None
+    fields["ms"] = round((exchange.clock() - exchange.started) * 1000)
+    fields["notes"] = joined_notes(exchange) or None
+    fields["error"] = error  # the last one, to be found
     level = "warning" if status >= 400 or error else "info"
     app.log.write("debug" if is_quiet(request, status) else level, "request", fields)
 

@@ -309,12 +309,13 @@ class Gate:
         return len(self._held)
 
     def enter(self, request: HttpRequest, exchange: Exchange) -> None:
+        shown = shown_keys(request, self._config.auth_api_key_header)
         try:
-            client = find_client(self._config, request)
+            client = find_client(self._config, request, shown)
         except WrongKey as error:
             self._answer_guess(request, exchange, error)
             raise
-        exchange.keys = shown_keys(request, self._config.auth_api_key_header)
+        exchange.keys = shown
         if client.label:
             exchange.facts["key_label"] = client.label
         if self.limiter is not None and not is_probe(request):

@@ -7,8 +7,9 @@ for the model. What is dear to find out is found out only when a setting asks fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.agents import AgentFound
@@ -17,22 +18,55 @@ from claude_proxy.names import logged_model
 from claude_proxy.routing import Route, choose_route, target_route
 from claude_proxy.settings import Config
 
+# The settings by which a request itself has a say.
+REQUEST_SETTINGS = (
+    "subagent_mappings", "background_model", "vision_model", "long_context_model",
+)  # fmt: skip
+MOST_NAMES_KEPT, LONGEST_NAME_KEPT = 128, 200
 # The prompt for a session's title has the conversation in an element of this name.
 TITLE_MARK = "<session>"
 
 
 class RouteFacts(NamedTuple):
-    """What routing may ask of a request. `window` gives a route's window in tokens, 0: unknown."""
+    """What routing may ask of a request. `window` gives a route's window in tokens, 0: unknown;
+    `named` is where its model's name leads, if that is known already."""
 
     request: Mapping[str, Any]
     agent: Optional[AgentFound] = None
     tokens: Callable[[], int] = lambda: 0
     window: Callable[[Route], int] = lambda route: 0
+    named: Optional[Route] = None
+
+
+class Planner:
+    """Plans by one set of settings; what follows from the names used last is kept."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._kept = lru_cache(maxsize=MOST_NAMES_KEPT)(self._plan_of_name)
+        self._name_decides = not any(getattr(config, name) for name in REQUEST_SETTINGS)
+
+    def plan(
+        self, request: Mapping[str, Any], facts: Callable[[], RouteFacts]
+    ) -> Sequence[Route]:
+        """The routes for a request; `facts` are asked for only if settings let them matter."""
+        name = str(request.get("model") or "")
+        find = self._kept if len(name) <= LONGEST_NAME_KEPT else self._plan_of_name
+        routes = find(name)
+        if self._name_decides:
+            return routes
+        return plan_routes(self._config, facts()._replace(named=routes[0]))
+
+    def _plan_of_name(self, name: str) -> Tuple[Route, ...]:
+        return tuple(with_fallbacks(self._config, choose_route(self._config, name)))
 
 
 def plan_routes(config: Config, facts: RouteFacts) -> List[Route]:
     """The routes for a request in order: the chosen one, then FALLBACK_MODELS."""
-    first = first_route(config, facts)
+    return with_fallbacks(config, first_route(config, facts))
+
+
+def with_fallbacks(config: Config, first: Route) -> List[Route]:
     others = [target_route(config, model, "FALLBACK_MODELS") for model in config.fallback_models]
     routes: Dict[Tuple[str, str], Route] = {}
     for route in (first, *others):
@@ -42,7 +76,7 @@ def plan_routes(config: Config, facts: RouteFacts) -> List[Route]:
 
 def first_route(config: Config, facts: RouteFacts) -> Route:
     """Where the request goes if all is well; `reason` names every rule that had a say."""
-    named = choose_route(config, str(facts.request.get("model") or ""))
+    named = facts.named or choose_route(config, str(facts.request.get("model") or ""))
     if named.reason == "named upstream":
         return named  # the client has chosen
     mapped = agent_route(config, facts.agent) or background_route(config, facts.request)

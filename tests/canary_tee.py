@@ -56,8 +56,8 @@ def keep_logs(module: Any) -> None:
 
     def kept_write(self: Any, level: str, event: str, fields: Any) -> None:
         if module.LOG_LEVELS[level] < self._threshold:
-            clean = {key: self._clean(value) for key, value in fields.items()}
-            keep("log", module.format_json_line("", level, event, clean))
+            told = [module.json_field(key, self._clean(value)) for key, value in fields.items()]
+            keep("log", module.json_line("", level, event, told))
         write(self, level, event, fields)
 
     def kept_line(self: Any, line: str) -> None:

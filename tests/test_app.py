@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from claude_proxy.app import App, find_endpoint
+from claude_proxy.answering import header_text
+from claude_proxy.app import App, endpoint_pattern, find_endpoint
 from claude_proxy.assembly import build_app
 from claude_proxy.config import VERSION
 from claude_proxy.config_load import load_config
@@ -52,6 +53,44 @@ def test_what_is_not_there(method, path, status):
                                          ("GET", "/v1/models/a/b"), ("POST", "/v1/messages/")])
 def test_what_is_there(method, path):
     assert callable(find_endpoint(method, path))
+
+
+ANSWERED_BY = [
+    # (upstream, method, path, the name of what answers)
+    ("demo", "POST", "/v1/messages", "create_message"), ("demo", "POST", "/v1/messages/", "create_message"),
+    ("demo", "POST", "/v1/messages/count_tokens", "count_tokens"), ("demo", "GET", "/v1/models", "list_models"),
+    ("demo", "OPTIONS", "/v1/messages", "answer_preflight"), ("demo", "OPTIONS", "/nothing", "answer_preflight"),
+    ("anthropic", "POST", "/v1/messages", "create_message"), ("anthropic", "POST", "/v1/messages/", "create_message"),
+    ("anthropic", "POST", "/v1/messages/count_tokens", "count_tokens"), ("anthropic", "GET", "/v1/messages", "relay_other"),
+    ("anthropic", "GET", "/v1/models", "relay_other"), ("anthropic", "POST", "/v1/messages/batches", "relay_other"),
+    ("anthropic", "OPTIONS", "/v1/messages", "answer_preflight"), ("anthropic", "GET", "/health", "show_health"),
+]
+
+
+@pytest.mark.parametrize("upstream,method,path,name", ANSWERED_BY)
+def test_what_answers(upstream, method, path, name):
+    app = make({"UPSTREAM": upstream, "CORS_ALLOWED_ORIGINS": "https://app.example"})
+    headers = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    assert app.endpoint(HttpRequest(method, path, "", headers)).__name__ == name
+
+
+@pytest.mark.parametrize("path,pattern", [
+    ("/v1/messages", "/v1/messages"), ("/v1/messages/", "/v1/messages"), ("/v1/models/a/b", "/v1/models/{id}"),
+    ("/", "/"), ("//", "/"), ("", "/"), ("/v1/models/", "/v1/models"), ("/v1", ""), ("/V1/messages", ""),
+])
+def test_a_path_as_the_table_has_it(path, pattern):
+    assert endpoint_pattern(path) == pattern
+
+
+TOLD_HEADERS = [
+    ("plain", "a:b; as named", "a:b; as named"), ("not of ASCII", "\u00fc:b", "?:b"), ("a line end", "a\r\nx: y", "a??x: y"),
+    ("DEL and NUL", "a\x7f\0", "a??"), ("a blank that is none", "a\u00a0b", "a?b"), ("long", "x" * 2000, "x" * 1024),
+]
+
+
+@pytest.mark.parametrize("name,text,told", TOLD_HEADERS, ids=[row[0] for row in TOLD_HEADERS])
+def test_text_in_a_header(name, text, told):
+    assert header_text(text) == told
 
 
 def test_the_facts_have_no_secret():

@@ -17,6 +17,7 @@ from claude_proxy.auth import (
     is_preflight,
     own_keys,
     preflight_headers,
+    shown_keys,
     split_keys,
 )
 from claude_proxy.cli import secret_values
@@ -74,6 +75,8 @@ def test_any_host_may_be_allowed():
     ({"origin": "http://localhost.evil.example"}, 403),
     ({"origin": "null"}, 403),
     ({"origin": ""}, 403),
+    ({"origin": "", "sec_fetch_site": "cross-site"}, 403),
+    ({"origin": "https://evil.example", "sec_fetch_site": "same-origin"}, 403),
     ({"origin": "http://[oops"}, 403),
     ({"sec_fetch_site": "cross-site"}, 403),
     ({"sec_fetch_site": "cross-site", "origin": "http://localhost"}, 403),
@@ -91,6 +94,7 @@ def test_an_origin_may_be_the_host_itself():
     ("POST", "application/json", None), ("POST", "Application/JSON; charset=utf-8", None),
     ("POST", "application/vnd.x+json", None), ("POST", "text/plain", 415), ("POST", "", 415),
     ("POST", "application/x-www-form-urlencoded", 415), ("POST", "text/json", 415), ("GET", "", None),
+    ("POST", "application/json", None), ("GET", "application/json", None), ("POST", "application/json, text/plain", 415),
 ])
 def test_content_type(method, kind, status):
     assert status_of(check_content_type, CONFIG, request(method=method, content_type=kind)) == status
@@ -161,6 +165,14 @@ def test_every_key_in_every_header(headers, label):
         assert caught.value.status == 401 and isinstance(caught.value, WrongKey) is wrong
     else:
         assert find_client(config, request(**headers)) == Client(label, label)
+
+
+@pytest.mark.parametrize("header,shown", [
+    ("x-api-key", ("a", "b")), ("X-API-Key", ("a", "b")), ("X-Team-Key", ("a", "c", "b")), ("authorization", ("a", "Bearer  b ", "b"))])
+def test_what_is_shown(header, shown):
+    http = request(x_api_key="a", authorization="Bearer  b ", x_team_key="c")
+    assert shown_keys(http, header) == shown
+    assert shown_keys(request(x_api_key="", authorization=""), header) == ()
 
 
 def test_every_key_is_compared_and_at_one_length(monkeypatch):

@@ -225,6 +225,54 @@ def test_the_whole_line(name, as_json, expected):
     assert written(as_json, "warning", **fields) == expected
 
 
+LONG = "hunter2 " * 50
+IN_ORDER = [
+    # (name, the fields of one line after the other, what each line has of them as text, and in JSON)
+    ("what is equal is not the same", [{"v": 1}, {"v": True}, {"v": 1.0}, {"v": "1"}, {"v": "True"}, {"v": 1}],
+     ["v=1", "v=True", "v=1.0", "v=1", "v=True", "v=1"],
+     ['"v": 1', '"v": true', '"v": 1.0', '"v": "1"', '"v": "True"', '"v": 1']),
+    ("a value under another name", [{"a": "x y", "b": "x y"}, {"b": "x y"}],
+     ['a="x y" b="x y"', 'b="x y"'], ['"a": "x y", "b": "x y"', '"b": "x y"']),
+    ("an identifier, and the same of others", [{"id": HEX24 * 2, "it": HEX24 * 2}] * 2,
+     [f"id={HEX24 * 2} it={REDACTED}"] * 2, [f'"id": "{HEX24 * 2}", "it": "{REDACTED}"'] * 2),
+    ("a secret again and again", [{"e": "hunter2"}, {"f": "a hunter2"}, {"e": "hunter2"}],
+     [f"e={REDACTED}", f'f="a {REDACTED}"', f"e={REDACTED}"],
+     [f'"e": "{REDACTED}"', f'"f": "a {REDACTED}"', f'"e": "{REDACTED}"']),
+    ("a secret in a long value", [{"e": LONG}], [f'e="{REDACTED} ' + f"{REDACTED} " * 49 + '"'],
+     [f'"e": "{REDACTED} ' + f"{REDACTED} " * 49 + '"']),
+    ("large and negative", [{"n": 10**40, "m": -1}], [f"n={10**40} m=-1"], [f'"n": {10**40}, "m": -1']),
+]
+
+
+@pytest.mark.parametrize(("name", "lines", "as_text", "as_json"), IN_ORDER, ids=[row[0] for row in IN_ORDER])
+def test_what_is_remembered_of_a_line_makes_no_other_one_wrong(name, lines, as_text, as_json):
+    for json_wanted, expected in ((False, as_text), (True, as_json)):
+        stream = io.StringIO()
+        log = Log(stream, "debug", json_wanted, ["hunter2"])
+        for fields in lines:
+            log.write("info", "it", fields)
+        begin = '"event": "it", ' if json_wanted else " it "
+        ends = [line.partition(begin)[2] for line in stream.getvalue().splitlines()]
+        assert ends == [text + "}" if json_wanted else text for text in expected]
+
+
+def test_each_line_has_the_second_in_which_it_was_written():
+    stream, times = io.StringIO(), iter((59.9, 60.0, 60.999, 61.0, 59.0))
+    log = Log(stream, "info", clock=lambda: next(times))
+    for _ in range(5):
+        log.info("it")
+    seconds = [line.split()[0][-6:] for line in stream.getvalue().splitlines()]
+    assert seconds == ["00:59Z", "01:00Z", "01:00Z", "01:01Z", "00:59Z"]
+
+
+def test_a_number_that_cannot_be_written_ends_nothing():
+    stream = io.StringIO()
+    log = Log(stream)
+    log.info("it", n=10**5000)
+    log.info("and_on")
+    assert stream.getvalue().splitlines()[-1].endswith("and_on")
+
+
 def test_levels_below_the_threshold_are_not_written():
     stream = io.StringIO()
     log = Log(stream, "warning")

@@ -87,6 +87,22 @@ def test_an_answer_is_counted():
     assert ("gen_ai_client_token_usage_sum", place + ',gen_ai_token_type="cache_read"') not in samples
 
 
+def test_what_is_above_all_buckets_is_counted_too():
+    metrics = Metrics(0)
+    for tokens in (1, 4, 5, 10**30):
+        metrics.observe(finished(1e6, usage={"input_tokens": tokens}, upstream="openai", upstream_model="m"), REQUEST, 200)
+    samples, place = rendered(metrics), 'upstream="openai",model="m"'
+    seconds, tokens = "gen_ai_server_request_duration_seconds", "gen_ai_client_token_usage"
+    assert samples[f"{seconds}_bucket", f'{place},le="655.36"'] == 0
+    assert samples[f"{seconds}_bucket", f'{place},le="+Inf"'] == samples[f"{seconds}_count", place] == 4
+    kind = f'{place},gen_ai_token_type="input"'
+    assert [samples[f"{tokens}_bucket", f'{kind},le="{bound}"'] for bound in ("1", "4", "16", "+Inf")] == [1, 2, 3, 4]
+    shown = {sample.row.name: sample for sample in metrics.snapshot()}
+    assert (shown[seconds].count, sum(shown[seconds].counts)) == (4, 0)
+    assert (shown[tokens].count, shown[tokens].counts[:3]) == (4, (1, 1, 1))
+    assert all(len(sample.counts) == len(sample.row.buckets) for sample in shown.values())
+
+
 def test_a_refused_request_is_counted_without_an_upstream():
     metrics, exchange = Metrics(0), finished()
     exchange.endpoint = ""

@@ -7,6 +7,9 @@ import pytest
 from claude_proxy.agents import AgentFound
 from claude_proxy.config_load import load_config
 from claude_proxy.routes import (
+    LONGEST_NAME_KEPT,
+    MOST_NAMES_KEPT,
+    Planner,
     RouteFacts,
     background_kind,
     explained_routes,
@@ -248,6 +251,38 @@ def test_what_is_tried_in_which_order(environ, model, expected):
     routes = plan_routes(load_config(environ), RouteFacts(said(model=model)))
     assert [f"{found.upstream}:{found.model}" for found in routes] == expected
     assert [found.reason for found in routes[1:]] == ["FALLBACK_MODELS"] * (len(routes) - 1)
+
+
+# --- what is kept ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name,environ,request_,agent,tokens,expected,reason", ROWS, ids=[row[0] for row in ROWS])
+def test_a_plan_is_the_same_however_often_it_is_asked_for(name, environ, request_, agent, tokens, expected, reason):
+    config = load_config({**environ, "FALLBACK_MODELS": "demo:b"})
+    planner, facts = Planner(config), RouteFacts(request_, agent, lambda: tokens, lambda route: 0)
+    plain = {"model": request_["model"]} if "model" in request_ else {}
+    for _ in range(2):
+        assert list(planner.plan(request_, lambda: facts)) == plan_routes(config, facts)
+        assert list(planner.plan(plain, lambda: RouteFacts(plain))) == plan_routes(config, RouteFacts(plain))
+
+
+def test_no_facts_are_asked_for_where_no_setting_wants_them():
+    def facts():
+        raise AssertionError("asked for")
+
+    planner = Planner(load_config({**OPENAI, "FALLBACK_MODELS": "a", "MODEL_MAP": "x=y"}))
+    assert [found.model for found in planner.plan({"model": "x"}, facts)] == ["y", "a"]
+    for name in ("SUBAGENT_MAPPINGS", "BACKGROUND_MODEL", "VISION_MODEL", "LONG_CONTEXT_MODEL"):
+        with pytest.raises(AssertionError):
+            Planner(load_config({**OPENAI, name: ALL[name]})).plan({"model": "x"}, facts)
+
+
+def test_names_are_kept_within_bounds():
+    planner = Planner(load_config(OPENAI))
+    for name in ("x" * (LONGEST_NAME_KEPT + 1), *(f"m{n}" for n in range(MOST_NAMES_KEPT + 9))):
+        assert planner.plan({"model": name}, lambda: RouteFacts({}))[0].model == name
+        assert planner._kept.cache_info().currsize <= MOST_NAMES_KEPT
+    assert planner._kept.cache_info().misses == MOST_NAMES_KEPT + 9  # the long one is not there
 
 
 # --- explained ------------------------------------------------------------------------------------
