@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+
+gc.disable()  # nothing that importing makes is garbage; `start_serving` lets it begin
 
 from claude_proxy.cli import main
 

@@ -66,6 +66,10 @@ it in place; the model maps are at the top of its first section. Sections, each 
 
 from __future__ import annotations
 
+import gc
+
+gc.disable()  # as __main__ does, before anything else is imported
+
 '''
 
 

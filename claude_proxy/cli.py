@@ -6,7 +6,6 @@ address cannot be listened on, 128 + N ended at once by a second signal N.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import re
@@ -14,7 +13,7 @@ import ssl
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Callable, Dict, List, NamedTuple, NoReturn, Optional, TextIO, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, NoReturn, Optional, TextIO, Tuple
 
 from claude_proxy.app import App
 from claude_proxy.assembly import build_app
@@ -56,15 +55,6 @@ from claude_proxy.settings_text import (
 WANTED_FILES = 65536
 
 
-class QuietParser(argparse.ArgumentParser):
-    """Does not repeat what was typed: it may be a key."""
-
-    def error(self, message: str) -> NoReturn:
-        known = r"argument [-\w/, ]+: (?:expected [\w ]+|ignored explicit argument)"
-        told = re.match(rf"{known}|unrecognized arguments|ambiguous option", message)
-        super().error(told.group() if told else "wrong arguments")
-
-
 class UsageError(Exception):
     """Settings cannot be read; the message has a line for each mistake."""
 
@@ -75,13 +65,45 @@ class Loaded(NamedTuple):
     unknown: Tuple[str, ...]
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    parser = QuietParser(
+class Options:
+    """What the command line asks for; without arguments it is this, and the proxy is started."""
+
+    version = check_config = check_upstream = healthcheck = False
+    print_env_example = print_settings = False
+    env_file: Optional[str] = None
+    explain_route: Optional[str] = None
+    verify_audit: Optional[List[str]] = None
+
+
+def read_options(arguments: Sequence[str]) -> Options:
+    # Most starts have none, and argparse with its table takes longer than reading the settings.
+    return argument_parser().parse_args(arguments, Options()) if arguments else Options()
+
+
+def quiet_parser() -> Any:
+    import argparse  # see `read_options`
+
+    class QuietParser(argparse.ArgumentParser):
+        """Does not repeat what was typed: it may be a key. Writes the settings' help when asked."""
+
+        def error(self, message: str) -> NoReturn:
+            known = r"argument [-\w/, ]+: (?:expected [\w ]+|ignored explicit argument)"
+            told = re.match(rf"{known}|unrecognized arguments|ambiguous option", message)
+            super().error(told.group() if told else "wrong arguments")
+
+        def format_help(self) -> str:
+            self.epilog = "Settings (environment or .env):\n\n" + format_settings_help()
+            return super().format_help()
+
+    return QuietParser(
         prog="claude_api_proxy.py",
         description="Lets Claude Code and other Claude clients work with the model you may use.",
-        epilog="Settings (environment or .env):\n\n" + format_settings_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def argument_parser() -> Any:
+    parser = quiet_parser()
     parser.add_argument(
         "--version", action="store_true", help="version, own SHA-256, Python, OpenSSL"
     )
@@ -123,7 +145,7 @@ def main(
     """Run the command; returns the exit status."""
     out, err = out or sys.stdout, err or sys.stderr
     environ = os.environ if environ is None else environ
-    options = argument_parser().parse_args(argv)
+    options = read_options(sys.argv[1:] if argv is None else argv)
     try:
         return run_command(options, environ, out, err)
     except Exception as error:  # a defect of ours
@@ -132,7 +154,7 @@ def main(
 
 
 def run_command(
-    options: argparse.Namespace, environ: Mapping[str, str], out: TextIO, err: TextIO
+    options: Options, environ: Mapping[str, str], out: TextIO, err: TextIO
 ) -> int:
     for chosen, text in (
         (options.version, version_text),

@@ -121,10 +121,12 @@ ANTHROPIC_URL = "https://api.anthropic.com"
 
 CUSTOM_HEADER_PREFIX = "CUSTOM_HEADER_"
 FRAMING_HEADERS = ("connection", "content-length", "transfer-encoding", "upgrade")
-HOST_NAME = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+HOST_NAME = r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
 HEADER_TEXT = r"[\x20-\x7e]*"
-HEADER_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
-PLAIN_URL = re.compile(r"[^\x00-\x20\x7f-\U0010ffff@?#\\]*")
+HEADER_NAME = r"[a-z0-9]+(?:-[a-z0-9]+)*"
+# All printable ASCII but #, ?, @ and the backslash. (Written as what it is not, it takes a range of
+# a million characters, and 6 ms to compile.)
+PLAIN_URL = r"[!\"$->A-\[\]-~]*"
 CHAT_PATH = "/chat/completions"
 REDCAP_TOKEN = r"[0-9A-Fa-f]{32}"
 BOOL_WORDS = {"true": True, "1": True, "yes": True, "on": True,
@@ -155,8 +157,10 @@ class Setting(NamedTuple):
 
 
 def pattern_parser(pattern: str, expected: str) -> Callable[[str], str]:
+    """A parser of text that matches; no text is unset, and needs no pattern."""
+
     def parse_pattern(text: str) -> str:
-        if not re.fullmatch(pattern, text):
+        if text and not re.fullmatch(pattern, text):
             raise ValueError(expected)
         return text
 
@@ -248,7 +252,7 @@ def parse_bool(text: str) -> bool:
 def parse_listen_host(text: str) -> str:
     """An address to listen on. localhost becomes 127.0.0.1, so that no name lookup decides."""
     host = text.strip("[]").lower()
-    if not HOST_NAME.fullmatch(host):
+    if not re.fullmatch(HOST_NAME, host):
         raise ValueError("must be an address or a host name, such as 127.0.0.1")
     return "127.0.0.1" if host == "localhost" else host
 
@@ -256,7 +260,7 @@ def parse_listen_host(text: str) -> str:
 def parse_hosts(text: str) -> Tuple[str, ...]:
     """Names as the guard compares them: lower case, no port, no brackets; "*" for any."""
     names = tuple(name.strip().lower().strip("[]") for name in text.split(",") if name.strip())
-    if not all(name == "*" or HOST_NAME.fullmatch(name) for name in names):
+    if not all(name == "*" or re.fullmatch(HOST_NAME, name) for name in names):
         raise ValueError("must be host names without port, separated by commas")
     return names
 
@@ -374,4 +378,4 @@ def is_plain_url(text: str) -> bool:
         usable = bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
-    return usable and parts.scheme in ("http", "https") and bool(PLAIN_URL.fullmatch(text))
+    return usable and parts.scheme in ("http", "https") and bool(re.fullmatch(PLAIN_URL, text))

@@ -121,6 +121,8 @@ def find_setting(
     setting: Setting, sources: SettingSources, read_file: Callable[[str], str]
 ) -> FoundSetting:
     for source, written in sources:
+        if not written:
+            continue
         texts = {name: clean_text(written.get(name, "")) for name in setting_names(setting)}
         named = [name for name, text in texts.items() if text]
         file_name = f"{setting.name}_FILE"
@@ -184,7 +186,7 @@ def custom_header_variable(header: str) -> str:
 
 
 def custom_header_problem(header: str, text: str) -> Optional[str]:
-    if not HEADER_NAME.fullmatch(header):
+    if not re.fullmatch(HEADER_NAME, header):
         return f"must be {CUSTOM_HEADER_PREFIX} and a header name, with _ for each hyphen"
     if header in FRAMING_HEADERS:
         return "the proxy itself sets this header"

@@ -19,6 +19,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple, Union
 from urllib.parse import urlsplit
 
 from claude_proxy.errors import ProxyError
+from claude_proxy.patterns import LazyPattern
 
 LONGEST_REQUEST_LINE = 8 * 1024
 LONGEST_HEAD = 32 * 1024
@@ -32,9 +33,9 @@ HTTP_FIELD_LINES = re.compile(rb"(?:%b:[\t\x20-\x7e\x80-\xff]*\r\n)*" % HTTP_TOK
 HTTP_BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 HTTP_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~%!$&'()*+,;=-]+)(?::[0-9]{0,5})?")
 HTTP_DIGITS = re.compile(r"[0-9]{1,18}")
-HTTP_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?")
-HTTP_CHUNK_SIZE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}[\t ]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
-HTTP_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n]*)?")
+HTTP_CHUNK_SIZE = LazyPattern(rb"([0-9A-Fa-f]{1,16})(?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?")
+HTTP_CHUNK_SIZE_BEGUN = LazyPattern(rb"[0-9A-Fa-f]{1,16}[\t ]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
+HTTP_STATUS_LINE = LazyPattern(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n]*)?")
 HTTP_UNSAFE = re.compile(r"[\r\n\x00]")
 HTTP_REASONS = {status.value: status.phrase for status in HTTPStatus}
 

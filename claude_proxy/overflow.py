@@ -91,7 +91,7 @@ OVERFLOW_WORDS = LazyPattern(
     re.IGNORECASE,
 )
 # A limit on tokens a minute or a day that this request is larger than all by itself.
-LARGER_THAN_A_RATE = overflow_pattern(
+LARGER_THAN_A_RATE = (
     r"tokens per (?:minute|min|hour|day)\b.{0,20}?: limit:? <m>,(?: used:? \d+,)? requested:? <t>"
 )
 NOT_OVERFLOW = LazyPattern(
@@ -164,7 +164,7 @@ def unexplained_overflow(status: int, prompt_tokens: int, window: int) -> bool:
 
 def larger_than_a_rate(whole: str) -> Optional[re.Match]:
     """The limit on a rate of tokens that no waiting brings this request under, or None."""
-    match = LARGER_THAN_A_RATE.search(whole)
+    match = overflow_pattern(LARGER_THAN_A_RATE).search(whole)
     if match is None:
         return None
     found = overflow_numbers(match)

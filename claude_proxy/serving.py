@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -89,6 +90,9 @@ def handling(handlers: Dict[int, Any], waker: socket.socket) -> Iterator[None]:
 def start_serving(server: Server) -> None:
     server.inflight.start()
     sys.setswitchinterval(SWITCH_SECONDS)
+    # What is there by now stays: the collector need not look at it again each time.
+    gc.freeze()
+    gc.enable()
     thread = threading.Thread(target=server.serve_forever, name="accept", daemon=True)
     thread.start()
 

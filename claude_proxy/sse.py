@@ -8,18 +8,18 @@ pieces is whole again before anybody looks at it. Lines may end LF, CRLF or CR, 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from json.encoder import encode_basestring_ascii
 from typing import Any, List, Tuple
 
 from claude_proxy.errors import ProxyError
+from claude_proxy.patterns import LazyPattern
 
 LARGEST_FRAME = 8 * 1024 * 1024
 
 # Two line ends in a row. A CR that an LF follows is one line end, never two.
-SSE_BLANK_LINE = re.compile(rb"\r\n(?:\r\n|\n|\r)|\n(?:\r\n|\n|\r)|\r(?!\n)(?:\r\n|\r)")
-SSE_LINE_END = re.compile(rb"\r\n|\n|\r")
+SSE_BLANK_LINE = LazyPattern(rb"\r\n(?:\r\n|\n|\r)|\n(?:\r\n|\n|\r)|\r(?!\n)(?:\r\n|\r)")
+SSE_LINE_END = LazyPattern(rb"\r\n|\n|\r")
 SSE_BOM = b"\xef\xbb\xbf"
 
 # One encoder for all: json.dumps with arguments builds a new one at each call. ASCII output keeps

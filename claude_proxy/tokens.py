@@ -102,8 +102,11 @@ FOREIGN_WORD_WEIGHT = 0.16
 
 def byte_marks(other: bytes, classes: Dict[bytes, bytes]) -> bytes:
     """A table for `bytes.translate`, from mark -> members; `other` marks the rest."""
-    return bytes(next((m[0] for m, members in classes.items() if b in members), other[0])
-                 for b in range(256))
+    table = bytearray(other * 256)
+    for mark, members in reversed(tuple(classes.items())):  # the first one counts
+        for member in members:
+            table[member] = mark[0]
+    return bytes(table)
 
 
 BYTE_MARKS = byte_marks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import io
@@ -251,6 +252,7 @@ def load_form(form: str) -> Any:
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
+        gc.enable()  # which the program does when it serves
         return module
     names: Dict[str, Any] = {}
     for name in PACKAGE_MODULES:

@@ -179,6 +179,7 @@ def test_the_text(tmp_path):
     assert "  config, middle, __main__\n" in head
     assert head.split('"""')[2] == (
         "\n\nfrom __future__ import annotations\n\n"
+        "import gc\n\ngc.disable()  # as __main__ does, before anything else is imported\n\n"
         "import os.path\nimport time\nfrom typing import Any, List"
     )
     assert config == f'# config\n{rule}\n\nVERSION = "1.2.3"\nWORDS = ["a"]'
