@@ -18,6 +18,7 @@ from typing import Dict, List, NamedTuple, Optional, Tuple, Union
 from urllib.parse import urlsplit
 
 from claude_proxy.errors import ProxyError
+from claude_proxy.patterns import LazyPattern
 
 LONGEST_REQUEST_LINE = 8 * 1024
 LONGEST_HEAD = 32 * 1024
@@ -27,18 +28,18 @@ LONGEST_TRAILERS = 8 * 1024
 
 HTTP_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 HTTP_REQUEST_LINE = re.compile(
-    r"(%s) ([\x21-\x7e]+) (HTTP/[0-9]\.[0-9])" % HTTP_TOKEN.decode("ascii")
+    rf"({HTTP_TOKEN.decode('ascii')}) ([\x21-\x7e]+) (HTTP/[0-9]\.[0-9])"
 )
 HTTP_FIELD_LINES = re.compile(rb"(?:%b:[\t\x20-\x7e\x80-\xff]*\r\n)*" % HTTP_TOKEN)
-HTTP_BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+HTTP_BARE_LINE_END = LazyPattern(rb"(?<!\r)\n|\r(?!\n|\Z)")
 HTTP_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~%!$&'()*+,;=-]+)(?::[0-9]{0,5})?")
 HTTP_DIGITS = re.compile(r"[0-9]{1,18}")
-HTTP_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?")
-HTTP_CHUNK_SIZE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}[\t ]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
+HTTP_CHUNK_SIZE = LazyPattern(rb"([0-9A-Fa-f]{1,16})(?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?")
+HTTP_CHUNK_SIZE_BEGUN = LazyPattern(rb"[0-9A-Fa-f]{1,16}[\t ]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
 HTTP_STATUS_LINE = re.compile(r"(HTTP/1\.[01]) ([1-5][0-9]{2})(?: [^\r\n]*)?")
 LAST_CHUNK = b"0\r\n\r\n"
 HEX_DIGITS = b"0123456789abcdefABCDEF"
-HTTP_UNSAFE = re.compile(r"[\r\n\x00]")
+HTTP_UNSAFE = LazyPattern(r"[\r\n\x00]")
 HTTP_REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
