@@ -58,6 +58,10 @@ class HttpRequest(NamedTuple):
     body: bytes = b""
     peer: str = ""
 
+    def with_body(self, body: bytes) -> HttpRequest:
+        """As `_replace`, at a fifth of the price."""
+        return HttpRequest(*self[:6], body, self.peer) if body else self
+
 
 class HttpResponse(NamedTuple):
     """An answer: a whole body, or pieces that are sent as they come."""
@@ -341,9 +345,11 @@ def request_body(request: HttpRequest) -> Body:
         if coding.lower() != "chunked":
             raise bad_request("the only Transfer-Encoding understood is chunked")
         return ChunkedBody()
-    if length is not None and HTTP_DIGITS.fullmatch(length) is None:
+    if length is None:
+        return LengthBody(0)
+    if HTTP_DIGITS.fullmatch(length) is None:
         raise bad_request("Content-Length is not a number")
-    return LengthBody(int(length or 0))
+    return LengthBody(int(length))
 
 
 # --- what we send ------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class Rig:
         self.clock = Clock()
         self.ours, self.theirs = socket.socketpair()
         self.out = Seen(self.theirs)
-        self.wire = Wire(self.ours, self.ours.makefile("wb", 0), 0, self.clock)
+        self.wire = Wire(self.ours, self.ours.sendall, 0, self.clock)
         self.exchange = Exchange(self.clock)
         self.exchange.model = "claude-x"
         self.exchange.form = answer_form(self.exchange, MESSAGES_DIALECT, streaming, 10.0)
@@ -189,7 +189,7 @@ def test_the_upstream_is_closed_whatever_ends_the_answer(rig):
             raise BrokenPipeError
 
     r = rig()
-    r.wire._out = Broken()
+    r.wire._send_all = Broken().write
     with pytest.raises(OSError):
         r.reply.send(HttpResponse(200, (), pieces()))
     assert closed == [True]
@@ -228,7 +228,7 @@ class CountedWrites(io.RawIOBase):
 
 def counted_reply(fails_at=99):
     out, exchange = CountedWrites(fails_at), Exchange()
-    wire = Wire(socket.socket(), out)
+    wire = Wire(socket.socket(), out.write)
     return out, exchange, Reply(wire, exchange, HttpRequest("POST", "/v1/messages", "", {}))
 
 
