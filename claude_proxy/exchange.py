@@ -19,6 +19,24 @@ from claude_proxy.events import Event
 from claude_proxy.names import UNTOLD, plain_word
 
 NEVER = float("inf")
+NO_STATUSES: FrozenSet[int] = frozenset()
+
+
+DIGITS_MADE_AT_ONCE = 64
+# Threads may take from it and add to it at any time.
+random_stock: List[str] = []
+
+
+def random_digits() -> str:
+    """48 hexadecimal digits that nobody has had. The system is asked for many at a time: each time
+    is a system call, at which another thread may go on."""
+    try:
+        return random_stock.pop()
+    except IndexError:
+        made = secrets.token_hex(24 * DIGITS_MADE_AT_ONCE)
+        digits, *more = (made[place : place + 48] for place in range(0, len(made), 48))
+        random_stock.extend(more)
+        return digits
 
 
 class AnswerForm(NamedTuple):
@@ -45,7 +63,7 @@ class Exchange:
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, total_timeout: float = 0
     ) -> None:
-        digits = secrets.token_hex(24)
+        digits = random_digits()
         # Like those of the API: prefix, underscore, 24 hexadecimal digits.
         self.id = f"req_{digits[:24]}"
         self.message_id = f"msg_{digits[24:]}"
@@ -60,7 +78,7 @@ class Exchange:
         self.endpoint = ""  # the path of the table that answers it
         self.answer_headers: List[Tuple[str, str]] = []  # on whatever is answered, errors too
         self.move_at = NEVER  # when another route is tried if nothing of an answer has come
-        self.not_repeated: FrozenSet[int] = frozenset()  # statuses that another key may not get
+        self.not_repeated = NO_STATUSES  # those that another key may not get
         self.forward: Dict[str, Any] = {}  # what a log has to know of the request to an upstream
         self.failures: List[Dict[str, Any]] = []  # of requests to upstreams, a log line each
         self.bytes_out = 0  # of the body, as it was given to the connection
@@ -85,7 +103,7 @@ class Exchange:
         self.before_wait()
         self._waiting_for = waiting_for
         end = self.clock() + seconds if seconds else NEVER
-        self.deadline = min(end, self.move_at) if self.first_event is None else end
+        self.deadline = end if self.first_event is not None or end < self.move_at else self.move_at
 
     def disarm(self) -> None:
         self.deadline = NEVER
@@ -150,6 +168,10 @@ class Exchange:
         finally:
             self.off_cancel(wake.set)
         self.raise_if_cancelled()
+
+    def let_go(self) -> None:
+        """When all is over: of functions that hold the exchange, which would be rings."""
+        self.form, self.before_wait, self.clean = None, bool, bytes
 
     def credentials(self) -> Tuple[str, ...]:
         """What the client has shown, of whatever scheme."""

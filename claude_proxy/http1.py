@@ -11,7 +11,6 @@ what a body decoder needs between two pieces.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -28,15 +27,19 @@ LONGEST_CHUNK_LINE = 256
 LONGEST_TRAILERS = 8 * 1024
 
 HTTP_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-HTTP_REQUEST_LINE = re.compile(rb"(%b) ([\x21-\x7e]+) (HTTP/[0-9]\.[0-9])" % HTTP_TOKEN)
+HTTP_REQUEST_LINE = re.compile(
+    rf"({HTTP_TOKEN.decode('ascii')}) ([\x21-\x7e]+) (HTTP/[0-9]\.[0-9])"
+)
 HTTP_FIELD_LINES = re.compile(rb"(?:%b:[\t\x20-\x7e\x80-\xff]*\r\n)*" % HTTP_TOKEN)
-HTTP_BARE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+HTTP_BARE_LINE_END = LazyPattern(rb"(?<!\r)\n|\r(?!\n|\Z)")
 HTTP_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~%!$&'()*+,;=-]+)(?::[0-9]{0,5})?")
 HTTP_DIGITS = re.compile(r"[0-9]{1,18}")
 HTTP_CHUNK_SIZE = LazyPattern(rb"([0-9A-Fa-f]{1,16})(?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?")
 HTTP_CHUNK_SIZE_BEGUN = LazyPattern(rb"[0-9A-Fa-f]{1,16}[\t ]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
-HTTP_STATUS_LINE = LazyPattern(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n]*)?")
-HTTP_UNSAFE = re.compile(r"[\r\n\x00]")
+HTTP_STATUS_LINE = LazyPattern(r"(HTTP/1\.[01]) ([1-5][0-9]{2})(?: [^\r\n]*)?")
+LAST_CHUNK = b"0\r\n\r\n"
+HEX_DIGITS = b"0123456789abcdefABCDEF"
+HTTP_UNSAFE = LazyPattern(r"[\r\n\x00]")
 HTTP_REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -54,6 +57,10 @@ class HttpRequest(NamedTuple):
     host: str = ""
     body: bytes = b""
     peer: str = ""
+
+    def with_body(self, body: bytes) -> HttpRequest:
+        """As `_replace`, at a fifth of the price."""
+        return HttpRequest(*self[:6], body, self.peer) if body else self
 
 
 class HttpResponse(NamedTuple):
@@ -88,7 +95,9 @@ def take_head(buffer: bytes, scanned: int = 0) -> Optional[Tuple[bytes, bytes]]:
     begin = max(0, scanned - 3)
     end = buffer.find(b"\r\n\r\n", begin)
     head = buffer if end < 0 else buffer[: end + 2]
-    if HTTP_BARE_LINE_END.search(head, begin):
+    # Looking at each byte for what is around it takes long: first, whether there is any at all.
+    others = head[begin:].replace(b"\r\n", b"")
+    if (b"\n" in others or b"\r" in others) and HTTP_BARE_LINE_END.search(head, begin):
         raise bad_request("a line does not end in CRLF")
     line_end = head.find(b"\r\n")
     if (len(head) if line_end < 0 else line_end) > LONGEST_REQUEST_LINE:
@@ -101,10 +110,10 @@ def take_head(buffer: bytes, scanned: int = 0) -> Optional[Tuple[bytes, bytes]]:
 def parse_head(head: bytes, peer: str = "") -> HttpRequest:
     """Parse a head as `take_head` cut it: request line and fields, each with its CRLF."""
     line, _, fields = head.partition(b"\r\n")
-    match = HTTP_REQUEST_LINE.fullmatch(line)
+    match = HTTP_REQUEST_LINE.fullmatch(line.decode("latin-1"))
     if match is None:
         raise bad_request("the request line is not METHOD TARGET HTTP/1.1")
-    method, target, version = (part.decode("ascii") for part in match.groups())
+    method, target, version = match.groups()
     if version not in ("HTTP/1.1", "HTTP/1.0"):
         raise bad_request("only HTTP/1.1 and HTTP/1.0 are spoken here", 505)
     headers = parse_fields(fields)
@@ -171,7 +180,9 @@ def checked_host(headers: Dict[str, str], version: str) -> str:
 
 def keeps_alive(version: str, headers: Dict[str, str]) -> bool:
     """Whether the sender of this message leaves its connection open behind it."""
-    tokens = {token.strip().lower() for token in headers.get("connection", "").split(",")}
+    if "connection" not in headers:
+        return version == "HTTP/1.1"
+    tokens = {token.strip().lower() for token in headers["connection"].split(",")}
     return "close" not in tokens and (version == "HTTP/1.1" or "keep-alive" in tokens)
 
 
@@ -213,6 +224,16 @@ class UntilCloseBody:
         return True
 
 
+def chunk_size(line: bytes) -> int:
+    """The size that a line says, which nearly always is nothing but that."""
+    if len(line) <= 16 and not line.strip(HEX_DIGITS) and line:
+        return int(line, 16)
+    match = HTTP_CHUNK_SIZE.fullmatch(line)
+    if match is None:
+        raise bad_request("a chunk size is not a hexadecimal number")
+    return int(match.group(1), 16)
+
+
 class ChunkedBody:
     """A chunked body: takes pieces however they are cut, gives the data in them."""
 
@@ -221,14 +242,15 @@ class ChunkedBody:
         self.rest = b""
         self._pending = b""
         self._left = 0
-        self._step = self._size_line
+        # No method of its own: that would be a ring, which only the garbage collector breaks.
+        self._step = ChunkedBody._size_line
         self._trailer_bytes = 0
 
     def feed(self, piece: bytes) -> bytes:
         """The data that this piece brings; raises ProxyError(400) at the first wrong byte."""
         self._pending = self._pending + piece if self._pending else piece
         parts: List[bytes] = []
-        while self._pending and not self.done and self._step(parts):
+        while self._pending and not self.done and self._step(self, parts):
             pass
         if self.done:
             self.rest, self._pending = self._pending, b""
@@ -241,23 +263,24 @@ class ChunkedBody:
 
     def _size_line(self, parts: List[bytes]) -> bool:
         data, position = self._pending, 0
-        while True:
+        while position < len(data):
             end = data.find(b"\r\n", position, position + LONGEST_CHUNK_LINE)
             if end < 0:
-                break
-            match = HTTP_CHUNK_SIZE.fullmatch(data, position, end)
-            if match is None:
-                raise bad_request("a chunk size is not a hexadecimal number")
-            size = int(match.group(1), 16)
+                self._pending = data[position:]
+                return self._short_size_line()
+            size = chunk_size(data[position:end])
             stop = end + 2 + size
+            if size == 0 and data.startswith(LAST_CHUNK, position):
+                self.done, self._pending = True, data[stop + 2 :]
+                return False
             if size == 0 or len(data) < stop + 2:
                 return self._enter_chunk(data[end + 2 :], size)
             if data[stop : stop + 2] != b"\r\n":
                 raise bad_request("a chunk does not end in CRLF")
             parts.append(data[end + 2 : stop])
             position = stop + 2
-        self._pending = data[position:]
-        return self._short_size_line()
+        self._pending = b""
+        return False
 
     def _short_size_line(self) -> bool:
         # Refused as soon as it cannot become a size line, not when the line ends.
@@ -270,7 +293,7 @@ class ChunkedBody:
 
     def _enter_chunk(self, data: bytes, size: int) -> bool:
         self._pending, self._left = data, size
-        self._step = self._chunk_data if size else self._trailer_line
+        self._step = ChunkedBody._chunk_data if size else ChunkedBody._trailer_line
         return True
 
     def _chunk_data(self, parts: List[bytes]) -> bool:
@@ -279,7 +302,7 @@ class ChunkedBody:
         self._left -= len(data)
         self._pending = self._pending[len(data) :]
         if not self._left:
-            self._step = self._chunk_end
+            self._step = ChunkedBody._chunk_end
         return True
 
     def _chunk_end(self, parts: List[bytes]) -> bool:
@@ -288,7 +311,7 @@ class ChunkedBody:
         if len(self._pending) < 2:
             return False
         self._pending = self._pending[2:]
-        self._step = self._size_line
+        self._step = ChunkedBody._size_line
         return True
 
     def _trailer_line(self, parts: List[bytes]) -> bool:
@@ -300,7 +323,7 @@ class ChunkedBody:
         if end < 0:
             return False
         line, self._pending = self._pending[:end], self._pending[end + 2 :]
-        if HTTP_FIELD_LINES.fullmatch(line + b"\r\n" if line else b"") is None:
+        if line and HTTP_FIELD_LINES.fullmatch(line + b"\r\n") is None:
             raise bad_request("a trailer is not NAME: VALUE")
         self._trailer_bytes += length
         self.done = not line
@@ -322,21 +345,23 @@ def request_body(request: HttpRequest) -> Body:
         if coding.lower() != "chunked":
             raise bad_request("the only Transfer-Encoding understood is chunked")
         return ChunkedBody()
-    if length is not None and HTTP_DIGITS.fullmatch(length) is None:
+    if length is None:
+        return LengthBody(0)
+    if HTTP_DIGITS.fullmatch(length) is None:
         raise bad_request("Content-Length is not a number")
-    return LengthBody(int(length or 0))
+    return LengthBody(int(length))
 
 
 # --- what we send ------------------------------------------------------------------------------
 
 
 def encode_fields(headers: Iterable[Tuple[str, str]]) -> bytes:
-    headers = list(headers)
-    if HTTP_UNSAFE.search("".join(itertools.chain.from_iterable(headers))):
-        named = next(name for name, value in headers if HTTP_UNSAFE.search(name + value))
-        raise ValueError(f"header {named!r} holds a line end")
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    return lines.encode("latin-1", "replace")
+    lines = [f"{name}: {value}\r\n" for name, value in headers]
+    text, ends = "".join(lines), len(lines)
+    if text.count("\n") != ends or text.count("\r") != ends or "\0" in text:
+        unsafe = next(line for line in lines if HTTP_UNSAFE.search(line[:-2]))
+        raise ValueError(f"header {unsafe.partition(':')[0]!r} holds a line end")
+    return text.encode("latin-1", "replace")
 
 
 def encode_response_head(status: int, headers: Iterable[Tuple[str, str]]) -> bytes:
@@ -345,20 +370,15 @@ def encode_response_head(status: int, headers: Iterable[Tuple[str, str]]) -> byt
 
 
 def encode_request_head(method: str, target: str, headers: Iterable[Tuple[str, str]]) -> bytes:
-    if (
-        HTTP_REQUEST_LINE.fullmatch(f"{method} {target} HTTP/1.1".encode("latin-1", "replace"))
-        is None
-    ):
+    line = f"{method} {target} HTTP/1.1"
+    if HTTP_REQUEST_LINE.fullmatch(line) is None:
         raise ValueError("the request target holds blanks or control characters")
-    return f"{method} {target} HTTP/1.1\r\n".encode("ascii") + encode_fields(headers) + b"\r\n"
+    return b"%b\r\n%b\r\n" % (line.encode("ascii"), encode_fields(headers))
 
 
 def encode_chunk(piece: bytes) -> bytes:
     """One chunk, size line and all, so that it leaves in one send and one packet."""
     return b"%x\r\n%b\r\n" % (len(piece), piece)
-
-
-LAST_CHUNK = b"0\r\n\r\n"
 
 
 # --- answers of upstreams ----------------------------------------------------------------------
@@ -375,18 +395,19 @@ def take_response_head(buffer: bytes) -> Optional[Tuple[ResponseHead, bytes]]:
         if len(buffer) > LONGEST_HEAD:
             raise ProxyError(502, "the upstream's header fields are too long")
         return None
-    line, _, fields = buffer[:end].partition(b"\r\n")
+    line, *fields = buffer[:end].decode("latin-1").split("\r\n")
     match = HTTP_STATUS_LINE.fullmatch(line)
     if match is None:
         raise ProxyError(502, "the upstream does not speak HTTP/1.1: check its base URL")
     headers: Dict[str, str] = {}
-    for field in fields.decode("latin-1").split("\r\n"):
+    for field in fields:
         name, _, value = field.partition(":")
         name, value = name.strip().lower(), value.strip(" \t")
-        joined = name in headers and name not in UNJOINED_HEADERS
-        headers[name] = f"{headers[name]}, {value}" if joined else value
-    version = "HTTP/1." + match.group(1).decode("ascii")
-    return ResponseHead(version, int(match.group(2)), headers), buffer[end + 4 :]
+        if name in headers and name not in UNJOINED_HEADERS:
+            value = f"{headers[name]}, {value}"
+        headers[name] = value
+    version, status = match.groups()
+    return ResponseHead(version, int(status), headers), buffer[end + 4 :]
 
 
 def response_body(head: ResponseHead) -> Body:

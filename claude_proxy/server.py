@@ -37,6 +37,7 @@ class Handler(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         config, tls = self.server.app.config, self.server.app.tls
+        self.peer = str(self.client_address[0])
         try:
             link: Any = TlsLink(self.connection, tls) if tls else None
         except OSError:
@@ -57,7 +58,7 @@ class Handler(socketserver.StreamRequestHandler):
         try:
             link.handshake()
         except OSError as error:
-            facts = {"client": self.client_address[0], "reason": connect_reason(error)}
+            facts = {"client": self.peer, "reason": connect_reason(error)}
             self.server.app.log.debug("tls_not_begun", **facts)
             self.wire.linger()
         self.wire.deadline = NEVER
@@ -67,9 +68,8 @@ class Handler(socketserver.StreamRequestHandler):
         """Answer one request; whether there may be another."""
         app, config = self.server.app, self.server.app.config
         request: Optional[HttpRequest] = None
-        peer = str(self.client_address[0])
         try:
-            request = self.wire.read_head(config.idle_timeout, config.header_timeout, peer)
+            request = self.wire.read_head(config.idle_timeout, config.header_timeout, self.peer)
         except ProxyError as error:
             self.answer(app, None, error)
             return False
@@ -88,7 +88,7 @@ class Handler(socketserver.StreamRequestHandler):
             status = CLIENT_GONE_STATUS if is_client_gone(exchange) else reply.status
             app.finish(exchange, request, status)
             self.wire.exchange = None  # only now: a drain waits for the observers too
-            exchange.form = None  # whose functions hold the exchange
+            exchange.let_go()
         if not whole:
             self.wire.linger()
         return whole and not reply.close and not self.server.inflight.draining
@@ -112,7 +112,7 @@ class Handler(socketserver.StreamRequestHandler):
             app.check(request, exchange)
             body = self.wire.read_body(request, framing, config.max_body_bytes, config.read_timeout)
             whole = True
-            reply.send(app.answer(request._replace(body=body), exchange))
+            reply.send(app.answer(request.with_body(body), exchange))
         except ProxyError as failure:
             self.tell(reply, exchange, failure, whole)
             # What the error passed through holds the request, and often the error: a ring.

@@ -19,7 +19,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from claude_proxy.circuit import Circuits
@@ -69,7 +69,7 @@ class Timeouts(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One request to an upstream. `target_path` includes the query.
+    """One request to an upstream. `target_path` includes the query; headers have lower-case names.
 
     With `once` it is never sent twice, for each sending costs, and the time for the first byte is
     that for the whole answer.
@@ -185,7 +185,7 @@ class Transport:
             exchange.sleep(wait)
 
     def _retry_wait(self, response: UpstreamResponse, attempt: int) -> float:
-        if not should_retry(response.status, response.headers):
+        if response.status < 400 or not should_retry(response.status, response.headers):
             return LONGEST_RETRY_WAIT + 1
         after = retry_after_seconds(response.headers, time.time())
         return backoff(attempt, after, self._chance())
@@ -224,9 +224,9 @@ class Transport:
     ) -> UpstreamResponse:
         exchange.on_cancel(connection.interrupt)
         seconds = call.first_byte or self._timeouts.first_byte
-        exchange.arm(seconds, f"the first byte from {call.target}")
+        exchange.arm(seconds, first_byte_of(call.target))
         try:
-            path, fields = call.target_path, self._fields(call)
+            path, fields = call.target_path, request_fields(call)
             if connection.proxy is not None:
                 path = f"http://{host_field(call.target)}{path}"
                 fields += connection.proxy.fields()
@@ -250,21 +250,28 @@ class Transport:
             exchange.disarm()
         return UpstreamResponse(exchange, connection, response_head, idle, self._pool)
 
-    @staticmethod
-    def _fields(call: Call) -> List[Tuple[str, str]]:
-        own = [
-            ("host", host_field(call.target)),
-            ("accept-encoding", "identity"),
-        ]
-        if call.body or call.method not in BODILESS_METHODS:
-            own.append(("content-length", str(len(call.body))))
-        named = {name.lower() for name, _ in call.headers}
-        return [
-            *((n, v) for n, v in own if n not in named or n == "content-length"),
-            *((n, v) for n, v in call.headers if n.lower() != "content-length"),
-        ]
+
+def request_fields(call: Call) -> List[Tuple[str, str]]:
+    """A call's headers and ours; those of the call replace ours, but for the length."""
+    own = [("host", host_field(call.target)), ("accept-encoding", "identity")]
+    named = dict(call.headers)
+    fields = [pair for pair in own if pair[0] not in named]
+    if call.body or call.method not in BODILESS_METHODS:
+        fields.append(("content-length", str(len(call.body))))
+    if "content-length" in named:
+        fields += [pair for pair in call.headers if pair[0] != "content-length"]
+    else:
+        fields += call.headers
+    return fields
 
 
+@lru_cache(maxsize=64)
+def first_byte_of(target: Target) -> str:
+    """What is waited for, in words."""
+    return f"the first byte from {target}"
+
+
+@lru_cache(maxsize=64)
 def host_field(target: Target) -> str:
     """Host and port of a target, the port only if it is not the scheme's own."""
     if target.port != (443 if target.scheme == "https" else 80):
@@ -275,7 +282,7 @@ def host_field(target: Target) -> str:
 def read_response_head(connection: UpstreamConnection) -> ResponseHead:
     """Read up to the end of the final response's head; interim (1xx) ones are passed over."""
     for _ in range(10):
-        taken = take_response_head(connection.ahead)
+        taken = take_response_head(connection.ahead) if connection.ahead else None
         while taken is None:
             piece = connection.sock.recv(RECEIVE_BYTES)
             if not piece:

@@ -78,6 +78,10 @@ def has_room(sock: socket.socket) -> bool:
     return bool(select.select([], [sock], [], 0)[1])
 
 
+def body_too_large(limit: int) -> ProxyError:
+    return ProxyError(413, f"the request body has more than {limit} bytes (MAX_BODY_BYTES)")
+
+
 class Wire:
     """One client connection."""
 
@@ -210,12 +214,10 @@ class Wire:
         """
         if body.done:
             return b""
-        too_large = ProxyError(
-            413, f"the request body has more than {limit} bytes (MAX_BODY_BYTES)"
-        )
         if int(request.headers.get("content-length", 0)) > limit:
-            raise too_large
-        self._meet_expectation(request)
+            raise body_too_large(limit)
+        if "expect" in request.headers:
+            self._meet_expectation(request)
         parts: List[bytes] = []
         size, start = 0, self.clock()
         piece = self._buffer
@@ -224,7 +226,7 @@ class Wire:
             parts.append(data)
             size += len(data)
             if size > limit:
-                raise too_large
+                raise body_too_large(limit)
             if body.done:
                 self._buffer = body.rest
                 return b"".join(parts)
@@ -333,7 +335,7 @@ class Reply:
 
     def _length(self, response: HttpResponse, body: bytes) -> Tuple[Tuple[str, str], ...]:
         """How long the body is, except where none can be (RFC 9110, 8.6) or it stays unknown."""
-        told = any(name == "content-length" for name, _ in response.headers)
+        told = "content-length" in dict(response.headers)
         unknown = self._head_only and not body
         if told or unknown or response.status in BODILESS_STATUSES:
             return ()
@@ -395,9 +397,12 @@ class Reply:
         return LAST_CHUNK if self._chunked else b""
 
     def _head(self, status: int, headers: Tuple[Tuple[str, str], ...]) -> bytes:
-        usual = (("date", http_date(int(time.time()))), ("request-id", self._exchange.id))
-        usual += tuple(self._exchange.answer_headers)
-        named = {name for name, _ in headers}
-        own = [(name, value) for name, value in usual if name not in named]
-        own += [("connection", "close")] if self.close else []
-        return encode_response_head(status, (*headers, *own))
+        fields, named = list(headers), dict(headers)
+        if "date" not in named:
+            fields.append(("date", http_date(int(time.time()))))
+        if "request-id" not in named:
+            fields.append(("request-id", self._exchange.id))
+        fields += [pair for pair in self._exchange.answer_headers if pair[0] not in named]
+        if self.close:
+            fields.append(("connection", "close"))
+        return encode_response_head(status, fields)

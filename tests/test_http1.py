@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from claude_proxy.errors import ProxyError
@@ -120,6 +122,29 @@ def test_keeps_alive(version, connection, expected):
     assert keeps_alive(version, {"connection": connection} if connection else {}) is expected
 
 
+def has_bare_line_end(head: bytes) -> bool:
+    crlf_starts = {i for i in range(len(head)) if head[i:i + 2] == b"\r\n"}
+    bare_lf = any(head[i:i + 1] == b"\n" and i - 1 not in crlf_starts for i in range(len(head)))
+    return bare_lf or any(head[i:i + 1] == b"\r" and i not in crlf_starts for i in range(len(head) - 1))
+
+
+def test_every_short_buffer_with_a_bare_line_end_is_refused_and_no_other():
+    for parts in itertools.product((b"\r", b"\n", b"\r\n", b"a"), repeat=5):
+        buffer = b"".join(parts)
+        end = buffer.find(b"\r\n\r\n")
+        wrong = has_bare_line_end(buffer if end < 0 else buffer[:end + 2])
+        for scanned in range(end + 3 if end >= 0 else len(buffer)):
+            # What was seen before was without fault, or it had been refused.
+            if has_bare_line_end(buffer[:scanned]):
+                break
+            try:
+                take_head(buffer, scanned)
+                refused = False
+            except ProxyError:
+                refused = True
+            assert refused == wrong, (buffer, scanned)
+
+
 # --- bodies ---------------------------------------------------------------------------------------
 
 BODIES = [
@@ -152,7 +177,8 @@ def test_bodies_byte_by_byte(name, make, raw, data):
 
 
 WRONG_CHUNKS = [b"x\r\n", b"5\nhello", b"5\r\nhello!", b"5\r\nhello\n", b"-1\r\n", b"\r\n", b"5\r\nhello\rx",
-                b"1" * 17 + b"\r\n", b"5;" + b"a" * 300, b"0\r\nA B: c\r\n", b"0x5\r\n", b"5 6\r\n"]
+                b"1" * 17 + b"\r\n", b"5;" + b"a" * 300, b"0\r\nA B: c\r\n", b"0x5\r\n", b"5 6\r\n",
+                b"5_0\r\n", b"+5\r\n", b" 5\r\n", b"5\r\nhello0\r\n\r\n"]
 
 
 @pytest.mark.parametrize("raw", WRONG_CHUNKS)
@@ -231,7 +257,8 @@ def test_encoding():
     assert encode_request_head("POST", "/a?b", [("a", "b")]) == b"POST /a?b HTTP/1.1\r\na: b\r\n\r\n"
 
 
-@pytest.mark.parametrize("fields", [[("a", "b\r\nc: d")], [("a\n", "b")], [("a", "\x00")]])
+@pytest.mark.parametrize("fields", [[("a", "b\r\nc: d")], [("a\n", "b")], [("a", "\x00")], [("a", "b\rc")],
+                                    [("a", "b\nc")], [("a", "b"), ("c", "d\r")]])
 def test_no_line_end_gets_into_a_field(fields):
     with pytest.raises(ValueError):
         encode_response_head(200, fields)

@@ -213,9 +213,10 @@ def no_collector():
 
 
 def alive(others=()):
-    """The requests, with their bodies, that are not let go yet."""
+    """The requests, with their bodies, and the exchanges that are not let go yet."""
     known = set(map(id, others))
-    return [o for o in gc.get_objects() if type(o).__name__ == "HttpRequest" and o.path.startswith("/v1/") and id(o) not in known]
+    found = [o for o in gc.get_objects() if type(o).__name__ in ("HttpRequest", "Exchange") and id(o) not in known]
+    return [o for o in found if getattr(o, "path", "/v1/").startswith("/v1/")]
 
 
 @pytest.mark.parametrize("act", [too_large, timed_out, left, answered])
