@@ -95,9 +95,9 @@ class EventWriter:
 
     def text(self, text: str) -> List[Event]:
         """More visible text."""
-        if self._open == "text":
-            return [self._delta("text_delta", "text", text)]
-        return [*self._begin({"type": "text", "text": ""}), self._delta("text_delta", "text", text)]
+        delta = {"type": "text_delta", "text": text}
+        opening = () if self._open == "text" else self._begin({"type": "text", "text": ""})
+        return [*opening, {"type": "content_block_delta", "index": self._index, "delta": delta}]
 
     def thinking(self, text: str) -> List[Event]:
         """More reasoning text."""
@@ -116,8 +116,10 @@ class EventWriter:
 
     def input_json(self, partial_json: str) -> List[Event]:
         """More of the open tool call's input, as JSON text."""
-        self._expect("tool_use")
-        return [self._delta("input_json_delta", "partial_json", partial_json)]
+        if self._open != "tool_use":
+            self._expect("tool_use")
+        delta = {"type": "input_json_delta", "partial_json": partial_json}
+        return [{"type": "content_block_delta", "index": self._index, "delta": delta}]
 
     def block(self, block: Dict[str, Any]) -> List[Event]:
         """A whole block of any type, opened, told and closed."""
@@ -165,10 +167,11 @@ def check_grammar(events: Iterable[Event]) -> Iterator[Event]:
     """
     state = GrammarState()
     for event in events:
-        kind = str(event.get("type"))
+        kind = event.get("type")
         if kind == "content_block_delta" and state.fits_open_block(event):  # nearly all are
             yield event
             continue
+        kind = str(kind)
         step = GRAMMAR_STEPS.get(kind)
         problem = step and (state.misfit(kind, event) or step(state, event))
         if problem:

@@ -22,6 +22,7 @@ from claude_proxy.dialects.carriers import merge_details
 from claude_proxy.dialects.chat_calls import CallBook
 from claude_proxy.dialects.chat_frames import (
     CHAT_DONE,
+    TextChunk,
     body_start,
     decode_chunk,
     event_chunks,
@@ -153,6 +154,9 @@ class ChatAnswer:
         self._refusal: List[str] = []
         self._late_details: List[Dict[str, Any]] = []
         self._tell = {"text": self._write.text, "thinking": self._write.thinking}
+        # A chunk that may come again with another text, and what tells that.
+        self._known: Optional[TextChunk] = None
+        self._tell_more: Callable[[str], Iterable[Event]] = self._text
         self._held: List[Tuple[str, str]] = []  # (key of _tell, text)
         self._told = self._thought_told = 0
         self._ration = Ration()
@@ -166,21 +170,28 @@ class ChatAnswer:
 
     def chunk(self, chunk: Dict[str, Any]) -> Iterable[Event]:
         """The events that a chunk leads to."""
+        if chunk is self._known:
+            text = chunk.place[chunk.member]
+            return self._tell_more(text) if text else ()
         if not self._upstream_id:
             self._note_id(chunk.get("id"))
-        if chunk.get("object") == "error" or not TELLING_MEMBERS.isdisjoint(chunk):
+        telling = not TELLING_MEMBERS.isdisjoint(chunk)
+        if telling or chunk.get("object") == "error":
             self._note_chunk(chunk)
         choices = chunk.get("choices")
         choice = choices[0] if type(choices) is list and choices else None
         if type(choice) is not dict or choice.get("index"):
-            choice = first_choice(choices)
+            choice = first_choice(choices) if choices else None
             if choice is None:
                 return ()
         delta = choice.get("delta")
         delta = choice.get("message") if delta is None else delta
-        events = self._delta(delta) if type(delta) is dict else ()
+        events = self._delta(delta) if delta and type(delta) is dict else ()
         finish = choice.get("finish_reason")
+        self._known = None
         if not finish:
+            if type(chunk) is TextChunk and not telling:
+                self._know(chunk, delta)
             return events
         events = [*events]
         self._note_finish(str(finish), choice)
@@ -221,18 +232,30 @@ class ChatAnswer:
         matched = choice.get("stop_reason") or choice.get("matched_stop")
         self._matched_stop = matched if isinstance(matched, str) else None
 
+    def _know(self, chunk: TextChunk, delta: Dict[str, Any]) -> None:
+        """Remember a chunk whose text is all that it tells. A call's next pieces can be told as they
+        come only while nothing else does, so what is remembered is the last chunk at most."""
+        others = [name for name in delta if delta[name] and name not in ("role", chunk.member)]
+        if chunk.place is delta and not others:
+            self._known = chunk
+            self._tell_more = self._text if chunk.member == "content" else self._thought
+        elif others == ["tool_calls"] and self._flows(delta["tool_calls"]):
+            self._known, self._tell_more = chunk, self._calls.more
+
     def _delta(self, delta: Dict[str, Any]) -> Iterable[Event]:
         content = delta.get("content")
         if len(delta) == 1:  # the common cases
             if type(content) is str:
                 return self._text(content)
             calls = delta.get("tool_calls")
-            call = calls[0] if type(calls) is list and len(calls) == 1 else None
-            if type(call) is dict and not self._has_waiting():
-                more = self._calls.more(call)
-                if more:
-                    return more
+            if calls and self._flows(calls):
+                return self._calls.more(calls[0]["function"]["arguments"])
         return list(self._parts(delta, content))
+
+    def _flows(self, calls: Any) -> bool:
+        """Whether there is nothing but the next piece of a call, and nothing to be told first."""
+        one = type(calls) is list and len(calls) == 1 and type(calls[0]) is dict
+        return one and not self._has_waiting() and self._calls.flows(calls[0])
 
     def _has_waiting(self) -> bool:
         """Whether something may have to be told before a piece of a call."""
@@ -272,6 +295,8 @@ class ChatAnswer:
     def _take_details(self, details: Any) -> None:
         """Reasoning parts for the block that is open or comes; too late once a call has begun."""
         parts = [d for d in details if isinstance(d, dict)] if isinstance(details, list) else []
+        if not parts:
+            return
         self._ration.take(len(encode_json(parts)))
         if self._calls.any:
             self._late_details += parts
