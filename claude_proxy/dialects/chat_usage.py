@@ -19,9 +19,9 @@ def largest_counts(found: Dict[str, int], told: Mapping[str, Any], prefix: str =
         if isinstance(value, dict) and not prefix:
             largest_counts(found, value, key + ".")
             continue
-        count = positive_count(value)
-        if count > found.get(prefix + key, 0):
-            found[prefix + key] = count
+        name, count = prefix + key, positive_count(value)
+        if count > found.get(name, 0):
+            found[name] = count
 
 
 def chat_usage(counts: Mapping[str, int]) -> Dict[str, Any]:
@@ -76,7 +76,7 @@ def first_of(names: Iterable[str], counts: Mapping[str, int]) -> int:
 def positive_count(value: Any) -> int:
     """A value above 0 as a number, else 0; providers send null, text and fractions."""
     if type(value) is int and value < LARGEST_EXACT:
-        return max(value, 0)
+        return value if value > 0 else 0
     try:
         return max(int(float(value)), 0)
     except (TypeError, ValueError, OverflowError):

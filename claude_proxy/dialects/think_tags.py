@@ -20,14 +20,14 @@ class ThinkSplitter:
     def __init__(self, opened: bool = False) -> None:
         self.active = True
         self._held = ""
-        self._step = self._opening
+        self._step = ThinkSplitter._opening
         self._closing = ""
         self._opened = opened
 
     def feed(self, text: str) -> Tuple[str, str]:
         """(reasoning, visible text) that are certain now."""
         self._held += text
-        return self._step()
+        return self._step(self)
 
     def _opening(self) -> Tuple[str, str]:
         start = self._held.lstrip()
@@ -41,13 +41,13 @@ class ThinkSplitter:
         elif not self._opened:
             return self._release()
         self._closing = "</" + (opening or "<think>")[1:]
-        self._step = self._thinking
+        self._step = ThinkSplitter._thinking
         return self._thinking()
 
     def _thinking(self) -> Tuple[str, str]:
         thought, closed, rest = self._held.partition(self._closing)
         if closed:
-            self._held, self._step, self._closing = rest, self._behind, ""
+            self._held, self._step, self._closing = rest, ThinkSplitter._behind, ""
             return thought, self._behind()[1]
         cut = len(self._held) - longest_overlap(self._held, self._closing)
         thought, self._held = self._held[:cut], self._held[cut:]
