@@ -19,8 +19,8 @@ from claude_proxy.sse import SSE_BOM, FrameSplitter, frame_data
 
 CHAT_DONE: Dict[str, Any] = {"done": True}
 
-# json.loads would guess the encoding of each chunk anew, and `decode` look for blanks around it with
-# patterns, which takes longer.
+# json.loads would guess the encoding of each chunk anew, and `decode` look for blanks around it
+# with patterns, which takes longer.
 scan_json = json.JSONDecoder().scan_once
 NOT_JSON = "the upstream sent an event that is not JSON"
 DONE_FRAME = b"data: [DONE]"

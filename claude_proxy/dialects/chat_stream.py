@@ -237,8 +237,8 @@ class ChatAnswer:
         self._matched_stop = matched if isinstance(matched, str) else None
 
     def _know(self, chunk: TextChunk, delta: Dict[str, Any]) -> None:
-        """Remember a chunk whose text is all that it tells. A call's next pieces can be told as they
-        come only while nothing else does, so what is remembered is the last chunk at most."""
+        """Remember a chunk whose text is all that it tells, until another comes: the next piece of
+        a call may be told as it comes only while nothing else does."""
         others = [name for name in delta if delta[name] and name not in ("role", chunk.member)]
         if chunk.place is delta and not others:
             self._known = chunk

@@ -7,6 +7,8 @@ from typing import Tuple
 # So much may stand before a tag: all of it is looked at anew for each piece.
 LONGEST_BLANK = 16384
 THINK_OPENINGS = ("<think>", "<thinking>", "<thought>", "<seed:think>")
+# What may come first if a tag comes, or may yet.
+TAG_STARTS = ("<", "")
 
 
 class ThinkSplitter:
@@ -31,6 +33,8 @@ class ThinkSplitter:
 
     def _opening(self) -> Tuple[str, str]:
         start = self._held.lstrip()
+        if start[:1] not in TAG_STARTS and not self._opened:
+            return self._release()
         opening = next((tag for tag in THINK_OPENINGS if start.startswith(tag)), "")
         if opening:
             self._held = start[len(opening) :]
