@@ -126,11 +126,12 @@ def call_piece(index, **more):
     return lambda text: {**more, "tool_calls": [{"index": index, "function": {"arguments": text}}]}
 
 
-def call_begun(index):
-    return [framed({"tool_calls": [{"index": index, "id": f"call_{index}", "type": "function", "function": {"name": "X", "arguments": ""}}]})]
+def call_begun(index, **call):
+    call = call or {"type": "function", "function": {"name": "X", "arguments": ""}}
+    return [framed({"tool_calls": [{"index": index, "id": f"call_{index}", **call}]})]
 
 
-WORDS, OBJECT = ("a", "", " ", "ST", "OP", "b\n", "null", "c"), ("{", '"a"', "", ":", "1", " ", "}", " ")
+WORDS, OBJECT = ("a", "", " ", "ST", "OP", "b\n"), ("{", '"a"', "", ":1", "}", " ")
 RUNS = {
     "text": run(lambda text: {"content": text}, WORDS),
     "text beside others": run(lambda text: {"role": "assistant", "content": text, "reasoning_content": None, "tool_calls": []}, WORDS),
@@ -146,6 +147,10 @@ RUNS = {
     "more of the other": run(call_piece(1, content="T"), OBJECT[1:]),
     "a call with all members": run(lambda text: {"tool_calls": [{"index": 0, "id": None, "type": "function", "function": {"name": None, "arguments": text}}]}, OBJECT),
     "a call named each time": run(lambda text: {"tool_calls": [{"index": 0, "id": "call_0", "function": {"name": "X", "arguments": text}}]}, OBJECT),
+    "a call named and no more": run(lambda text: {"tool_calls": [{"index": 0, "function": {"name": "X", "arguments": text}}]}, OBJECT),
+    "two calls at once": [framed({"tool_calls": [{"index": n, "id": f"two_{n}", "function": {"name": "Y"}} for n in (1, 2)]})],
+    "a call without arguments": call_begun(3, function={"name": "Z"}),
+    "text in parts": [framed({"content": [{"type": "text", "text": "P"}]})],
     "a call without an index": run(lambda text: {"tool_calls": [{"function": {"arguments": text}}]}, OBJECT),
     "a call with something extra": run(lambda text: {"tool_calls": [{"index": 0, "function": {"arguments": text}, "extra_content": {"a": 1}}]}, OBJECT),
     "a call of long ago": run(lambda text: {"function_call": {"name": "F", "arguments": text}}, OBJECT),
@@ -154,6 +159,7 @@ RUNS = {
     "finished each time": [framed({"content": text}).replace(b'"finish_reason": null', b'"finish_reason": "stop"') for text in WORDS],
 }  # fmt: skip
 END = [framed({}).replace(b'"finish_reason": null', b'"finish_reason": "stop"'), b"data: [DONE]"]
+BEGUN = {"": [], "call": call_begun(0), "free": call_begun(0, type="custom", custom={"name": "C", "input": "i"})}
 ASKED = [ChatAsked(), ChatAsked(stops=["STOP"]), ChatAsked(hide_thinking=True), ChatAsked(one_call=True), ChatAsked(carry="reasoning_details"), ChatAsked(carry="extra_content")]
 
 
@@ -176,12 +182,19 @@ def joined(frames):
     return b"\n\n".join(frames) + b"\n\n"
 
 
-@pytest.mark.parametrize("asked", ASKED, ids=["plain", "stops", "hidden", "one call", "details", "extra"])
-def test_runs_are_told_as_chunks_by_themselves(asked):
-    """Each kind of run behind, and before, each other."""
-    for names in itertools.product(RUNS, repeat=2):
-        frames = [frame for name in (*names, names[0]) for frame in RUNS[name]] + END
-        assert events_of(event_chunks([joined(frames)]), asked) == events_of(by_themselves(frames), asked), names
+def orders():
+    """Each kind of run behind, and before, each other; those of calls with their beginning too."""
+    for one, other in itertools.product(RUNS, repeat=2):
+        for begun in BEGUN if "call" in one else [""]:
+            yield begun, one, other, one
+
+
+@pytest.mark.parametrize("number", range(len(ASKED)), ids=["plain", "stops", "hidden", "one call", "details", "extra"])
+def test_runs_are_told_as_chunks_by_themselves(number):
+    asked = ASKED[number]
+    for begun, *names in itertools.islice(orders(), number % 2, None, 2):
+        frames = [*BEGUN[begun], *(frame for name in names for frame in RUNS[name]), *END]
+        assert events_of(event_chunks([joined(frames)]), asked) == events_of(by_themselves(frames), asked), (begun, names)
 
 
 @pytest.mark.parametrize("names", [("text", "a call", "more of the call"), ("thought", "text that is thought"), ("a call with all members", "another call")], ids=" / ".join)

@@ -180,8 +180,7 @@ class ChatAnswer:
         if not self._upstream_id:
             self._note_id(chunk.get("id"))
         self._known = None
-        telling = not TELLING_MEMBERS.isdisjoint(chunk)
-        if telling or chunk.get("object") == "error":
+        if chunk.get("object") == "error" or not TELLING_MEMBERS.isdisjoint(chunk):
             self._note_chunk(chunk)
         choices = chunk.get("choices")
         choice = choices[0] if type(choices) is list and choices else None
@@ -194,7 +193,7 @@ class ChatAnswer:
         events = self._delta(delta) if delta and type(delta) is dict else ()
         finish = choice.get("finish_reason")
         if not finish:
-            if type(chunk) is TextChunk and not telling:
+            if type(chunk) is TextChunk:
                 self._know(chunk, delta)
             return events
         events = [*events]
@@ -237,8 +236,8 @@ class ChatAnswer:
         self._matched_stop = matched if isinstance(matched, str) else None
 
     def _know(self, chunk: TextChunk, delta: Dict[str, Any]) -> None:
-        """Remember a chunk whose text is all that it tells, until another comes: the next piece of
-        a call may be told as it comes only while nothing else does."""
+        """Remember a chunk whose text is all that is new in it, until another comes: the next piece
+        of a call may be told as it comes only while nothing else does."""
         others = [name for name in delta if delta[name] and name not in ("role", chunk.member)]
         if chunk.place is delta and not others:
             self._known = chunk
