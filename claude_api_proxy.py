@@ -3368,32 +3368,66 @@ def frame_data(frame: bytes) -> Tuple[str, bytes]:
 # What nearly all of a stream consists of: type of the delta -> its one other member, a text.
 TEXT_DELTAS = {"text_delta": "text", "input_json_delta": "partial_json",
                "thinking_delta": "thinking"}  # fmt: skip
+EMPTY_TEXT = {"type": "text", "text": ""}
 
 
 def encode_event(event: Mapping[str, Any]) -> bytes:
     """One Messages event as a frame; Claude Code parses nothing without the `event:` line."""
-    delta = event.get("delta")
-    if len(event) == 3 and type(delta) is dict and len(delta) == 2 and "index" in event:
-        return encode_text_delta(event) or encode_any_event(event)
-    return encode_any_event(event)
+    kind = event["type"]
+    encode = QUICK_EVENTS.get(kind) if type(kind) is str else None
+    return (encode and encode(event)) or encode_any_event(event)
 
 
 def encode_text_delta(event: Mapping[str, Any]) -> bytes:
     """The same bytes in a third of the time for a delta that is one text; b"" for any other."""
-    index, delta = event["index"], event["delta"]
+    index, delta = event.get("index"), event.get("delta")
+    if type(index) is not int or type(delta) is not dict or len(event) != 3 or len(delta) != 2:
+        return b""
     kind = delta.get("type")
     member = TEXT_DELTAS.get(kind) if type(kind) is str else None
     text = delta.get(member)
-    if type(text) is not str or type(index) is not int or event["type"] != "content_block_delta":
+    if type(text) is not str:
         return b""
     return (
         f'event: content_block_delta\ndata: {{"type":"content_block_delta","index":{index},'
         f'"delta":{{"type":"{kind}","{member}":{encode_basestring_ascii(text)}}}}}\n\n'
-    ).encode("ascii")
+    ).encode()
+
+
+def encode_text_start(event: Mapping[str, Any]) -> bytes:
+    """The same for the beginning of a text."""
+    index = event.get("index")
+    if type(index) is not int or len(event) != 3 or event.get("content_block") != EMPTY_TEXT:
+        return b""
+    return (
+        f'event: content_block_start\ndata: {{"type":"content_block_start","index":{index},'
+        f'"content_block":{{"type":"text","text":""}}}}\n\n'
+    ).encode()
+
+
+def encode_block_stop(event: Mapping[str, Any]) -> bytes:
+    index = event.get("index")
+    if type(index) is not int or len(event) != 2:
+        return b""
+    text = f'event: content_block_stop\ndata: {{"type":"content_block_stop","index":{index}}}\n\n'
+    return text.encode()
+
+
+def encode_stop(event: Mapping[str, Any]) -> bytes:
+    return b'event: message_stop\ndata: {"type":"message_stop"}\n\n' if len(event) == 1 else b""
 
 
 def encode_any_event(event: Mapping[str, Any]) -> bytes:
     return f"event: {event['type']}\ndata: {encode_json(event)}\n\n".encode("ascii")
+
+
+# Type of an event -> what writes it in a hurry if it is as most of them are.
+QUICK_EVENTS: Dict[str, Callable[[Mapping[str, Any]], bytes]] = {
+    "content_block_delta": encode_text_delta,
+    "content_block_start": encode_text_start,
+    "content_block_stop": encode_block_stop,
+    "message_stop": encode_stop,
+}
 
 
 # ==================================================================================================
@@ -3486,9 +3520,10 @@ class EventWriter:
 
     def text(self, text: str) -> List[Event]:
         """More visible text."""
-        if self._open == "text":
-            return [self._delta("text_delta", "text", text)]
-        return [*self._begin({"type": "text", "text": ""}), self._delta("text_delta", "text", text)]
+        opening = None if self._open == "text" else self._begin({"type": "text", "text": ""})
+        delta = {"type": "text_delta", "text": text}
+        event = {"type": "content_block_delta", "index": self._index, "delta": delta}
+        return [*opening, event] if opening else [event]
 
     def thinking(self, text: str) -> List[Event]:
         """More reasoning text."""
@@ -3507,8 +3542,10 @@ class EventWriter:
 
     def input_json(self, partial_json: str) -> List[Event]:
         """More of the open tool call's input, as JSON text."""
-        self._expect("tool_use")
-        return [self._delta("input_json_delta", "partial_json", partial_json)]
+        if self._open != "tool_use":
+            self._expect("tool_use")
+        delta = {"type": "input_json_delta", "partial_json": partial_json}
+        return [{"type": "content_block_delta", "index": self._index, "delta": delta}]
 
     def block(self, block: Dict[str, Any]) -> List[Event]:
         """A whole block of any type, opened, told and closed."""
@@ -3556,10 +3593,12 @@ def check_grammar(events: Iterable[Event]) -> Iterator[Event]:
     """
     state = GrammarState()
     for event in events:
-        kind = str(event.get("type"))
-        if kind == "content_block_delta" and state.fits_open_block(event):  # nearly all are
-            yield event
-            continue
+        kind = event.get("type")
+        if kind == "content_block_delta" and type(event.get("delta")) is dict:  # nearly all are
+            if event.get("index") == state.open_index is not None:
+                yield event
+                continue
+        kind = str(kind)
         step = GRAMMAR_STEPS.get(kind)
         problem = step and (state.misfit(kind, event) or step(state, event))
         if problem:
@@ -3579,11 +3618,6 @@ class GrammarState:
         self.reported = False
         self.ended = False
         self.stopped = False
-
-    def fits_open_block(self, event: Event) -> bool:
-        """Whether a delta is for the block that is open; then nothing has ended yet."""
-        at = self.open_index
-        return at is not None and event.get("index") == at and type(event.get("delta")) is dict
 
     def misfit(self, kind: str, event: Event) -> Optional[str]:
         """What is wrong wherever in the answer it stands."""
@@ -3724,7 +3758,7 @@ def events_to_message(events: Iterable[Event]) -> Message:
         elif kind == "content_block_delta":
             blocks[event["index"]].add(event["delta"])
         elif kind == "message_delta":
-            told = {k: v for k, v in event.items() if k not in ("type", "delta", "usage")}
+            told = {k: v for k, v in event.items() if k not in FOLDED_APART}
             merge_told(message, {**told, **(event.get("delta") or {})})
             merge_told(message["usage"], event.get("usage") or {})
     message["content"] = [blocks[index].block() for index in sorted(blocks)]
@@ -3733,9 +3767,12 @@ def events_to_message(events: Iterable[Event]) -> Message:
 
 def merge_told(members: Dict[str, Any], told: Dict[str, Any]) -> None:
     """What is told later counts, unless it is null."""
-    members.update((k, v) for k, v in told.items() if v is not None or k not in members)
+    for name, value in told.items():
+        if value is not None or name not in members:
+            members[name] = value
 
 
+FOLDED_APART = ("type", "delta", "usage")
 # Delta type -> the member in which it brings more of the block's text.
 DELTA_MEMBERS = {
     "text_delta": "text",
@@ -3743,6 +3780,13 @@ DELTA_MEMBERS = {
     "signature_delta": "signature",
     "input_json_delta": "partial_json",
 }
+
+
+def kept_size(value: Any) -> int:
+    """About so much is kept with a value."""
+    if isinstance(value, str):
+        return len(value)
+    return len(encode_json(value)) if value else 0
 
 
 class BlockFold:
@@ -3753,7 +3797,10 @@ class BlockFold:
     """
 
     def __init__(self, start: Dict[str, Any], kept: Ration) -> None:
-        kept.take(len(encode_json(start)))
+        size = 0
+        for name, value in start.items():
+            size += len(name) + kept_size(value)
+        kept.take(size)
         self._start = start
         self._kept = kept
         self._parts: Dict[str, List[str]] = {}
@@ -3762,17 +3809,22 @@ class BlockFold:
 
     def add(self, delta: Dict[str, Any]) -> None:
         kind = delta.get("type")
-        if kind == "citations_delta":
-            self._add_member("citations", [delta.get("citation")])
-            return
         known = DELTA_MEMBERS.get(kind) if isinstance(kind, str) else None
-        for key in (known,) if known else [key for key in delta if key != "type"]:
-            self._add_member(key, delta.get(key))
+        if known:
+            self._add_member(known, delta.get(known))
+        elif kind == "citations_delta":
+            self._add_member("citations", [delta.get("citation")])
+        else:
+            for key in [key for key in delta if key != "type"]:
+                self._add_member(key, delta[key])
 
     def _add_member(self, key: str, value: Any) -> None:
-        self._kept.take(len(value if isinstance(value, str) else encode_json(value)))
+        self._kept.take(kept_size(value))
         if isinstance(value, str):
-            self._parts.setdefault(key, []).append(value)
+            if key in self._parts:
+                self._parts[key].append(value)
+            else:
+                self._parts[key] = [value]
         elif isinstance(value, list):
             self._lists.setdefault(key, []).extend(value)
         elif value is not None:
@@ -3780,13 +3832,14 @@ class BlockFold:
 
     def block(self) -> Dict[str, Any]:
         block = {**self._start, **self._others}
-        joined = {key: "".join(parts) for key, parts in self._parts.items()}
-        arguments = joined.pop("partial_json", None)
-        # A call whose input stood in its start may be followed by an empty delta.
-        if arguments is not None and (arguments.strip() or "input" not in block):
-            block["input"] = parse_tool_input(arguments)
-        for key, value in joined.items():
-            block[key] = (block[key] if isinstance(block.get(key), str) else "") + value
+        if "partial_json" in self._parts:
+            arguments = "".join(self._parts.pop("partial_json"))
+            # A call whose input stood in its start may be followed by an empty delta.
+            if arguments.strip() or "input" not in block:
+                block["input"] = parse_tool_input(arguments)
+        for key, parts in self._parts.items():
+            told = block.get(key)
+            block[key] = (told if isinstance(told, str) else "") + "".join(parts)
         for key, items in self._lists.items():
             block[key] = [*(block[key] if isinstance(block.get(key), list) else ()), *items]
         return block
@@ -5927,6 +5980,8 @@ def used_call_ids(request: Request) -> Set[str]:
 # So much may stand before a tag: all of it is looked at anew for each piece.
 LONGEST_BLANK = 16384
 THINK_OPENINGS = ("<think>", "<thinking>", "<thought>", "<seed:think>")
+# What may come first if a tag comes, or may yet.
+TAG_STARTS = ("<", "")
 
 
 class ThinkSplitter:
@@ -5940,17 +5995,19 @@ class ThinkSplitter:
     def __init__(self, opened: bool = False) -> None:
         self.active = True
         self._held = ""
-        self._step = self._opening
+        self._step = ThinkSplitter._opening
         self._closing = ""
         self._opened = opened
 
     def feed(self, text: str) -> Tuple[str, str]:
         """(reasoning, visible text) that are certain now."""
         self._held += text
-        return self._step()
+        return self._step(self)
 
     def _opening(self) -> Tuple[str, str]:
         start = self._held.lstrip()
+        if start[:1] not in TAG_STARTS and not self._opened:
+            return self._release()
         opening = next((tag for tag in THINK_OPENINGS if start.startswith(tag)), "")
         if opening:
             self._held = start[len(opening) :]
@@ -5961,13 +6018,13 @@ class ThinkSplitter:
         elif not self._opened:
             return self._release()
         self._closing = "</" + (opening or "<think>")[1:]
-        self._step = self._thinking
+        self._step = ThinkSplitter._thinking
         return self._thinking()
 
     def _thinking(self) -> Tuple[str, str]:
         thought, closed, rest = self._held.partition(self._closing)
         if closed:
-            self._held, self._step, self._closing = rest, self._behind, ""
+            self._held, self._step, self._closing = rest, ThinkSplitter._behind, ""
             return thought, self._behind()[1]
         cut = len(self._held) - longest_overlap(self._held, self._closing)
         thought, self._held = self._held[:cut], self._held[cut:]
@@ -7388,7 +7445,7 @@ class ToolCall:
         self.arguments: List[str] = []
         self.live = False
         self._null = False
-        self._last = ""
+        self._last_piece = ""  # that is not blank
         self._complete: Optional[bool] = None
 
     def add(self, text: str) -> None:
@@ -7415,7 +7472,8 @@ class ToolCall:
     def add_told(self, text: str) -> None:
         """More of the arguments, which need not wait."""
         self.arguments.append(text)
-        self._last = text.rstrip()[-1:] or self._last
+        if not text.isspace():
+            self._last_piece = text
         self._complete = None
 
     def end(self) -> None:
@@ -7428,7 +7486,8 @@ class ToolCall:
     def complete(self) -> bool:
         """Whether the arguments so far are one JSON object."""
         if self._complete is None:
-            self._complete = self._last == "}" and is_json("".join(self.arguments))
+            ended = self._last_piece.rstrip().endswith("}")
+            self._complete = ended and is_json("".join(self.arguments))
         return self._complete
 
 
@@ -7507,21 +7566,24 @@ class CallBook:
             call.add(text)
         return self._tell()
 
-    def more(self, delta: Dict[str, Any]) -> List[Event]:
-        """The event of what nearly all deltas are, the next piece of the last call, which is being
-        told; none for any other delta: `add` takes it."""
-        call = self._calls[-1] if self._next + 1 == len(self._calls) else None
+    def flows(self, delta: Dict[str, Any]) -> bool:
+        """Whether a delta is what nearly all are, the next piece of the last call, which is being
+        told: then `more` takes its text, and that of all that differ from it in their text only."""
         function, index = delta.get("function"), delta.get("index")
-        if call is None or type(function) is not dict or len(function) != 1 or len(delta) != 2:
-            return []
-        text = function.get("arguments")
-        if type(index) is not int or self._by_index.get(index) is not call or type(text) is not str:
-            return []
-        if not (text and call.goes_on()):
-            return []
-        self._ration.take(len(text))
-        call.add_told(text)
-        self.told += len(text)
+        if type(function) is not dict or type(index) is not int or not self._calls:
+            return False
+        if delta.get("id") or delta.get("extra_content") or function.get("name"):
+            return False
+        call, text = self._calls[-1], function.get("arguments")
+        last = self._next + 1 == len(self._calls) and self._by_index.get(index) is call
+        return last and type(text) is str and text != "" and call.goes_on()
+
+    def more(self, text: str) -> List[Event]:
+        """The next piece of a call that flows."""
+        size = len(text)
+        self._ration.take(size)
+        self._calls[-1].add_told(text)
+        self.told += size
         return self._write.input_json(text)
 
     def _call_of(
@@ -7660,15 +7722,15 @@ def largest_counts(found: Dict[str, int], told: Mapping[str, Any], prefix: str =
         if isinstance(value, dict) and not prefix:
             largest_counts(found, value, key + ".")
             continue
-        count = first_count(value)
-        if count > found.get(prefix + key, 0):
-            found[prefix + key] = count
+        name, count = prefix + key, positive_count(value)
+        if count > found.get(name, 0):
+            found[name] = count
 
 
 def chat_usage(counts: Mapping[str, int]) -> Dict[str, Any]:
     """Messages usage: `input_tokens` leaves out what was read from, or written to, a cache."""
-    read = first_count(*(counts.get(key) for key in CACHE_READ))
-    written = first_count(*(counts.get(key) for key in CACHE_WRITTEN))
+    read = first_of(CACHE_READ, counts)
+    written = first_of(CACHE_WRITTEN, counts)
     prompt = max(counts.get("prompt_tokens", 0), read + counts.get("prompt_n", 0))
     usage = {
         "input_tokens": max(0, prompt - read - written),
@@ -7695,6 +7757,8 @@ CACHE_READ = (
 CACHE_WRITTEN = ("prompt_tokens_details.cache_write_tokens", "cache_creation_input_tokens")
 REASONED = "completion_tokens_details.reasoning_tokens"
 SEARCHED = "server_tool_use.web_search_requests"
+# Up to here a whole number is the same as a fraction.
+LARGEST_EXACT = 2**53
 
 
 def output_tokens(counts: Mapping[str, int]) -> int:
@@ -7704,16 +7768,22 @@ def output_tokens(counts: Mapping[str, int]) -> int:
     return completion + apart if 0 < apart <= counts.get(REASONED, 0) else completion
 
 
-def first_count(*values: Any) -> int:
-    """The first value above 0 as a number; providers send null, text and fractions."""
-    for value in values:
-        try:
-            number = int(float(value))
-        except (TypeError, ValueError, OverflowError):
-            continue
-        if number > 0:
-            return number
+def first_of(names: Iterable[str], counts: Mapping[str, int]) -> int:
+    """The count under the first of these names that has one."""
+    for name in names:
+        if name in counts:
+            return counts[name]
     return 0
+
+
+def positive_count(value: Any) -> int:
+    """A value above 0 as a number, else 0; providers send null, text and fractions."""
+    if type(value) is int and value < LARGEST_EXACT:
+        return value if value > 0 else 0
+    try:
+        return max(int(float(value)), 0)
+    except (TypeError, ValueError, OverflowError):
+        return 0
 
 
 # ==================================================================================================
@@ -7805,11 +7875,17 @@ class ThoughtWriter:
 
 CHAT_DONE: Dict[str, Any] = {"done": True}
 
-# json.loads would guess the encoding of each chunk anew.
-CHUNK_DECODER = json.JSONDecoder()
+# json.loads would guess the encoding of each chunk anew, and `decode` look for blanks around it
+# with patterns, which takes longer.
+scan_json = json.JSONDecoder().scan_once
 NOT_JSON = "the upstream sent an event that is not JSON"
-# So many patterns are learned from one answer at most.
+DONE_FRAME = b"data: [DONE]"
+# A number is looked for in bytes in a fifth of the time of another bytes.
+LF, CR = b"\n\r"
+# So many patterns are learned from one answer at most, and none of its first frames: the answer may
+# be over before that pays.
 MOST_TEMPLATES = 16
+FIRST_FRAMES = 2
 # First byte of a body -> what it is, whatever its content type says. No field of an event stream
 # begins with a capital or a digit: that is a sentence.
 BODY_KINDS = {
@@ -7858,55 +7934,68 @@ def event_chunks(pieces: Iterable[bytes]) -> Iterator[Dict[str, Any]]:
             yield chunk
 
 
+# What is before a text never is.
+NEVER_BEFORE = b"never"
+
+
+class TextChunk(Dict[str, Any]):
+    """A chunk that comes again and again, each time with another text in `place[member]`."""
+
+    __slots__ = ("member", "place")
+
+    place: Dict[str, Any]
+    member: str
+
+
 class ChunkTemplate:
     """Chunks that differ in one text alone, as nearly all of a stream do.
 
-    From one of them the bytes before and behind the text are learned; of the next ones only the
+    From one of them what stands before and behind the text is learned; of the next ones only the
     text is read. Equal bytes around a JSON string are equal JSON around it, so that nothing is
     guessed, and what does not fit is decoded as ever. What `read` gives is the same object each
     time, with another text in it.
     """
 
     def __init__(self) -> None:
-        self._before = self._after = b""
-        self._chunk: Dict[str, Any] = {}
-        self._place: Dict[str, Any] = {}
-        self._member = ""
+        self._before = NEVER_BEFORE
+        self._after = ""
+        self._start = 0
+        self._chunk = TextChunk()
         self._tries = MOST_TEMPLATES
+        self._skips = FIRST_FRAMES
 
-    def read(self, frame: bytes) -> Optional[Dict[str, Any]]:
+    def read(self, frame: bytes) -> Optional[TextChunk]:
         """The chunk of a frame that fits; None of any other."""
-        start, end = len(self._before), len(frame) - len(self._after)
-        if not start or end < start:
-            return None
-        if not (frame.startswith(self._before) and frame.endswith(self._after)):
+        start = self._start
+        if frame[:start] != self._before:
             return None
         try:
-            inner = str(frame[start:end], "utf-8") + '"'
-            text, stop = scanstring(inner, 0, True)
+            rest = frame[start:].decode()
+            text, stop = scanstring(rest, 0, True)
         except ValueError:
             return None
-        if stop != len(inner):
+        if rest[stop:] != self._after:
             return None
-        self._place[self._member] = text
+        chunk = self._chunk
+        chunk.place[chunk.member] = text
         self._tries = MOST_TEMPLATES
-        return self._chunk
+        return chunk
 
     def learn(self, frame: bytes, chunk: Optional[Dict[str, Any]]) -> None:
         """From now on this frame's is the pattern. Some providers put something new into each
         chunk, so that there is nothing to learn: then it is given up."""
-        one_line = frame.startswith(b"data: {") and b"\n" not in frame and b"\r" not in frame
-        if not self._tries or chunk is None or not one_line:
+        if self._skips:
+            self._skips -= 1
             return
-        place, member = text_place(chunk)
-        if place is None:
+        place, member = text_place(chunk) if chunk and self._tries else (None, "")
+        if place is None or not is_one_line(frame):
             return
         self._tries -= 1
         before, after = around_text(frame, member, place[member])
         if not before:
             return
         try:
-            again = decode_chunk(before[len(b"data: ") :] + b"~" + after)
+            again = decode_chunk(before[len(b"data: ") :] + b'~"' + after)
         except ProxyError:
             return
         found, _ = text_place(again or {})
@@ -7914,8 +8003,9 @@ class ChunkTemplate:
             return
         found[member] = place[member]
         if again == chunk:
-            self._before, self._after, self._chunk = before, after, again
-            self._place, self._member = found, member
+            self._before, self._start, self._after = before, len(before), after.decode()
+            self._chunk = TextChunk(again)
+            self._chunk.place, self._chunk.member = found, member
 
 
 def text_place(chunk: Dict[str, Any]) -> Tuple[Optional[Dict[str, Any]], str]:
@@ -7923,7 +8013,7 @@ def text_place(chunk: Dict[str, Any]) -> Tuple[Optional[Dict[str, Any]], str]:
     choices = chunk.get("choices")
     choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
     delta = choice.get("delta") if isinstance(choice, dict) else None
-    if not isinstance(delta, dict):
+    if not delta or not isinstance(delta, dict):
         return None, ""
     calls = delta.get("tool_calls")
     call = calls[0] if isinstance(calls, list) and len(calls) == 1 else None
@@ -7936,20 +8026,28 @@ def text_place(chunk: Dict[str, Any]) -> Tuple[Optional[Dict[str, Any]], str]:
 
 
 def around_text(frame: bytes, member: str, text: str) -> Tuple[bytes, bytes]:
-    """What stands before and behind this member's text, quotes included; b"" if it is not found."""
+    """What stands before this member's text, up to its quote, and what behind the second quote;
+    b"" if it is not found."""
     whole = str(frame, "utf-8")
     match = re.search(rf'"{member}"\s*:\s*"', whole)
     found, stop = scanstring(whole, match.end(), True) if match else ("", 0)
     if match is None or found != text:
         return b"", b""
-    return whole[: match.end()].encode(), whole[stop - 1 :].encode()
+    return whole[: match.end()].encode(), whole[stop:].encode()
+
+
+def is_one_line(frame: bytes) -> bool:
+    """Whether a frame is one line of JSON and nothing else, as nearly all are."""
+    return frame.startswith(b"data: {") and LF not in frame and CR not in frame
 
 
 def frame_to_chunk(frame: bytes) -> Optional[Dict[str, Any]]:
     """The chunk in a frame; None for comments and for JSON that is no object."""
+    if is_one_line(frame):
+        return decode_chunk(frame[len(b"data: ") :])
+    if frame == DONE_FRAME:
+        return CHAT_DONE
     event, data = frame_data(frame)
-    if data[:1] == b"{" and not event:  # the common case
-        return decode_chunk(data)
     if not data.strip():
         return None
     if data.strip() == b"[DONE]":
@@ -7978,12 +8076,11 @@ def loads_or_text(data: bytes) -> Any:
 
 def decode_chunk(data: bytes) -> Optional[Dict[str, Any]]:
     try:
-        # `decode` looks for blanks on both sides with patterns, which takes longer.
-        text = str(data, "utf-8").strip()
-        chunk, end = CHUNK_DECODER.raw_decode(text)
+        text = data.decode().strip()
+        chunk, end = scan_json(text, 0)
         if end != len(text):
             raise ValueError(end)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, StopIteration):
         raise ProxyError(502, NOT_JSON) from None
     if type(chunk) is dict:
         return chunk
@@ -8016,9 +8113,14 @@ CHAT_STOP_REASONS = {
 }
 CHAT_FAILURES = ("error", "abort", "malformed_function_call", "insufficient_system_resource")
 # Those that mean what they say, besides the ones above.
-PLAIN_FINISHES = tuple("stop tool_calls function_call eos end_turn complete tool_use".split())
+PLAIN_FINISHES = "stop tool_calls function_call eos end_turn complete tool_use".split()
+KNOWN_FINISHES = frozenset((*PLAIN_FINISHES, *CHAT_STOP_REASONS, ""))
 # Members of a chunk that are looked at wherever they are.
 TELLING_MEMBERS = frozenset(("error", "usage", "x_groq"))
+# Members of a delta that are told, besides `content`.
+OTHER_PARTS = frozenset(
+    "reasoning_content reasoning reasoning_details refusal function_call tool_calls".split()
+)
 # What may stand in a log, of an upstream's id or finish reason.
 LOGGED_WORD = LazyPattern(r"[A-Za-z0-9_.:-]{1,100}")
 
@@ -8102,19 +8204,18 @@ class ChatAnswer:
         self.done = False
         self.stopped = False
         self._asked = asked
-        self._thoughts = ThoughtWriter(write, asked.hide_thinking)
         plain = not (asked.carry or asked.hide_thinking)
-        self._write: Any = write if plain else self._thoughts
+        self._write: Any = write if plain else ThoughtWriter(write, asked.hide_thinking)
         self._calls = CallBook(
             self._write,
             asked.tool_names,
             asked.used_ids,
             asked.only_tool,
             1 if asked.one_call else None,
-            self._thoughts.carry_extra if asked.carry == "extra_content" else None,
+            self._write.carry_extra if asked.carry == "extra_content" else None,
         )
         self._think = ThinkSplitter(asked.think_opened)
-        stops = stop_strings(asked.stops)
+        stops = stop_strings(asked.stops) if asked.stops else ()
         self._watch = StopWatch(stops) if stops else None
         self._upstream_id = ""
         self._counts: Dict[str, int] = {}
@@ -8124,6 +8225,9 @@ class ChatAnswer:
         self._refusal: List[str] = []
         self._late_details: List[Dict[str, Any]] = []
         self._tell = {"text": self._write.text, "thinking": self._write.thinking}
+        # A chunk that may come again with another text, and what tells that.
+        self._known: Optional[TextChunk] = None
+        self._tell_more = ChatAnswer._text
         self._held: List[Tuple[str, str]] = []  # (key of _tell, text)
         self._told = self._thought_told = 0
         self._ration = Ration()
@@ -8137,21 +8241,27 @@ class ChatAnswer:
 
     def chunk(self, chunk: Dict[str, Any]) -> Iterable[Event]:
         """The events that a chunk leads to."""
+        if chunk is self._known:
+            text = chunk.place[chunk.member]
+            return self._tell_more(self, text) if text else ()
         if not self._upstream_id:
             self._note_id(chunk.get("id"))
+        self._known = None
         if chunk.get("object") == "error" or not TELLING_MEMBERS.isdisjoint(chunk):
             self._note_chunk(chunk)
         choices = chunk.get("choices")
         choice = choices[0] if type(choices) is list and choices else None
         if type(choice) is not dict or choice.get("index"):
-            choice = first_choice(choices)
+            choice = first_choice(choices) if choices else None
             if choice is None:
                 return ()
         delta = choice.get("delta")
         delta = choice.get("message") if delta is None else delta
-        events = self._delta(delta) if type(delta) is dict else ()
+        events = self._delta(delta) if delta and type(delta) is dict else ()
         finish = choice.get("finish_reason")
         if not finish:
+            if type(chunk) is TextChunk:
+                self._know(chunk, delta)
             return events
         events = [*events]
         self._note_finish(str(finish), choice)
@@ -8192,18 +8302,32 @@ class ChatAnswer:
         matched = choice.get("stop_reason") or choice.get("matched_stop")
         self._matched_stop = matched if isinstance(matched, str) else None
 
+    def _know(self, chunk: TextChunk, delta: Dict[str, Any]) -> None:
+        """Remember a chunk whose text is all that is new in it, until another comes: the next piece
+        of a call may be told as it comes only while nothing else does."""
+        others = [name for name in delta if delta[name] and name not in ("role", chunk.member)]
+        if chunk.place is delta and not others:
+            self._known = chunk
+            self._tell_more = ChatAnswer._text if chunk.member == "content" else ChatAnswer._thought
+        elif others == ["tool_calls"] and self._flows(delta["tool_calls"]):
+            self._known, self._tell_more = chunk, ChatAnswer._arguments
+
     def _delta(self, delta: Dict[str, Any]) -> Iterable[Event]:
         content = delta.get("content")
-        if len(delta) == 1:  # the common cases
-            if type(content) is str:
-                return self._text(content)
-            calls = delta.get("tool_calls")
-            call = calls[0] if type(calls) is list and len(calls) == 1 else None
-            if type(call) is dict and not self._has_waiting():
-                more = self._calls.more(call)
-                if more:
-                    return more
+        if type(content) is str and OTHER_PARTS.isdisjoint(delta):  # the common cases
+            return self._text(content)
+        calls = delta.get("tool_calls")
+        if calls and len(delta) == 1 and self._flows(calls):
+            return self._arguments(calls[0]["function"]["arguments"])
         return list(self._parts(delta, content))
+
+    def _flows(self, calls: Any) -> bool:
+        """Whether there is nothing but the next piece of a call, and nothing to be told first."""
+        one = type(calls) is list and len(calls) == 1 and type(calls[0]) is dict
+        return one and not self._has_waiting() and self._calls.flows(calls[0])
+
+    def _arguments(self, text: str) -> Iterable[Event]:
+        return self._calls.more(text)
 
     def _has_waiting(self) -> bool:
         """Whether something may have to be told before a piece of a call."""
@@ -8243,11 +8367,13 @@ class ChatAnswer:
     def _take_details(self, details: Any) -> None:
         """Reasoning parts for the block that is open or comes; too late once a call has begun."""
         parts = [d for d in details if isinstance(d, dict)] if isinstance(details, list) else []
+        if not parts:
+            return
         self._ration.take(len(encode_json(parts)))
         if self._calls.any:
             self._late_details += parts
         else:
-            self._thoughts.carry_details(parts)
+            self._write.carry_details(parts)
 
     # --- text and thought -----------------------------------------------------------------------
 
@@ -8319,15 +8445,17 @@ class ChatAnswer:
 
     def finish(self) -> Iterator[Event]:
         """The end: what was held back, the stop reason, the usage."""
-        thought, text = self._think.end()
+        thought, text = self._think.end() if self._think.active else ("", "")
         something = self._write.started or self._calls.any or thought or text
         if not (self._finish or self.stopped or (self.done and something)):
             raise ProxyError(502, CUT_SHORT)
-        yield from self._thought(thought)
-        yield from self._plain_text(text)
-        yield from self._unwatched()
-        yield from self._calls.finish(cut=self._mapped_finish() != "end_turn")
-        yield from self._release()
+        if thought or text or self._watch is not None:
+            yield from self._thought(thought)
+            yield from self._plain_text(text)
+            yield from self._unwatched()
+        if self._calls.any:
+            yield from self._calls.finish(cut=self._mapped_finish() != "end_turn")
+            yield from self._release()
         self._hand_over()
         self._note_oddities()
         reason, more = self._stop_reason()
@@ -8342,10 +8470,9 @@ class ChatAnswer:
             self._asked.late([call_id], "extra_content", extra)
 
     def _note_oddities(self) -> None:
-        finish, note = self._finish or "", self._asked.note
-        known = (*PLAIN_FINISHES, *CHAT_STOP_REASONS, "")
-        if finish.lower() not in known:
-            note("finish_reason", plain_word(finish.lower()) or "unknown")
+        finish, note = (self._finish or "").lower(), self._asked.note
+        if finish not in KNOWN_FINISHES:
+            note("finish_reason", plain_word(finish) or "unknown")
         if self._told == self._thought_told and not self._calls.any:
             note("empty_answer", True)
         if self._calls.dropped():
@@ -8375,7 +8502,7 @@ class ChatAnswer:
             told = max(1, (self._told + self._calls.told) // 4)
             usage = {"input_tokens": 0, "output_tokens": told}
             self._asked.note("usage", "estimated")
-        if not any(value for key, value in usage.items() if key in INPUT_COUNTS):
+        if not any(map(usage.get, INPUT_COUNTS)):
             usage["input_tokens"] = self._asked.input_estimate()
         return {**usage, "service_tier": self._tier} if self._tier else usage
 
@@ -9668,8 +9795,9 @@ def run_guards(config: Config, request: HttpRequest) -> None:
 
 NEVER = float("inf")
 NO_STATUSES: FrozenSet[int] = frozenset()
-
-
+USUAL_STOPS = ("end_turn", "tool_use", "max_tokens")
+# Where an event may tell of its usage or of the end.
+USAGE_PLACES = frozenset(("usage", "message", "delta"))
 DIGITS_MADE_AT_ONCE = 64
 # Threads may take from it and add to it at any time.
 random_stock: List[str] = []
@@ -9842,7 +9970,8 @@ class Exchange:
                 continue
             if self.first_event is None:
                 self.first_event = self.clock()
-            self.note_usage(event)
+            if not USAGE_PLACES.isdisjoint(event):
+                self.note_usage(event)
             yield event
             if kind == "content_block_start":
                 self.open_block = (event["index"], event["content_block"].get("type", ""))
@@ -9853,10 +9982,11 @@ class Exchange:
         message, delta = event.get("message"), event.get("delta")
         usage = event.get("usage") or (message.get("usage") if isinstance(message, dict) else None)
         if isinstance(usage, dict):
-            self.usage.update((key, n) for key, n in usage.items() if type(n) is int)
+            self.usage.update({key: n for key, n in usage.items() if type(n) is int})
         stop_reason = delta.get("stop_reason") if isinstance(delta, dict) else None
         if stop_reason:
-            self.facts["stop_reason"] = plain_word(stop_reason) or UNTOLD
+            usual = stop_reason in USUAL_STOPS
+            self.facts["stop_reason"] = stop_reason if usual else plain_word(stop_reason) or UNTOLD
 
 
 def client_gone() -> ProxyError:

@@ -95,9 +95,10 @@ class EventWriter:
 
     def text(self, text: str) -> List[Event]:
         """More visible text."""
-        if self._open == "text":
-            return [self._delta("text_delta", "text", text)]
-        return [*self._begin({"type": "text", "text": ""}), self._delta("text_delta", "text", text)]
+        opening = None if self._open == "text" else self._begin({"type": "text", "text": ""})
+        delta = {"type": "text_delta", "text": text}
+        event = {"type": "content_block_delta", "index": self._index, "delta": delta}
+        return [*opening, event] if opening else [event]
 
     def thinking(self, text: str) -> List[Event]:
         """More reasoning text."""
@@ -116,8 +117,10 @@ class EventWriter:
 
     def input_json(self, partial_json: str) -> List[Event]:
         """More of the open tool call's input, as JSON text."""
-        self._expect("tool_use")
-        return [self._delta("input_json_delta", "partial_json", partial_json)]
+        if self._open != "tool_use":
+            self._expect("tool_use")
+        delta = {"type": "input_json_delta", "partial_json": partial_json}
+        return [{"type": "content_block_delta", "index": self._index, "delta": delta}]
 
     def block(self, block: Dict[str, Any]) -> List[Event]:
         """A whole block of any type, opened, told and closed."""
@@ -165,10 +168,12 @@ def check_grammar(events: Iterable[Event]) -> Iterator[Event]:
     """
     state = GrammarState()
     for event in events:
-        kind = str(event.get("type"))
-        if kind == "content_block_delta" and state.fits_open_block(event):  # nearly all are
-            yield event
-            continue
+        kind = event.get("type")
+        if kind == "content_block_delta" and type(event.get("delta")) is dict:  # nearly all are
+            if event.get("index") == state.open_index is not None:
+                yield event
+                continue
+        kind = str(kind)
         step = GRAMMAR_STEPS.get(kind)
         problem = step and (state.misfit(kind, event) or step(state, event))
         if problem:
@@ -188,11 +193,6 @@ class GrammarState:
         self.reported = False
         self.ended = False
         self.stopped = False
-
-    def fits_open_block(self, event: Event) -> bool:
-        """Whether a delta is for the block that is open; then nothing has ended yet."""
-        at = self.open_index
-        return at is not None and event.get("index") == at and type(event.get("delta")) is dict
 
     def misfit(self, kind: str, event: Event) -> Optional[str]:
         """What is wrong wherever in the answer it stands."""
@@ -333,7 +333,7 @@ def events_to_message(events: Iterable[Event]) -> Message:
         elif kind == "content_block_delta":
             blocks[event["index"]].add(event["delta"])
         elif kind == "message_delta":
-            told = {k: v for k, v in event.items() if k not in ("type", "delta", "usage")}
+            told = {k: v for k, v in event.items() if k not in FOLDED_APART}
             merge_told(message, {**told, **(event.get("delta") or {})})
             merge_told(message["usage"], event.get("usage") or {})
     message["content"] = [blocks[index].block() for index in sorted(blocks)]
@@ -342,9 +342,12 @@ def events_to_message(events: Iterable[Event]) -> Message:
 
 def merge_told(members: Dict[str, Any], told: Dict[str, Any]) -> None:
     """What is told later counts, unless it is null."""
-    members.update((k, v) for k, v in told.items() if v is not None or k not in members)
+    for name, value in told.items():
+        if value is not None or name not in members:
+            members[name] = value
 
 
+FOLDED_APART = ("type", "delta", "usage")
 # Delta type -> the member in which it brings more of the block's text.
 DELTA_MEMBERS = {
     "text_delta": "text",
@@ -352,6 +355,13 @@ DELTA_MEMBERS = {
     "signature_delta": "signature",
     "input_json_delta": "partial_json",
 }
+
+
+def kept_size(value: Any) -> int:
+    """About so much is kept with a value."""
+    if isinstance(value, str):
+        return len(value)
+    return len(encode_json(value)) if value else 0
 
 
 class BlockFold:
@@ -362,7 +372,10 @@ class BlockFold:
     """
 
     def __init__(self, start: Dict[str, Any], kept: Ration) -> None:
-        kept.take(len(encode_json(start)))
+        size = 0
+        for name, value in start.items():
+            size += len(name) + kept_size(value)
+        kept.take(size)
         self._start = start
         self._kept = kept
         self._parts: Dict[str, List[str]] = {}
@@ -371,17 +384,22 @@ class BlockFold:
 
     def add(self, delta: Dict[str, Any]) -> None:
         kind = delta.get("type")
-        if kind == "citations_delta":
-            self._add_member("citations", [delta.get("citation")])
-            return
         known = DELTA_MEMBERS.get(kind) if isinstance(kind, str) else None
-        for key in (known,) if known else [key for key in delta if key != "type"]:
-            self._add_member(key, delta.get(key))
+        if known:
+            self._add_member(known, delta.get(known))
+        elif kind == "citations_delta":
+            self._add_member("citations", [delta.get("citation")])
+        else:
+            for key in [key for key in delta if key != "type"]:
+                self._add_member(key, delta[key])
 
     def _add_member(self, key: str, value: Any) -> None:
-        self._kept.take(len(value if isinstance(value, str) else encode_json(value)))
+        self._kept.take(kept_size(value))
         if isinstance(value, str):
-            self._parts.setdefault(key, []).append(value)
+            if key in self._parts:
+                self._parts[key].append(value)
+            else:
+                self._parts[key] = [value]
         elif isinstance(value, list):
             self._lists.setdefault(key, []).extend(value)
         elif value is not None:
@@ -389,13 +407,14 @@ class BlockFold:
 
     def block(self) -> Dict[str, Any]:
         block = {**self._start, **self._others}
-        joined = {key: "".join(parts) for key, parts in self._parts.items()}
-        arguments = joined.pop("partial_json", None)
-        # A call whose input stood in its start may be followed by an empty delta.
-        if arguments is not None and (arguments.strip() or "input" not in block):
-            block["input"] = parse_tool_input(arguments)
-        for key, value in joined.items():
-            block[key] = (block[key] if isinstance(block.get(key), str) else "") + value
+        if "partial_json" in self._parts:
+            arguments = "".join(self._parts.pop("partial_json"))
+            # A call whose input stood in its start may be followed by an empty delta.
+            if arguments.strip() or "input" not in block:
+                block["input"] = parse_tool_input(arguments)
+        for key, parts in self._parts.items():
+            told = block.get(key)
+            block[key] = (told if isinstance(told, str) else "") + "".join(parts)
         for key, items in self._lists.items():
             block[key] = [*(block[key] if isinstance(block.get(key), list) else ()), *items]
         return block

@@ -20,8 +20,9 @@ from claude_proxy.names import UNTOLD, plain_word
 
 NEVER = float("inf")
 NO_STATUSES: FrozenSet[int] = frozenset()
-
-
+USUAL_STOPS = ("end_turn", "tool_use", "max_tokens")
+# Where an event may tell of its usage or of the end.
+USAGE_PLACES = frozenset(("usage", "message", "delta"))
 DIGITS_MADE_AT_ONCE = 64
 # Threads may take from it and add to it at any time.
 random_stock: List[str] = []
@@ -194,7 +195,8 @@ class Exchange:
                 continue
             if self.first_event is None:
                 self.first_event = self.clock()
-            self.note_usage(event)
+            if not USAGE_PLACES.isdisjoint(event):
+                self.note_usage(event)
             yield event
             if kind == "content_block_start":
                 self.open_block = (event["index"], event["content_block"].get("type", ""))
@@ -205,10 +207,11 @@ class Exchange:
         message, delta = event.get("message"), event.get("delta")
         usage = event.get("usage") or (message.get("usage") if isinstance(message, dict) else None)
         if isinstance(usage, dict):
-            self.usage.update((key, n) for key, n in usage.items() if type(n) is int)
+            self.usage.update({key: n for key, n in usage.items() if type(n) is int})
         stop_reason = delta.get("stop_reason") if isinstance(delta, dict) else None
         if stop_reason:
-            self.facts["stop_reason"] = plain_word(stop_reason) or UNTOLD
+            usual = stop_reason in USUAL_STOPS
+            self.facts["stop_reason"] = stop_reason if usual else plain_word(stop_reason) or UNTOLD
 
 
 def client_gone() -> ProxyError:

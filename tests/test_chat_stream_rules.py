@@ -107,6 +107,7 @@ ROWS = [
     ("8.frame-cr", [b'data: {"choices":[{"delta":{"content":"x"}}]}\r\r', fin()], "text(x) end_turn"),
     ("8.frame-comment", [b": OPENROUTER PROCESSING\n\n", "x", b": keep-alive\n\n", fin()], "text(x) end_turn"),
     ("8.frame-blank-lines", [b"\n\n\n", "x", b"\n\n", fin()], "text(x) end_turn"),
+    ("8.frame-data-lines-cr", [b'data: {"choices":[{"delta":\rdata: {"content":"x"}}]}\n\n', fin()], "text(x) end_turn"),
     ("8.frame-data-lines", [b'data: {"choices":[{"delta":\ndata: {"content":"x"}}]}\n\n', fin()], "text(x) end_turn"),
     ("8.frame-other-fields", [b"id: 7\nretry: 5\nfoo: bar\n\n", "x", fin()], "text(x) end_turn"),
     ("8.frame-event-names", [b'event: message\ndata: {"choices":[{"delta":{"content":"x"}}]}\n\n', fin()], "text(x) end_turn"),
@@ -306,14 +307,14 @@ def test_rules(items, expected):
 
 
 def slowed(item):
-    """A delta as it is, with a member that nobody knows: no shortcut may be taken for it."""
+    """A delta as it is, with members that tell nothing: no shortcut may be taken for it."""
     if not isinstance(item, dict):
-        return chunk({"content": item, "x": 1}) if isinstance(item, str) and item not in (DONE, EOF) else item
+        return chunk({"content": item, "x": 1, "refusal": ""}) if isinstance(item, str) and item not in (DONE, EOF) else item
     if isinstance(item.get("choices"), list):
         choices = [{**c, "delta": slowed(c["delta"])} if isinstance(c, dict) and isinstance(c.get("delta"), dict) else c
                    for c in item["choices"]]
         return {**item, "choices": choices}
-    return item if item.keys() & {"choices", "usage", "error", "object", "x_groq", "sources"} else {**item, "x": 1}
+    return item if item.keys() & {"choices", "usage", "error", "object", "x_groq", "sources"} else {"x": 1, "refusal": "", **item}
 
 
 @pytest.mark.parametrize("items", [row[1] for row in ROWS], ids=[row[0] for row in ROWS])
@@ -355,6 +356,8 @@ ASKED = [
     ("10.stop-cut-by-a-thought", STOPS, ["x ST", THINK, "OP", fin()], "text(x |ST) thinking(a) text(OP) end_turn"),
     ("10.stop-before-a-call-in-one-delta", STOPS, [{"content": "x STOP", **tc(0, "A", "X", "{}")}, EOF], "text(x ) stop_sequence <STOP>"),
     ("10.stop-amid-a-call", STOPS, [A, tc(0, args='{"a"'), "x STOP y", tc(0, args=":1}"), fin()], 'call(A X {"a"|:1}) text(x ) tool_use'),
+    ("10.stop-cut-amid-a-call", STOPS, [A, tc(0, args='{"a"'), "x ST", tc(0, args=":1}"), "OP y", fin()], 'call(A X {"a"|:1}) text(x STOP y) tool_use'),
+    ("10.blank-amid-a-call", ChatAsked(), [A, tc(0, args="{}"), " ", tc(0, args=" "), "x", fin()], "call(A X {}| ) text(x) tool_use"),
     ("10.stop-behind-a-call", STOPS, [tc(0, "A", "X", "{}"), "x STOP y", EOF], "call(A X {}) text(x ) tool_use"),
     ("10.stop-in-a-tag", STOPS, ["<think>STOP</think>x", fin()], "thinking(STOP) text(x) end_turn"),
     ("11.stop-reason", STOPS, ["x", fin(stop_reason="END")], "text(x) stop_sequence <END>"),

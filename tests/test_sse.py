@@ -162,6 +162,13 @@ ENCODED = [
     {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "x"}},
     {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "x"}, "usage": {}},
     {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": {}},
+    *({"type": "content_block_stop", **odd} for odd in ({"index": 0}, {"index": 12}, {"index": True}, {"index": None}, {}, {"index": 0, "more": 1}, {"other": 0})),
+    *({"type": "message_stop", **odd} for odd in ({}, {"more": 1})),
+    *({"type": "content_block_start", "index": 0, **odd} for odd in (
+        {"content_block": {"type": "text", "text": ""}}, {"content_block": {"type": "text", "text": "x"}}, {"content_block": {"type": "text"}}, {"content_block": None},
+        {"content_block": {"type": "text", "text": "", "citations": []}}, {"content_block": {"type": "tool_use", "id": "a", "name": "b", "input": {}}},
+        {"index": False, "content_block": {"type": "text", "text": ""}}, {"content_block": {"type": "text", "text": ""}, "more": 1}, {"more": {"type": "text", "text": ""}})),
+    {"type": ["message_stop"]}, {"type": None, "index": 0},
 ]  # fmt: skip
 
 

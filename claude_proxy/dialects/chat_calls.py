@@ -33,7 +33,7 @@ class ToolCall:
         self.arguments: List[str] = []
         self.live = False
         self._null = False
-        self._last = ""
+        self._last_piece = ""  # that is not blank
         self._complete: Optional[bool] = None
 
     def add(self, text: str) -> None:
@@ -60,7 +60,8 @@ class ToolCall:
     def add_told(self, text: str) -> None:
         """More of the arguments, which need not wait."""
         self.arguments.append(text)
-        self._last = text.rstrip()[-1:] or self._last
+        if not text.isspace():
+            self._last_piece = text
         self._complete = None
 
     def end(self) -> None:
@@ -73,7 +74,8 @@ class ToolCall:
     def complete(self) -> bool:
         """Whether the arguments so far are one JSON object."""
         if self._complete is None:
-            self._complete = self._last == "}" and is_json("".join(self.arguments))
+            ended = self._last_piece.rstrip().endswith("}")
+            self._complete = ended and is_json("".join(self.arguments))
         return self._complete
 
 
@@ -152,21 +154,24 @@ class CallBook:
             call.add(text)
         return self._tell()
 
-    def more(self, delta: Dict[str, Any]) -> List[Event]:
-        """The event of what nearly all deltas are, the next piece of the last call, which is being
-        told; none for any other delta: `add` takes it."""
-        call = self._calls[-1] if self._next + 1 == len(self._calls) else None
+    def flows(self, delta: Dict[str, Any]) -> bool:
+        """Whether a delta is what nearly all are, the next piece of the last call, which is being
+        told: then `more` takes its text, and that of all that differ from it in their text only."""
         function, index = delta.get("function"), delta.get("index")
-        if call is None or type(function) is not dict or len(function) != 1 or len(delta) != 2:
-            return []
-        text = function.get("arguments")
-        if type(index) is not int or self._by_index.get(index) is not call or type(text) is not str:
-            return []
-        if not (text and call.goes_on()):
-            return []
-        self._ration.take(len(text))
-        call.add_told(text)
-        self.told += len(text)
+        if type(function) is not dict or type(index) is not int or not self._calls:
+            return False
+        if delta.get("id") or delta.get("extra_content") or function.get("name"):
+            return False
+        call, text = self._calls[-1], function.get("arguments")
+        last = self._next + 1 == len(self._calls) and self._by_index.get(index) is call
+        return last and type(text) is str and text != "" and call.goes_on()
+
+    def more(self, text: str) -> List[Event]:
+        """The next piece of a call that flows."""
+        size = len(text)
+        self._ration.take(size)
+        self._calls[-1].add_told(text)
+        self.told += size
         return self._write.input_json(text)
 
     def _call_of(

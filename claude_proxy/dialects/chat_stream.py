@@ -22,6 +22,7 @@ from claude_proxy.dialects.carriers import merge_details
 from claude_proxy.dialects.chat_calls import CallBook
 from claude_proxy.dialects.chat_frames import (
     CHAT_DONE,
+    TextChunk,
     body_start,
     decode_chunk,
     event_chunks,
@@ -45,9 +46,14 @@ CHAT_STOP_REASONS = {
 }
 CHAT_FAILURES = ("error", "abort", "malformed_function_call", "insufficient_system_resource")
 # Those that mean what they say, besides the ones above.
-PLAIN_FINISHES = tuple("stop tool_calls function_call eos end_turn complete tool_use".split())
+PLAIN_FINISHES = "stop tool_calls function_call eos end_turn complete tool_use".split()
+KNOWN_FINISHES = frozenset((*PLAIN_FINISHES, *CHAT_STOP_REASONS, ""))
 # Members of a chunk that are looked at wherever they are.
 TELLING_MEMBERS = frozenset(("error", "usage", "x_groq"))
+# Members of a delta that are told, besides `content`.
+OTHER_PARTS = frozenset(
+    "reasoning_content reasoning reasoning_details refusal function_call tool_calls".split()
+)
 # What may stand in a log, of an upstream's id or finish reason.
 LOGGED_WORD = LazyPattern(r"[A-Za-z0-9_.:-]{1,100}")
 
@@ -131,19 +137,18 @@ class ChatAnswer:
         self.done = False
         self.stopped = False
         self._asked = asked
-        self._thoughts = ThoughtWriter(write, asked.hide_thinking)
         plain = not (asked.carry or asked.hide_thinking)
-        self._write: Any = write if plain else self._thoughts
+        self._write: Any = write if plain else ThoughtWriter(write, asked.hide_thinking)
         self._calls = CallBook(
             self._write,
             asked.tool_names,
             asked.used_ids,
             asked.only_tool,
             1 if asked.one_call else None,
-            self._thoughts.carry_extra if asked.carry == "extra_content" else None,
+            self._write.carry_extra if asked.carry == "extra_content" else None,
         )
         self._think = ThinkSplitter(asked.think_opened)
-        stops = stop_strings(asked.stops)
+        stops = stop_strings(asked.stops) if asked.stops else ()
         self._watch = StopWatch(stops) if stops else None
         self._upstream_id = ""
         self._counts: Dict[str, int] = {}
@@ -153,6 +158,9 @@ class ChatAnswer:
         self._refusal: List[str] = []
         self._late_details: List[Dict[str, Any]] = []
         self._tell = {"text": self._write.text, "thinking": self._write.thinking}
+        # A chunk that may come again with another text, and what tells that.
+        self._known: Optional[TextChunk] = None
+        self._tell_more = ChatAnswer._text
         self._held: List[Tuple[str, str]] = []  # (key of _tell, text)
         self._told = self._thought_told = 0
         self._ration = Ration()
@@ -166,21 +174,27 @@ class ChatAnswer:
 
     def chunk(self, chunk: Dict[str, Any]) -> Iterable[Event]:
         """The events that a chunk leads to."""
+        if chunk is self._known:
+            text = chunk.place[chunk.member]
+            return self._tell_more(self, text) if text else ()
         if not self._upstream_id:
             self._note_id(chunk.get("id"))
+        self._known = None
         if chunk.get("object") == "error" or not TELLING_MEMBERS.isdisjoint(chunk):
             self._note_chunk(chunk)
         choices = chunk.get("choices")
         choice = choices[0] if type(choices) is list and choices else None
         if type(choice) is not dict or choice.get("index"):
-            choice = first_choice(choices)
+            choice = first_choice(choices) if choices else None
             if choice is None:
                 return ()
         delta = choice.get("delta")
         delta = choice.get("message") if delta is None else delta
-        events = self._delta(delta) if type(delta) is dict else ()
+        events = self._delta(delta) if delta and type(delta) is dict else ()
         finish = choice.get("finish_reason")
         if not finish:
+            if type(chunk) is TextChunk:
+                self._know(chunk, delta)
             return events
         events = [*events]
         self._note_finish(str(finish), choice)
@@ -221,18 +235,32 @@ class ChatAnswer:
         matched = choice.get("stop_reason") or choice.get("matched_stop")
         self._matched_stop = matched if isinstance(matched, str) else None
 
+    def _know(self, chunk: TextChunk, delta: Dict[str, Any]) -> None:
+        """Remember a chunk whose text is all that is new in it, until another comes: the next piece
+        of a call may be told as it comes only while nothing else does."""
+        others = [name for name in delta if delta[name] and name not in ("role", chunk.member)]
+        if chunk.place is delta and not others:
+            self._known = chunk
+            self._tell_more = ChatAnswer._text if chunk.member == "content" else ChatAnswer._thought
+        elif others == ["tool_calls"] and self._flows(delta["tool_calls"]):
+            self._known, self._tell_more = chunk, ChatAnswer._arguments
+
     def _delta(self, delta: Dict[str, Any]) -> Iterable[Event]:
         content = delta.get("content")
-        if len(delta) == 1:  # the common cases
-            if type(content) is str:
-                return self._text(content)
-            calls = delta.get("tool_calls")
-            call = calls[0] if type(calls) is list and len(calls) == 1 else None
-            if type(call) is dict and not self._has_waiting():
-                more = self._calls.more(call)
-                if more:
-                    return more
+        if type(content) is str and OTHER_PARTS.isdisjoint(delta):  # the common cases
+            return self._text(content)
+        calls = delta.get("tool_calls")
+        if calls and len(delta) == 1 and self._flows(calls):
+            return self._arguments(calls[0]["function"]["arguments"])
         return list(self._parts(delta, content))
+
+    def _flows(self, calls: Any) -> bool:
+        """Whether there is nothing but the next piece of a call, and nothing to be told first."""
+        one = type(calls) is list and len(calls) == 1 and type(calls[0]) is dict
+        return one and not self._has_waiting() and self._calls.flows(calls[0])
+
+    def _arguments(self, text: str) -> Iterable[Event]:
+        return self._calls.more(text)
 
     def _has_waiting(self) -> bool:
         """Whether something may have to be told before a piece of a call."""
@@ -272,11 +300,13 @@ class ChatAnswer:
     def _take_details(self, details: Any) -> None:
         """Reasoning parts for the block that is open or comes; too late once a call has begun."""
         parts = [d for d in details if isinstance(d, dict)] if isinstance(details, list) else []
+        if not parts:
+            return
         self._ration.take(len(encode_json(parts)))
         if self._calls.any:
             self._late_details += parts
         else:
-            self._thoughts.carry_details(parts)
+            self._write.carry_details(parts)
 
     # --- text and thought -----------------------------------------------------------------------
 
@@ -348,15 +378,17 @@ class ChatAnswer:
 
     def finish(self) -> Iterator[Event]:
         """The end: what was held back, the stop reason, the usage."""
-        thought, text = self._think.end()
+        thought, text = self._think.end() if self._think.active else ("", "")
         something = self._write.started or self._calls.any or thought or text
         if not (self._finish or self.stopped or (self.done and something)):
             raise ProxyError(502, CUT_SHORT)
-        yield from self._thought(thought)
-        yield from self._plain_text(text)
-        yield from self._unwatched()
-        yield from self._calls.finish(cut=self._mapped_finish() != "end_turn")
-        yield from self._release()
+        if thought or text or self._watch is not None:
+            yield from self._thought(thought)
+            yield from self._plain_text(text)
+            yield from self._unwatched()
+        if self._calls.any:
+            yield from self._calls.finish(cut=self._mapped_finish() != "end_turn")
+            yield from self._release()
         self._hand_over()
         self._note_oddities()
         reason, more = self._stop_reason()
@@ -371,10 +403,9 @@ class ChatAnswer:
             self._asked.late([call_id], "extra_content", extra)
 
     def _note_oddities(self) -> None:
-        finish, note = self._finish or "", self._asked.note
-        known = (*PLAIN_FINISHES, *CHAT_STOP_REASONS, "")
-        if finish.lower() not in known:
-            note("finish_reason", plain_word(finish.lower()) or "unknown")
+        finish, note = (self._finish or "").lower(), self._asked.note
+        if finish not in KNOWN_FINISHES:
+            note("finish_reason", plain_word(finish) or "unknown")
         if self._told == self._thought_told and not self._calls.any:
             note("empty_answer", True)
         if self._calls.dropped():
@@ -404,7 +435,7 @@ class ChatAnswer:
             told = max(1, (self._told + self._calls.told) // 4)
             usage = {"input_tokens": 0, "output_tokens": told}
             self._asked.note("usage", "estimated")
-        if not any(value for key, value in usage.items() if key in INPUT_COUNTS):
+        if not any(map(usage.get, INPUT_COUNTS)):
             usage["input_tokens"] = self._asked.input_estimate()
         return {**usage, "service_tier": self._tier} if self._tier else usage
 

@@ -6,7 +6,7 @@ client would count the cache twice. Every member is a number, whatever the provi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Dict
 
 
@@ -19,15 +19,15 @@ def largest_counts(found: Dict[str, int], told: Mapping[str, Any], prefix: str =
         if isinstance(value, dict) and not prefix:
             largest_counts(found, value, key + ".")
             continue
-        count = first_count(value)
-        if count > found.get(prefix + key, 0):
-            found[prefix + key] = count
+        name, count = prefix + key, positive_count(value)
+        if count > found.get(name, 0):
+            found[name] = count
 
 
 def chat_usage(counts: Mapping[str, int]) -> Dict[str, Any]:
     """Messages usage: `input_tokens` leaves out what was read from, or written to, a cache."""
-    read = first_count(*(counts.get(key) for key in CACHE_READ))
-    written = first_count(*(counts.get(key) for key in CACHE_WRITTEN))
+    read = first_of(CACHE_READ, counts)
+    written = first_of(CACHE_WRITTEN, counts)
     prompt = max(counts.get("prompt_tokens", 0), read + counts.get("prompt_n", 0))
     usage = {
         "input_tokens": max(0, prompt - read - written),
@@ -54,6 +54,8 @@ CACHE_READ = (
 CACHE_WRITTEN = ("prompt_tokens_details.cache_write_tokens", "cache_creation_input_tokens")
 REASONED = "completion_tokens_details.reasoning_tokens"
 SEARCHED = "server_tool_use.web_search_requests"
+# Up to here a whole number is the same as a fraction.
+LARGEST_EXACT = 2**53
 
 
 def output_tokens(counts: Mapping[str, int]) -> int:
@@ -63,13 +65,19 @@ def output_tokens(counts: Mapping[str, int]) -> int:
     return completion + apart if 0 < apart <= counts.get(REASONED, 0) else completion
 
 
-def first_count(*values: Any) -> int:
-    """The first value above 0 as a number; providers send null, text and fractions."""
-    for value in values:
-        try:
-            number = int(float(value))
-        except (TypeError, ValueError, OverflowError):
-            continue
-        if number > 0:
-            return number
+def first_of(names: Iterable[str], counts: Mapping[str, int]) -> int:
+    """The count under the first of these names that has one."""
+    for name in names:
+        if name in counts:
+            return counts[name]
     return 0
+
+
+def positive_count(value: Any) -> int:
+    """A value above 0 as a number, else 0; providers send null, text and fractions."""
+    if type(value) is int and value < LARGEST_EXACT:
+        return value if value > 0 else 0
+    try:
+        return max(int(float(value)), 0)
+    except (TypeError, ValueError, OverflowError):
+        return 0

@@ -7,6 +7,8 @@ from typing import Tuple
 # So much may stand before a tag: all of it is looked at anew for each piece.
 LONGEST_BLANK = 16384
 THINK_OPENINGS = ("<think>", "<thinking>", "<thought>", "<seed:think>")
+# What may come first if a tag comes, or may yet.
+TAG_STARTS = ("<", "")
 
 
 class ThinkSplitter:
@@ -20,17 +22,19 @@ class ThinkSplitter:
     def __init__(self, opened: bool = False) -> None:
         self.active = True
         self._held = ""
-        self._step = self._opening
+        self._step = ThinkSplitter._opening
         self._closing = ""
         self._opened = opened
 
     def feed(self, text: str) -> Tuple[str, str]:
         """(reasoning, visible text) that are certain now."""
         self._held += text
-        return self._step()
+        return self._step(self)
 
     def _opening(self) -> Tuple[str, str]:
         start = self._held.lstrip()
+        if start[:1] not in TAG_STARTS and not self._opened:
+            return self._release()
         opening = next((tag for tag in THINK_OPENINGS if start.startswith(tag)), "")
         if opening:
             self._held = start[len(opening) :]
@@ -41,13 +45,13 @@ class ThinkSplitter:
         elif not self._opened:
             return self._release()
         self._closing = "</" + (opening or "<think>")[1:]
-        self._step = self._thinking
+        self._step = ThinkSplitter._thinking
         return self._thinking()
 
     def _thinking(self) -> Tuple[str, str]:
         thought, closed, rest = self._held.partition(self._closing)
         if closed:
-            self._held, self._step, self._closing = rest, self._behind, ""
+            self._held, self._step, self._closing = rest, ThinkSplitter._behind, ""
             return thought, self._behind()[1]
         cut = len(self._held) - longest_overlap(self._held, self._closing)
         thought, self._held = self._held[:cut], self._held[cut:]
