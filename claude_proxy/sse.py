@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from json.encoder import encode_basestring_ascii
+from json.encoder import c_make_encoder, encode_basestring_ascii
 from typing import Any, List, Tuple
 
 from claude_proxy.errors import ProxyError
@@ -22,9 +22,22 @@ SSE_BLANK_LINE = re.compile(rb"\r\n(?:\r\n|\n|\r)|\n(?:\r\n|\n|\r)|\r(?!\n)(?:\r
 SSE_LINE_END = re.compile(rb"\r\n|\n|\r")
 SSE_BOM = b"\xef\xbb\xbf"
 
-# One encoder for all: json.dumps with arguments builds a new one at each call. ASCII output keeps
-# half an emoji in a delta legal, and is the C encoder's fast path.
-encode_json = json.JSONEncoder(separators=(",", ":")).encode
+# One encoder for all: json.dumps with arguments, and JSONEncoder.encode, build a new one at each
+# call. What is told has been read from JSON, so nothing holds itself, and nobody has to look. ASCII
+# output keeps half an emoji in a delta legal, and is the C encoder's fast path.
+JSON_ENCODER = json.JSONEncoder(check_circular=False, separators=(",", ":"))
+# Value and level -> pieces of JSON. Without its C parts Python has only the slower way.
+JSON_PIECES = (
+    c_make_encoder(
+        None, JSON_ENCODER.default, encode_basestring_ascii, None, ":", ",", False, False, True
+    )
+    if c_make_encoder
+    else lambda value, level: JSON_ENCODER.iterencode(value)
+)
+
+
+def encode_json(value: Any) -> str:
+    return "".join(JSON_PIECES(value, 0))
 
 
 class FrameSplitter:
