@@ -25,7 +25,7 @@ from claude_proxy.dialects.chat_repairs import (
     merged_lessons,
     repaired_options,
 )
-from claude_proxy.dialects.chat_request import messages_to_chat
+from claude_proxy.dialects.chat_request import chat_json, messages_to_chat
 from claude_proxy.dialects.chat_stream import ChatAsked, chat_chunks, chunks_to_events
 from claude_proxy.dialects.chat_thinking import hides_thinking
 from claude_proxy.dialects.chat_tools import (
@@ -56,7 +56,6 @@ from claude_proxy.overflow import overflow_message, overflow_words
 from claude_proxy.pool import split_url
 from claude_proxy.reasoning_memory import ReasoningMemory, with_recalled
 from claude_proxy.settings import Config
-from claude_proxy.sse import encode_json
 from claude_proxy.tokens import count_input_tokens
 from claude_proxy.transport import Call, Transport, UpstreamResponse
 from claude_proxy.upstreams.upstream import call_headers
@@ -281,7 +280,7 @@ def chat_body(
     """(the Chat Completions request, its JSON, rough input tokens), within the model's window."""
     noted: List[str] = []
     chat = messages_to_chat(request, options, noted)
-    body = encode_json(chat).encode("ascii")
+    body = chat_json(chat).encode("ascii")
     tokens = rough_input_tokens(request, body)
     wanted = chat.get(options.max_tokens_key) or 0
     if options.window and tokens + wanted > options.window:
@@ -293,7 +292,7 @@ def chat_body(
         if room:
             noted = []
             chat = messages_to_chat(request, options._replace(room=room), noted)
-            body = encode_json(chat).encode("ascii")
+            body = chat_json(chat).encode("ascii")
     notes += noted
     return chat, body, tokens
 
