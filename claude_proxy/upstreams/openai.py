@@ -111,7 +111,7 @@ class OpenAIUpstream:
         request = limit_max_tokens(request, self._config)
         options = self._options(str(request.get("model", "")))
         try:
-            if needs_text_tools(request) and not options.tools:
+            if not options.tools and needs_text_tools(request):
                 raise ToolsRefused
             yield from self._answer(request, exchange)
         except ToolsRefused:
