@@ -100,6 +100,8 @@ def sampling_members(request: Request, options: ChatOptions, notes: List[str]) -
 
 def stop_sequences(request: Request) -> List[str]:
     """The sequences that count: texts that are not empty."""
+    if "stop_sequences" not in request:
+        return []
     return stop_strings(as_list(request.get("stop_sequences")))
 
 

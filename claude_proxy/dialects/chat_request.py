@@ -180,7 +180,7 @@ class ChatHistory:
             if block.get("type") == "tool_result":
                 results.setdefault(str(block.get("tool_use_id", "")), []).append(block)
         parts = self._tool_messages(results) if self._open_calls else []
-        orphans = any(results.values())
+        orphans = bool(results) and any(results.values())
         for block in blocks:
             if block.get("type") != "tool_result":
                 parts += user_parts(block, self._options, self._notes)

@@ -267,9 +267,11 @@ def available_tools(request: Request) -> List[Any]:
     System messages may add tools and take them away. A deferred one counts at once: nobody here
     could search for it.
     """
-    tools = as_list(request.get("tools"))
+    tools, told = as_list(request.get("tools")), history_blocks(request, "system")
+    if not told:
+        return tools
     hidden: Set[str] = set()
-    for kind, name, definition in tool_changes(request):
+    for kind, name, definition in tool_changes(told):
         hidden.discard(name) if kind == "tool_addition" else hidden.add(name)
         tools = [*tools, definition] if definition else tools
     if not hidden:
@@ -290,9 +292,11 @@ def history_blocks(request: Request, role: str) -> List[Dict[str, Any]]:
     return [block for block in blocks if isinstance(block, dict)]
 
 
-def tool_changes(request: Request) -> Iterator[Tuple[str, str, Optional[Dict[str, Any]]]]:
-    """(kind, name, the definition of a new tool) of each change in the system messages."""
-    for block in history_blocks(request, "system"):
+def tool_changes(
+    blocks: List[Dict[str, Any]],
+) -> Iterator[Tuple[str, str, Optional[Dict[str, Any]]]]:
+    """(kind, name, the definition of a new tool) of each change in blocks of system messages."""
+    for block in blocks:
         if block.get("type") in ("tool_addition", "tool_removal"):
             tool = block.get("tool")
             tool = tool if isinstance(tool, dict) else {}
