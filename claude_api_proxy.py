@@ -3294,9 +3294,10 @@ SSE_BLANK_LINE = LazyPattern(rb"\r\n(?:\r\n|\n|\r)|\n(?:\r\n|\n|\r)|\r(?!\n)(?:\
 SSE_LINE_END = LazyPattern(rb"\r\n|\n|\r")
 SSE_BOM = b"\xef\xbb\xbf"
 
-# One encoder for all: json.dumps with arguments builds a new one at each call. ASCII output keeps
-# half an emoji in a delta legal, and is the C encoder's fast path.
-encode_json = json.JSONEncoder(separators=(",", ":")).encode
+# One encoder for all: json.dumps with arguments builds a new one at each call. What is told has
+# been read from JSON, so nothing holds itself, and nobody has to look. ASCII output keeps half an
+# emoji in a delta legal, and is the C encoder's fast path.
+encode_json = json.JSONEncoder(check_circular=False, separators=(",", ":")).encode
 
 
 class FrameSplitter:
@@ -4863,7 +4864,7 @@ def parse_json_object(body: bytes) -> Dict[str, Any]:
     numbers that take quadratic time to read. Of equal keys the last one counts.
     """
     try:
-        value = JSON_DECODER.decode(body.decode("utf-8-sig"))
+        value = decode_json(body.decode() if body[:1] == b"{" else body.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise ProxyError(400, "the request body is not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -4874,6 +4875,16 @@ def parse_json_object(body: bytes) -> Dict[str, Any]:
     if not isinstance(value, dict):
         raise ProxyError(400, "the request body must be a JSON object")
     return value
+
+
+def decode_json(text: str) -> Any:
+    """What a JSON text says. Whatever does not begin with an object, or goes on behind it, takes
+    the long way, which knows blanks and all errors."""
+    if text[:1] == "{":
+        value, end = JSON_DECODER.raw_decode(text)
+        if not text[end:].strip(" \t\n\r"):
+            return value
+    return JSON_DECODER.decode(text)
 
 
 def parse_json_int(digits: str) -> int:
@@ -4918,13 +4929,14 @@ def decode_messages_request(data: Dict[str, Any]) -> Request:
 
     `max_tokens` may be missing: the upstream's own maximum then counts.
     """
-    if not isinstance(data.get("messages"), list):
+    messages, model = data.get("messages"), data.get("model", "")
+    if not isinstance(messages, list):
         raise ProxyError(400, "messages: a list of messages is required")
-    if not data["messages"]:
+    if not messages:
         raise ProxyError(400, "messages: at least one message is required")
-    if not isinstance(data.get("model", ""), str):
+    if not isinstance(model, str):
         raise ProxyError(400, "model: must be a string")
-    if len(data.get("model", "")) > LONGEST_MODEL_NAME:
+    if len(model) > LONGEST_MODEL_NAME:
         raise ProxyError(400, f"model: must have at most {LONGEST_MODEL_NAME} characters")
     max_tokens = data.get("max_tokens")
     if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
@@ -5121,8 +5133,20 @@ def as_list(value: Any) -> List[Any]:
     return value if isinstance(value, list) else []
 
 
+def is_block_list(content: Any) -> bool:
+    """Whether content is what it mostly is: a list of objects and nothing else."""
+    if type(content) is not list:
+        return False
+    for block in content:
+        if type(block) is not dict:
+            return False
+    return True
+
+
 def content_blocks(content: Any, place: str) -> List[Block]:
-    """Content as a list of blocks; a string is one text block."""
+    """Content as a list of blocks, only to be read; a string is one text block."""
+    if is_block_list(content):
+        return content
     if content is None:
         return []
     if isinstance(content, str):
@@ -5148,6 +5172,8 @@ def text_part(text: str) -> Dict[str, Any]:
 
 def joined_parts(parts: List[Dict[str, Any]]) -> Any:
     """A string if there is only text: many models and servers take nothing else."""
+    if len(parts) == 1 and parts[0]["type"] == "text" and len(parts[0]) == 2:
+        return parts[0]["text"]
     full = [p for p in parts if p["type"] != "text" or p["text"].strip()] or parts[:1]
     if all(part["type"] == "text" and len(part) == 2 for part in full):
         return "\n\n".join(part["text"] for part in full)
@@ -5161,10 +5187,13 @@ def user_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dic
 
 
 def text_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
-    part = text_part(str(block.get("text") or ""))
+    text = block.get("text")
+    if not text:
+        return []
+    part: Dict[str, Any] = {"type": "text", "text": str(text)}
     if options.cache_control and isinstance(block.get("cache_control"), dict):
         part["cache_control"] = block["cache_control"]
-    return [part] if block.get("text") else []
+    return [part]
 
 
 def image_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
@@ -5283,9 +5312,9 @@ def block_text(block: Any) -> str:
         return "\n".join(t for t in map(block_text, block) if t)
     if not isinstance(block, dict):
         return ""
-    hit = [str(block[k]) for k in ("title", "url") if isinstance(block.get(k), str)]
     if isinstance(block.get("text"), str):
         return block["text"]
+    hit = [str(block[k]) for k in ("title", "url") if isinstance(block.get(k), str)]
     inner = block_text(block.get("content")) or source_text(block.get("source"))
     own = [
         str(block[k])
@@ -5325,7 +5354,9 @@ LONGEST_FETCHED_TEXT = 20_000
 
 def assistant_text(block: Block, notes: List[str]) -> str:
     """A block of an assistant (or system) message as text; server tools' work is told in words."""
-    kind = str(block.get("type"))
+    kind, text = str(block.get("type")), block.get("text")
+    if kind == "text" and type(text) is str:
+        return "" if text.isspace() else text
     if kind in SILENT_IN_ANSWERS:
         return ""
     if kind in ("server_tool_use", "mcp_tool_use"):
@@ -5345,6 +5376,19 @@ def tool_result_content(
     block: Block, options: ChatOptions, notes: List[str]
 ) -> Tuple[str, List[Dict[str, Any]]]:
     """(text for the tool message, parts that it cannot hold) of a tool_result block."""
+    content = block.get("content")
+    text, moved = (content, []) if type(content) is str else result_parts(block, options, notes)
+    if not text and not moved:
+        text = options.empty_result
+    if block.get("is_error") and not text.startswith(("<tool_use_error>", "Error")):
+        text = f"[tool error]\n{text}"
+    return text, moved
+
+
+def result_parts(
+    block: Block, options: ChatOptions, notes: List[str]
+) -> Tuple[str, List[Dict[str, Any]]]:
+    """The same of the parts in a tool_result block."""
     call_id = block.get("tool_use_id", "")
     texts: List[str] = []
     moved: List[Dict[str, Any]] = []
@@ -5355,15 +5399,10 @@ def tool_result_content(
         parts = user_parts(inner, options, notes)
         texts += [p["text"] for p in parts if p["type"] == "text"]
         moved += [p for p in parts if p["type"] != "text"]
-    if not moved and not any(texts) and options.empty_result:
-        texts = [options.empty_result]
     if moved:
         texts.append(f"[{len(moved)} attachment(s): see the next user message]")
         moved.insert(0, text_part(f"[from tool result {call_id}]"))
-    text = "\n".join(texts)
-    if block.get("is_error") and not text.startswith(("<tool_use_error>", "Error")):
-        text = f"[tool error]\n{text}"
-    return text, moved
+    return "\n".join(texts), moved
 
 
 # ==================================================================================================
@@ -5659,6 +5698,9 @@ LONGEST_TOOL_NAME = 64
 GOOD_TOOL_NAME = LazyPattern(r"[A-Za-z0-9_-]{1,64}")
 LETTER_FIRST = LazyPattern(r"[A-Za-z_]")
 MOST_INPUT_EXAMPLES = 3
+# Of the JSON of tools that are kept; they take some three times as much.
+MOST_KEPT_TOOL_BYTES = 2 * 1024 * 1024
+LARGEST_KEPT_TOOL = 64 * 1024
 
 MISTRAL_ID = LazyPattern(r"[A-Za-z0-9]{9}")
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -5753,20 +5795,36 @@ CLIENT_TOOL_SCHEMAS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
 TOOLSETS = ("computer_toolset_", "browser_toolset_")
 
 
+class ChatTool(dict):
+    """A tool as Chat Completions has it, only to be read, and its JSON, which is sent often."""
+
+    __slots__ = ("json",)
+
+    def __init__(self, function: Dict[str, Any]) -> None:
+        self.json = encode_json({"type": "function", "function": function})
+        super().__init__(json.loads(self.json))  # nothing of the request's own
+
+
 def chat_tools(
     request: Request, notes: List[str], options: ChatOptions = ChatOptions()
-) -> List[Dict[str, Any]]:
+) -> List[ChatTool]:
     """The tools as functions; those that only Anthropic's servers could run are left out."""
     tools = []
     for index, tool in enumerate(available_tools(request)):
         if not isinstance(tool, dict):
             raise ProxyError(400, f"tools.{index}: must be an object")
-        schema = tool_schema(tool)
-        if schema is None:
+        made = KEPT_TOOLS.take(tool, options)
+        if made is None:
             notes.append(f"{note_word(tool.get('type'))}=dropped")
-            continue
-        tools.append({"type": "function", "function": chat_function(tool, schema, options)})
+        else:
+            tools.append(made)
     return tools
+
+
+def chat_tool(tool: Dict[str, Any], options: ChatOptions) -> Optional[ChatTool]:
+    """A tool as a function; None for one that no client runs."""
+    schema = tool_schema(tool)
+    return None if schema is None else ChatTool(chat_function(tool, schema, options))
 
 
 def chat_function(
@@ -5776,18 +5834,73 @@ def chat_function(
     description = cut_text(tool_description(tool), options.longest_description)
     if description:
         function["description"] = description
-    function["parameters"] = fitted_schema(encode_json(schema), options.schema_level)
+    function["parameters"] = fit_schema(schema, options.schema_level)
     strict = options.strict and tool.get("strict") is True
     if strict and meets_strict_rules(function["parameters"]):
         function["strict"] = True
     return function
 
 
-# The same tools come with every request of a conversation. The values are only ever read.
-@functools.lru_cache(maxsize=512)
-def fitted_schema(schema_json: str, level: int) -> Dict[str, Any]:
-    """`fit_schema` of a schema's JSON text."""
-    return fit_schema(json.loads(schema_json), level)
+class KeptTools:
+    """`chat_tool`, made once: the same tools come with every request of a conversation.
+
+    They are known again by all that they hold. The oldest goes first when there is too much.
+    """
+
+    def __init__(self, most_bytes: int = MOST_KEPT_TOOL_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._kept: Dict[Tuple[Any, ...], ChatTool] = {}
+        self._lock = threading.Lock()
+
+    def take(self, tool: Dict[str, Any], options: ChatOptions) -> Optional[ChatTool]:
+        """The tool as `chat_tool` makes it."""
+        key = tool_key(tool, options)
+        made = self._kept.get(key)
+        if made is None:
+            made = chat_tool(tool, options)
+            if made is not None and len(made.json) <= LARGEST_KEPT_TOOL:
+                self._keep(key, made)
+        return made
+
+    def _keep(self, key: Tuple[Any, ...], made: ChatTool) -> None:
+        with self._lock:
+            if key in self._kept:
+                return
+            self._kept[key] = made
+            self._bytes += len(made.json)
+            while self._bytes > self._most_bytes:
+                oldest = self._kept.pop(next(iter(self._kept)))
+                self._bytes -= len(oldest.json)
+
+
+def tool_key(tool: Dict[str, Any], options: ChatOptions) -> Tuple[Any, ...]:
+    """All that a tool holds, and the options that have a say, flat: equal for the same JSON only.
+
+    Equal dicts are not enough for that: they may differ in order, and 1 is True and 1.0.
+    """
+    form = (options.tool_name, options.longest_description, options.schema_level, options.strict)
+    key: List[Any] = [form]
+    pending: List[Any] = [tool]
+    for holder in pending:
+        key.append(len(holder))
+        if type(holder) is not list:
+            key += holder
+            holder = holder.values()
+        for value in holder:
+            kind = type(value)
+            if kind is str:
+                key.append(value)
+                continue
+            key.append(kind)
+            if kind is dict or kind is list:
+                pending.append(value)
+            else:
+                key.append(repr(value))
+    return tuple(key)
+
+
+KEPT_TOOLS = KeptTools()
 
 
 def tool_description(tool: Dict[str, Any]) -> str:
@@ -5831,9 +5944,11 @@ def available_tools(request: Request) -> List[Any]:
     System messages may add tools and take them away. A deferred one counts at once: nobody here
     could search for it.
     """
-    tools = as_list(request.get("tools"))
+    tools, told = as_list(request.get("tools")), history_blocks(request, "system")
+    if not told:
+        return tools
     hidden: Set[str] = set()
-    for kind, name, definition in tool_changes(request):
+    for kind, name, definition in tool_changes(told):
         hidden.discard(name) if kind == "tool_addition" else hidden.add(name)
         tools = [*tools, definition] if definition else tools
     if not hidden:
@@ -5845,16 +5960,20 @@ def tool_kind(tool: Any) -> Any:
     return tool.get("type") if isinstance(tool, dict) else None
 
 
-def history_blocks(request: Request, *roles: str) -> Iterator[Dict[str, Any]]:
-    """The blocks of the messages of these roles."""
+def history_blocks(request: Request, role: str) -> List[Dict[str, Any]]:
+    """The blocks of the messages of a role."""
+    blocks: List[Any] = []
     for message in as_list(request.get("messages")):
-        if isinstance(message, dict) and message.get("role") in roles:
-            yield from (b for b in as_list(message.get("content")) if isinstance(b, dict))
+        if isinstance(message, dict) and message.get("role") == role:
+            blocks += as_list(message.get("content"))
+    return [block for block in blocks if isinstance(block, dict)]
 
 
-def tool_changes(request: Request) -> Iterator[Tuple[str, str, Optional[Dict[str, Any]]]]:
-    """(kind, name, the definition of a new tool) of each change in the system messages."""
-    for block in history_blocks(request, "system"):
+def tool_changes(
+    blocks: List[Dict[str, Any]],
+) -> Iterator[Tuple[str, str, Optional[Dict[str, Any]]]]:
+    """(kind, name, the definition of a new tool) of each change in blocks of system messages."""
+    for block in blocks:
         if block.get("type") in ("tool_addition", "tool_removal"):
             tool = block.get("tool")
             tool = tool if isinstance(tool, dict) else {}
@@ -5914,11 +6033,13 @@ def wants_one_call(request: Request) -> bool:
 
 def search_note(request: Request, chat: Dict[str, Any]) -> str:
     """What the model is told where the client asked for a web search and nothing else."""
+    if chat.get("tools") or not request.get("tools"):
+        return ""
     choice = request.get("tool_choice")
     wanted = choice.get("name") if isinstance(choice, dict) else None
     kinds = [str(tool_kind(tool)) for tool in as_list(request.get("tools"))]
     only = bool(kinds) and all(kind.startswith("web_search_") for kind in kinds)
-    return NO_SEARCH if only and not chat.get("tools") and wanted in (None, "web_search") else ""
+    return NO_SEARCH if only and wanted in (None, "web_search") else ""
 
 
 # --- names and ids -----------------------------------------------------------------------------
@@ -5926,6 +6047,8 @@ def search_note(request: Request, chat: Dict[str, Any]) -> str:
 
 def chat_tool_name(name: str, options: ChatOptions = ChatOptions()) -> str:
     """The name within Chat's rules (64 of [A-Za-z0-9_-]); the same one for the same name always."""
+    if name.isidentifier() and name.isascii() and len(name) <= LONGEST_TOOL_NAME:
+        return name  # most are as all rules want them
     letter = options.tool_name != "letter" or LETTER_FIRST.match(name)
     if letter and GOOD_TOOL_NAME.fullmatch(name):
         return name
@@ -5936,9 +6059,14 @@ def chat_tool_name(name: str, options: ChatOptions = ChatOptions()) -> str:
 
 def chat_tool_names(request: Request, options: ChatOptions = ChatOptions()) -> Dict[str, str]:
     """Upstream's name -> client's own, for the tools whose name had to change."""
-    tools = [t for t in available_tools(request) if isinstance(t, dict)]
-    names = ((chat_tool_name(own, options), own) for own in (str(t.get("name", "")) for t in tools))
-    return {name: own for name, own in names if name != own}
+    changed = {}
+    for tool in available_tools(request):
+        if isinstance(tool, dict):
+            own = str(tool.get("name", ""))
+            name = chat_tool_name(own, options)
+            if name != own:
+                changed[name] = own
+    return changed
 
 
 def chat_call_id(call_id: str, options: ChatOptions) -> str:
@@ -6332,23 +6460,40 @@ def chat_members(
     request: Request, options: ChatOptions, with_tools: bool, notes: List[str]
 ) -> Dict[str, Any]:
     """Limits, sampling, stops, thinking, format, and what this provider wants of everybody."""
-    thread = as_dict(request.get("thread"))
+    if "thread" in request:
+        refuse_thread(request["thread"])
+    found = limit_members(request, options, notes)
+    if "temperature" in request or "top_p" in request or "top_k" in request:
+        found.update(sampling_members(request, options, notes))
+    if "stop_sequences" in request:
+        found.update(stop_members(request, options))
+    effort_of_tools = with_tools and options.effort_with_tools != "any"
+    if "thinking" in request or "output_config" in request or effort_of_tools:
+        allowed = {**request, "max_tokens": found.get(options.max_tokens_key)}
+        found.update(thinking_members(allowed, options, with_tools, notes))
+    if "output_config" in request or "output_format" in request:
+        found.update(format_members(request, options, notes))
+    if options.identity:
+        found.update(identity_members(request, options))
+        found.update(tier_members(request, options))
+    if options.extra:
+        found.update({key: list(v) if v == () else v for key, v in options.extra})
+    note_lost(request, notes)
+    return found
+
+
+def refuse_thread(thread: Any) -> None:
+    thread = as_dict(thread)
     if thread.get("type") == "continue" or thread.get("continue"):
         raise ProxyError(400, "thread: this proxy keeps no conversations to continue")
-    found = {**limit_members(request, options, notes), **sampling_members(request, options, notes)}
-    found.update(stop_members(request, options))
-    allowed = {**request, "max_tokens": found.get(options.max_tokens_key)}
-    found.update(thinking_members(allowed, options, with_tools, notes))
-    found.update(format_members(request, options, notes))
-    found.update(identity_members(request, options))
-    if options.identity == "openai" and request.get("service_tier") == "standard_only":
-        found["service_tier"] = "default"
-    found.update({key: list(v) if v == () else v for key, v in options.extra})
-    noted = (name for name, counts in NOTED_MEMBERS.items() if name in request)
-    notes += [f"{name}=dropped" for name in noted if lost(name, request[name])]
-    if as_dict(request.get("output_config")).get("task_budget"):
+
+
+def note_lost(request: Request, notes: List[str]) -> None:
+    if not NOTED_MEMBERS.keys().isdisjoint(request):
+        named = (name for name in NOTED_MEMBERS if name in request)
+        notes += [f"{name}=dropped" for name in named if lost(name, request[name])]
+    if "output_config" in request and as_dict(request["output_config"]).get("task_budget"):
         notes.append("task_budget=dropped")
-    return found
 
 
 def lost(name: str, value: Any) -> bool:
@@ -6360,8 +6505,10 @@ def limit_members(request: Request, options: ChatOptions, notes: List[str]) -> D
     wanted = request.get("max_tokens")
     if not wanted:
         return {}
-    limits = [limit for limit in (options.max_output, options.room) if limit]
-    allowed = min([wanted, *limits])
+    allowed = wanted
+    for limit in (options.max_output, options.room):
+        if 0 < limit < allowed:
+            allowed = limit
     if allowed < wanted:
         notes.append(f"max_tokens={wanted}>{allowed}")
     return {options.max_tokens_key: allowed}
@@ -6376,6 +6523,8 @@ def sampling_members(request: Request, options: ChatOptions, notes: List[str]) -
 
 def stop_sequences(request: Request) -> List[str]:
     """The sequences that count: texts that are not empty."""
+    if "stop_sequences" not in request:
+        return []
     return stop_strings(as_list(request.get("stop_sequences")))
 
 
@@ -6413,10 +6562,8 @@ def format_members(request: Request, options: ChatOptions, notes: List[str]) -> 
 
 def format_words(request: Request, options: ChatOptions) -> str:
     """The schema in words, where it cannot be said otherwise."""
-    schema = wanted_schema(request)
-    if schema is None or options.answer_format == "json_schema":
-        return ""
-    return FORMAT_WORDS.format(schema=encode_json(schema))
+    schema = None if options.answer_format == "json_schema" else wanted_schema(request)
+    return "" if schema is None else FORMAT_WORDS.format(schema=encode_json(schema))
 
 
 # --- who asks ----------------------------------------------------------------------------------
@@ -6434,6 +6581,11 @@ def identity_members(request: Request, options: ChatOptions) -> Dict[str, Any]:
     names = IDENTITY_NAMES[options.identity]
     values = {"device": device, "session": session or device}
     return {name: text_hash(values[part]) for name, part in names}
+
+
+def tier_members(request: Request, options: ChatOptions) -> Dict[str, Any]:
+    standard = options.identity == "openai" and request.get("service_tier") == "standard_only"
+    return {"service_tier": "default"} if standard else {}
 
 
 # ChatOptions.identity -> (member, what is hashed for it).
@@ -6553,6 +6705,9 @@ SHAPES: Tuple[Shape, ...] = (
 
 
 def shaped_messages(messages: List[ChatMessage], options: ChatOptions) -> List[ChatMessage]:
+    strict = options.flat or options.alternate or options.bridge
+    if not strict and options.system_role and options.null_content != "empty":
+        return messages  # as most take them
     for shape in SHAPES:
         messages = shape(messages, options)
     return messages
@@ -6594,7 +6749,8 @@ def apply_prefill(chat: Dict[str, Any], options: ChatOptions) -> None:
 # What a message becomes depends on it and on those before it, so the same history always gives the
 # same bytes, and upstream prompt caches hit.
 
-ATTRIBUTION = LazyPattern(r"\Ax-anthropic-billing-header:[^\n]*\n*")
+ATTRIBUTION_START = "x-anthropic-billing-header:"
+ATTRIBUTION = LazyPattern(rf"\A{ATTRIBUTION_START}[^\n]*\n*")
 INTERRUPTED = "[no result: the call was interrupted]"
 # Their loss changes no answer: the proxy itself sees to what they ask for.
 SILENTLY_DROPPED = ("stop", "parallel_tool_calls", "stream_options")
@@ -6609,20 +6765,42 @@ def messages_to_chat(
     """
     notes = notes if notes is not None else []
     chat: Dict[str, Any] = {"model": request.get("model", ""), "messages": []}
-    chat["tools"] = chat_tools(request, notes, options)
-    said = apply_tool_choice(request, chat, options, notes) if chat["tools"] else ""
+    tools, said = chat_tools(request, notes, options), ""
+    if tools:
+        chat["tools"] = tools
+        said = apply_tool_choice(request, chat, options, notes)
     said = said or search_note(request, chat)
-    if not chat.get("tools"):
-        chat.pop("tools", None)
     chat.update(chat_members(request, options, "tools" in chat, notes))
-    said = "\n\n".join(filter(None, [said, format_words(request, options)]))
+    words = format_words(request, options)
+    said = f"{said}\n\n{words}" if said and words else said or words
     chat["messages"] = shaped_messages(chat_messages(request, options, notes, said), options)
     apply_prefill(chat, options)
     chat["stream"] = True
     chat["stream_options"] = {"include_usage": True}
+    return without_dropped(chat, options, notes) if options.drop else chat
+
+
+def without_dropped(
+    chat: Dict[str, Any], options: ChatOptions, notes: List[str]
+) -> Dict[str, Any]:
+    """The body without the members that this provider refuses."""
     dropped = [key for key in options.drop if key in chat]
     notes += [f"{key}=dropped" for key in sorted(dropped) if key not in SILENTLY_DROPPED]
     return {key: value for key, value in chat.items() if key not in options.drop}
+
+
+def chat_json(chat: Dict[str, Any]) -> str:
+    """The JSON of a body. That of its tools, often the half of it, is there already."""
+    tools = chat.get("tools")
+    if not tools:
+        return encode_json(chat)
+    names = list(chat)
+    at = names.index("tools")
+    before = encode_json({name: chat[name] for name in names[:at]})
+    behind = encode_json({name: chat[name] for name in names[at + 1 :]})
+    listed = ",".join([tool.json for tool in tools])
+    members = filter(None, (before[1:-1], f'"tools":[{listed}]', behind[1:-1]))
+    return f"{{{','.join(members)}}}"
 
 
 # --- messages ----------------------------------------------------------------------------------
@@ -6646,36 +6824,47 @@ def whole_turns(messages: List[Any]) -> Iterator[Tuple[str, List[Block]]]:
     """(role, blocks) of each message; results that come in several user messages are one turn."""
     waiting: List[Block] = []
     for index, message in enumerate(messages):
-        place = f"messages.{index}"
         if not isinstance(message, dict):
-            raise ProxyError(400, f"{place}: must be an object")
-        role = str(message.get("role"))
-        blocks = content_blocks(message.get("content"), f"{place}.content")
-        results = role == "user" and any(block.get("type") == "tool_result" for block in blocks)
-        if waiting and not results:
+            raise ProxyError(400, f"messages.{index}: must be an object")
+        role, blocks = str(message.get("role")), message.get("content")
+        if not is_block_list(blocks):
+            blocks = content_blocks(blocks, f"messages.{index}.content")
+        if role == "user" and has_results(blocks):
+            waiting = [*waiting, *blocks]
+            continue
+        if waiting:
             yield "user", waiting
             waiting = []
-        if results:
-            waiting = [*waiting, *blocks]
-        else:
-            yield role, blocks
+        yield role, blocks
     if waiting:
         yield "user", waiting
 
 
+def has_results(blocks: List[Block]) -> bool:
+    for block in blocks:
+        if block.get("type") == "tool_result":
+            return True
+    return False
+
+
 def system_text(system: Any) -> str:
     """The system prompt as one text, without the attribution line, which defeats prompt caches."""
-    texts = [ATTRIBUTION.sub("", block_text(b)) for b in content_blocks(system, "system")]
-    return "\n\n".join(text for text in texts if text.strip())
+    texts = [without_attribution(block_text(b)) for b in content_blocks(system, "system")]
+    return "\n\n".join([text for text in texts if text and not text.isspace()])
+
+
+def without_attribution(text: str) -> str:
+    return ATTRIBUTION.sub("", text) if text.startswith(ATTRIBUTION_START) else text
 
 
 def system_content(system: Any, options: ChatOptions, said: str) -> Any:
     """The system prompt: a string, or parts where a cache's breakpoints are kept."""
     if not options.cache_control:
-        return "\n\n".join(filter(None, [system_text(system), said]))
+        text = system_text(system) if system is not None else ""
+        return f"{text}\n\n{said}" if text and said else text or said
     parts = []
     for block in content_blocks(system, "system"):
-        text = ATTRIBUTION.sub("", block_text(block))
+        text = without_attribution(block_text(block))
         parts += text_parts({**block, "text": text}, options, []) if text.strip() else []
     return joined_parts([*parts, *([text_part(said)] if said else [])]) if parts or said else ""
 
@@ -6695,12 +6884,13 @@ class ChatHistory:
         for block in blocks:
             if block.get("type") == "tool_result":
                 results.setdefault(str(block.get("tool_use_id", "")), []).append(block)
-        parts = self._tool_messages(results)
+        parts = self._tool_messages(results) if self._open_calls else []
+        orphans = bool(results) and any(results.values())
         for block in blocks:
-            if block.get("type") == "tool_result":
-                parts += self._orphan(block, results)
-            else:
+            if block.get("type") != "tool_result":
                 parts += user_parts(block, self._options, self._notes)
+            elif orphans:
+                parts += self._orphan(block, results)
         content = joined_parts(parts)
         if content:
             self.messages.append({"role": "user", "content": content})
@@ -6709,24 +6899,33 @@ class ChatHistory:
 
     def assistant(self, blocks: List[Block]) -> None:
         self.end_calls()
-        calls: List[Dict[str, Any]] = []
-        for index, block in enumerate(blocks):
-            if block.get("type") == "tool_use":
-                carried = carried_by_call(blocks, index, not calls, self._options)
-                calls.append({**self._call(block, calls), **carried})
-        others = [block for block in blocks if block.get("type") != "tool_use"]
+        calls, others = self._calls(blocks), blocks
+        if calls:
+            others = [block for block in blocks if block.get("type") != "tool_use"]
         text = answer_texts(others, self._notes)
         message: ChatMessage = {"role": "assistant"}
         if text or not calls:
             message["content"] = text
         if calls:
             message["tool_calls"] = calls
-            own = [str(b.get("id", "")) for b in blocks if b.get("type") == "tool_use"]
-            self._open_calls = list(zip((call["id"] for call in calls), own))
-        in_tool_turn = bool(calls or self.messages and self.messages[-1]["role"] == "tool")
-        message.update(replayed_reasoning(blocks, in_tool_turn, self._options))
+        if self._options.replay:
+            in_tool_turn = bool(calls or self.messages and self.messages[-1]["role"] == "tool")
+            message.update(replayed_reasoning(blocks, in_tool_turn, self._options))
         if text or calls:
             self.messages.append(message)
+
+    def _calls(self, blocks: List[Block]) -> List[Dict[str, Any]]:
+        """The calls of an assistant's message; they are open until their results come."""
+        calls: List[Dict[str, Any]] = []
+        for index, block in enumerate(blocks):
+            if block.get("type") == "tool_use":
+                own_id = str(block.get("id", ""))
+                call = self._call(block, own_id, calls)
+                if self._options.replay == "extra_content":
+                    call.update(carried_by_call(blocks, index, not calls, self._options))
+                calls.append(call)
+                self._open_calls.append((call["id"], own_id))
+        return calls
 
     def system(self, blocks: List[Block]) -> None:
         """A system message in mid-conversation: told in place, for it may hold the user's words.
@@ -6753,10 +6952,9 @@ class ChatHistory:
             self.messages.append({"role": "tool", "tool_call_id": call_id, "content": INTERRUPTED})
         self._open_calls = []
 
-    def _call(self, block: Block, calls: List[Dict[str, Any]]) -> Dict[str, Any]:
-        own_id = str(block.get("id", ""))
+    def _call(self, block: Block, own_id: str, calls: List[Dict[str, Any]]) -> Dict[str, Any]:
         call_id = chat_call_id(own_id, self._options)
-        taken, number = {call["id"] for call in calls}, len(calls)
+        taken, number = [call["id"] for call in calls], len(calls)
         while call_id in taken:
             number += 1
             call_id = chat_call_id(f"{own_id}_{number}", self._options)
@@ -6773,17 +6971,13 @@ class ChatHistory:
         """
         moved: List[Dict[str, Any]] = []
         for call_id, own_id in self._open_calls:
-            found = results.get(own_id)
-            block = found.pop(0) if found else None
-            if block is None:
+            found, text = results.get(own_id), INTERRUPTED
+            if found:
+                text, parts = tool_result_content(found.pop(0), self._options, self._notes)
+                moved += parts
+            else:
                 self._notes.append("tool_result=missing")
-            text, parts = (
-                tool_result_content(block, self._options, self._notes)
-                if block
-                else (INTERRUPTED, [])
-            )
             self.messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
-            moved += parts
         self._open_calls = []
         return moved
 
@@ -14176,6 +14370,8 @@ class OpenAIUpstream:
         keys = parse_keys(config.openai_api_key)
         self._ring = KeyRing(keys, time.monotonic, config.key_cooldown)
         self._headers = {key: openai_headers(config, key) for key in (*keys, "")}
+        # The key where there is only one, "" for none; None: they are taken in turn.
+        self._lone_key = (self._ring.take() or "") if len(self._ring) < 2 else None
         self._profile = chat_profile(config)
         # Model -> what its provider has taught; written whole, so that readers need no lock.
         self._learned: Dict[str, ChatOptions] = {}
@@ -14197,7 +14393,7 @@ class OpenAIUpstream:
         request = limit_max_tokens(request, self._config)
         options = self._options(str(request.get("model", "")))
         try:
-            if needs_text_tools(request) and not options.tools:
+            if not options.tools and needs_text_tools(request):
                 raise ToolsRefused
             yield from self._answer(request, exchange)
         except ToolsRefused:
@@ -14208,14 +14404,16 @@ class OpenAIUpstream:
     def _answer(self, request: Request, exchange: Exchange) -> Iterator[Event]:
         if not self._memory.empty():
             request = with_recalled(request, partial(self._memory.recall, exchange.keys))
-        asked = self._ask(request, exchange)
-        with closing(asked.response):
-            usage = {"input_tokens": asked.input_tokens, "output_tokens": 1}
+        response, options, input_tokens = self._ask(request, exchange)
+        try:
+            usage = {"input_tokens": input_tokens, "output_tokens": 1}
             yield from chunks_to_events(
-                chat_chunks(asked.response.pieces()),
+                chat_chunks(response.pieces()),
                 EventWriter(exchange.message_id, exchange.model, usage),
-                self._asked(request, asked.options, exchange),
+                self._asked(request, options, exchange),
             )
+        finally:
+            response.close()
 
     def _asked(self, request: Request, options: ChatOptions, exchange: Exchange) -> ChatAsked:
         carried = options.replay in ("reasoning_details", "extra_content")
@@ -14239,8 +14437,13 @@ class OpenAIUpstream:
             return options
         return limited_options(options, self.catalog.look_up(model))
 
-    def _ask(self, request: Request, exchange: Exchange) -> Asked:
-        """Ask until the answer has begun; after a refusal that teaches, ask anew."""
+    def _ask(
+        self, request: Request, exchange: Exchange
+    ) -> Tuple[UpstreamResponse, ChatOptions, int]:
+        """(an answer that has begun, the options it was asked with, rough input tokens).
+
+        After a refusal that teaches something it is asked anew.
+        """
         model = str(request.get("model", ""))
         options = self._options(model)
         tried, path = [options], self._missing_path
@@ -14253,7 +14456,7 @@ class OpenAIUpstream:
             if response.status == 200:
                 exchange.notes += notes
                 self._learn(model, tried[0], options, exchange)
-                return Asked(response, options, tokens)
+                return response, options, tokens
             with closing(response):
                 refusal = response.read()
             if response.status == 404 and not path and self._may_lack_v1(refusal):
@@ -14272,7 +14475,7 @@ class OpenAIUpstream:
         self, model: str, before: ChatOptions, after: ChatOptions, exchange: Exchange
     ) -> None:
         """Keep what a request has taught, beside what others have meanwhile."""
-        if before == after:
+        if before is after or before == after:
             return
         with self._learning:
             known = self._learned.get(model) or profile_options(self._profile, model)
@@ -14293,12 +14496,9 @@ class OpenAIUpstream:
             call = Call("POST", target, path, self._headers[key], body)
             return self._transport.request(exchange, call)
 
-        return ask_with_keys(self._ring, send, exchange) if len(self._ring) > 1 else send(self._key)
-
-    @property
-    def _key(self) -> str:
-        """The key where there is only one; "" for none."""
-        return self._ring.take() or ""
+        if self._lone_key is None:
+            return ask_with_keys(self._ring, send, exchange)
+        return send(self._lone_key)
 
     def _failure(
         self, response: UpstreamResponse, body: bytes, request: Request, exchange: Exchange
@@ -14333,17 +14533,9 @@ class OpenAIUpstream:
 
     def _fetch_limits_from(self, url: str, exchange: Exchange) -> Dict[str, ModelLimits]:
         target, path = split_url(url)
-        call = Call("GET", target, path, self._headers[self._key], b"", once=True)
+        call = Call("GET", target, path, self._headers[self._ring.take() or ""], b"", once=True)
         with closing(self._transport.request(exchange, call)) as response:
             return decode_limits(response.read()) if response.status == 200 else {}
-
-
-class Asked(NamedTuple):
-    """An answer that has begun, the options that it was asked with, and rough input tokens."""
-
-    response: UpstreamResponse
-    options: ChatOptions
-    input_tokens: int
 
 
 def chat_profile(config: Config) -> str:
@@ -14366,7 +14558,7 @@ def chat_body(
     """(the Chat Completions request, its JSON, rough input tokens), within the model's window."""
     noted: List[str] = []
     chat = messages_to_chat(request, options, noted)
-    body = encode_json(chat).encode("ascii")
+    body = chat_json(chat).encode("ascii")
     tokens = rough_input_tokens(request, body)
     wanted = chat.get(options.max_tokens_key) or 0
     if options.window and tokens + wanted > options.window:
@@ -14378,7 +14570,7 @@ def chat_body(
         if room:
             noted = []
             chat = messages_to_chat(request, options._replace(room=room), noted)
-            body = encode_json(chat).encode("ascii")
+            body = chat_json(chat).encode("ascii")
     notes += noted
     return chat, body, tokens
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 
@@ -11,11 +12,14 @@ from claude_proxy.dialects.chat_options import ChatOptions
 from claude_proxy.dialects.chat_profiles import profile_options
 from claude_proxy.dialects.chat_request import messages_to_chat
 from claude_proxy.dialects.chat_tools import (
+    LARGEST_KEPT_TOOL,
     MUST_CALL,
     NO_SEARCH,
+    KeptTools,
     chat_call_id,
     chat_tool_name,
     chat_tool_names,
+    tool_key,
 )
 from claude_proxy.errors import ProxyError
 
@@ -154,6 +158,61 @@ def test_a_deferred_tool_is_offered_for_nobody_here_could_search_for_it():
     notes = []
     shown = functions([search, tool("Later", defer_loading=True)], notes=notes)
     assert [f["name"] for f in shown] == ["Later"] and notes == ["tool_search_tool_regex_20251119=dropped"]
+
+
+def described(default):
+    return tool(description="d", input_schema={"type": "object", "properties": {"a": {"default": default}}})
+
+
+# What may not be taken for each other: most of these are equal to Python.
+ALIKE = [
+    (described(1), described(True)), (described(1), described(1.0)), (described(0), described(False)),
+    (described(0.0), described(-0.0)), (described(None), described("None")), (described([]), described({})),
+    (described({"a": 1, "b": 2}), described({"b": 2, "a": 1})), (described(["a", ["b"]]), described([["a"], "b"])),
+    (described({"a": 1, "b": 1}), described({"b": 1, "a": 1})),
+    (described({"a": "b"}), described(["a", "b"])), (described([{}, ["a"]]), described([["a"], {}])),
+    (described({"a": {"b": "c"}}), described({"a": "c", "b": {}})), (described([[], []]), described([[[]]])),
+    (described({"a": {}, "b": {"c": "d"}}), described({"a": {"c": "d"}, "b": {}})), (described("a"), described(["a"])),
+    ({**tool(), "description": "d"}, {"description": "d", **tool()}), (tool(), tool("B")),
+    (tool(description="a"), tool(description="b")), (tool(strict=True), tool(strict=1)),
+    ({"name": "A", "input_schema": CLOSED}, {"name": "A", "input_schema": CLOSED, "strict": True}),
+]
+
+
+@pytest.mark.parametrize("options", [PLAIN, OPENAI])
+@pytest.mark.parametrize("first,second", ALIKE)
+def test_a_tool_is_never_taken_for_another(first, second, options):
+    kept = KeptTools()
+    for one in (first, second, first, json.loads(json.dumps(second))):
+        assert kept.take(one, options).json == KeptTools().take(one, options).json
+    assert tool_key(first, options) != tool_key(second, options)
+
+
+FORMS = [PLAIN, ChatOptions(schema_level=1), ChatOptions(longest_description=20), ChatOptions(tool_name="letter"),
+         ChatOptions(strict=True)]
+
+
+def test_a_tool_is_made_once_for_each_form():
+    words = ["x"]
+    schema = {**CLOSED, "properties": {"a": {"enum": words}}, "$comment": "c"}
+    one = {"name": "1", "description": "d" * 30, "strict": True, "input_schema": schema}
+    kept = KeptTools()
+    made = [kept.take(one, options) for options in FORMS]
+    assert len({tool.json for tool in made}) == len(FORMS)
+    assert all(kept.take(copy.deepcopy(one), options) is tool for options, tool in zip(FORMS, made))
+    words.append("later")
+    assert all("later" not in tool.json and tool == json.loads(tool.json) for tool in made)
+
+
+def test_tools_are_kept_within_bounds():
+    names, each = [f"T{n:02}" for n in range(50)], len(KeptTools().take(tool("T00"), PLAIN).json)
+    kept = KeptTools(most_bytes=10 * each)
+    made = [kept.take(tool(name), PLAIN) for name in names]
+    assert [kept.take(tool(name), PLAIN) is one for name, one in zip(names[-10:], made[-10:])] == [True] * 10
+    assert kept.take(tool("T00"), PLAIN) is not made[0]
+    large, kept = tool("Large", description="d" * LARGEST_KEPT_TOOL), KeptTools()
+    assert kept.take(large, PLAIN) is not kept.take(large, PLAIN)
+    assert kept.take({"type": "web_search_20250305", "name": "x"}, PLAIN) is None
 
 
 def changes(*blocks):

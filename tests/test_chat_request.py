@@ -9,9 +9,10 @@ import random
 import pytest
 
 from claude_proxy.dialects.chat_options import ChatOptions
-from claude_proxy.dialects.chat_request import INTERRUPTED, messages_to_chat
+from claude_proxy.dialects.chat_request import INTERRUPTED, chat_json, messages_to_chat
 from claude_proxy.dialects.chat_tools import chat_tool_name, chat_tool_names
 from claude_proxy.errors import ProxyError
+from claude_proxy.sse import encode_json
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
 IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
@@ -57,6 +58,7 @@ def convert(messages, options=ChatOptions(), notes=None, **members):
     before = copy.deepcopy(request)
     chat = messages_to_chat(request, options, notes if notes is not None else [])
     assert request == before, "the request itself was changed"
+    assert chat_json(chat) == encode_json(chat) == json.dumps(chat, separators=(",", ":"))
     return chat
 
 
@@ -247,9 +249,11 @@ def test_chats_grammar(name, messages, expected):
 
 
 SYSTEMS = [
-    (None, None), ("", None), ("s", "s"), ([text("a"), text("b")], "a\n\nb"),
+    (None, None), ("", None), ("s", "s"), ([text("a"), text("b")], "a\n\nb"), (["s", text("a")], "s\n\na"),
     ([text("x-anthropic-billing-header: cc_version=1;"), text("a")], "a"),
     ("x-anthropic-billing-header: cc_version=1;", None), ([text("  "), text("a")], "a"),
+    ("x-anthropic-billing-header: cc_version=1;\n\nx-anthropic-billing-header: a", "x-anthropic-billing-header: a"),
+    (" x-anthropic-billing-header: a", " x-anthropic-billing-header: a"),
 ]
 
 
@@ -299,6 +303,15 @@ def test_options():
 
 SCHEMA = {"type": "object", "properties": {"p": {"type": "string"}}, "$schema": "x"}
 TOOL = {"name": "Read", "description": "reads", "input_schema": SCHEMA, "cache_control": {"type": "ephemeral"}}
+
+
+@pytest.mark.parametrize("options", [ChatOptions(), ChatOptions(drop=frozenset(("stream", "stream_options"))),
+                                     ChatOptions(drop=frozenset(("model", "messages"))), ChatOptions(drop=frozenset(("tools",)))])
+@pytest.mark.parametrize("tools", [[], [TOOL], [TOOL, {"name": "B", "description": '"tools":[\u00fc]'}]])
+def test_the_json_of_tools_stands_where_they_stand(options, tools):
+    chat = convert([user("x")], options, tools=tools, temperature=1)
+    assert list(json.loads(chat_json(chat))) == list(chat)
+
 
 def test_tools():
     tools = [TOOL, {"name": "No", "input_schema": {}}, {"type": "custom", "name": "Custom"},
@@ -401,6 +414,7 @@ def test_any_json_gives_a_request_or_a_clear_error(seed):
             if dice.random() < 0.3:
                 request[member] = odd_value(dice)
         try:
-            json.dumps(messages_to_chat(request, ChatOptions(), []))
+            chat = messages_to_chat(request, ChatOptions(), [])
+            assert chat_json(chat) == encode_json(chat)
         except ProxyError as error:
             assert error.status == 400

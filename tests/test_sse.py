@@ -13,6 +13,7 @@ from claude_proxy.sse import (
     FrameSplitter,
     encode_any_event,
     encode_event,
+    encode_json,
     frame_data,
 )
 
@@ -175,3 +176,28 @@ ENCODED = [
 @pytest.mark.parametrize("event", ENCODED, ids=range(len(ENCODED)))
 def test_the_quick_way_of_writing_a_delta_gives_the_same_bytes(event):
     assert encode_event(event) == encode_any_event(event)
+
+
+ONCE = ["held twice"]
+VALUES = [
+    None, True, 0, -1, 2**70, 1.5, -0.0, 1e22, "", "plain", 'a "quote" \\ \n\x00\x7f', "\u00e9\u4e2d\U0001f600", "\ud83d", [], {},
+    [ONCE, ONCE, {"a": ONCE}], {"a": [1, {"b": None}], "\u00fc": "x"}, {"b": 1, "a": 2}, ("a", 1), {2: 1, None: 3, True: 4},
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=range(len(VALUES)))
+def test_json_is_written_without_blanks_in_ascii(value):
+    assert encode_json(value) == json.dumps(value, separators=(",", ":"))
+
+
+@pytest.mark.parametrize("value", [{1, 2}, b"bytes", [object()]])
+def test_what_is_no_json_is_not_written(value):
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        encode_json(value)
+
+
+def test_what_has_no_end_ends():
+    endless = []
+    endless.append(endless)
+    with pytest.raises(RecursionError):
+        encode_json(endless)

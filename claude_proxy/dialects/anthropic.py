@@ -24,13 +24,14 @@ def decode_messages_request(data: Dict[str, Any]) -> Request:
 
     `max_tokens` may be missing: the upstream's own maximum then counts.
     """
-    if not isinstance(data.get("messages"), list):
+    messages, model = data.get("messages"), data.get("model", "")
+    if not isinstance(messages, list):
         raise ProxyError(400, "messages: a list of messages is required")
-    if not data["messages"]:
+    if not messages:
         raise ProxyError(400, "messages: at least one message is required")
-    if not isinstance(data.get("model", ""), str):
+    if not isinstance(model, str):
         raise ProxyError(400, "model: must be a string")
-    if len(data.get("model", "")) > LONGEST_MODEL_NAME:
+    if len(model) > LONGEST_MODEL_NAME:
         raise ProxyError(400, f"model: must have at most {LONGEST_MODEL_NAME} characters")
     max_tokens = data.get("max_tokens")
     if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):

@@ -21,8 +21,20 @@ def as_list(value: Any) -> List[Any]:
     return value if isinstance(value, list) else []
 
 
+def is_block_list(content: Any) -> bool:
+    """Whether content is what it mostly is: a list of objects and nothing else."""
+    if type(content) is not list:
+        return False
+    for block in content:
+        if type(block) is not dict:
+            return False
+    return True
+
+
 def content_blocks(content: Any, place: str) -> List[Block]:
-    """Content as a list of blocks; a string is one text block."""
+    """Content as a list of blocks, only to be read; a string is one text block."""
+    if is_block_list(content):
+        return content
     if content is None:
         return []
     if isinstance(content, str):
@@ -48,6 +60,8 @@ def text_part(text: str) -> Dict[str, Any]:
 
 def joined_parts(parts: List[Dict[str, Any]]) -> Any:
     """A string if there is only text: many models and servers take nothing else."""
+    if len(parts) == 1 and parts[0]["type"] == "text" and len(parts[0]) == 2:
+        return parts[0]["text"]
     full = [p for p in parts if p["type"] != "text" or p["text"].strip()] or parts[:1]
     if all(part["type"] == "text" and len(part) == 2 for part in full):
         return "\n\n".join(part["text"] for part in full)
@@ -61,10 +75,13 @@ def user_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dic
 
 
 def text_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
-    part = text_part(str(block.get("text") or ""))
+    text = block.get("text")
+    if not text:
+        return []
+    part: Dict[str, Any] = {"type": "text", "text": str(text)}
     if options.cache_control and isinstance(block.get("cache_control"), dict):
         part["cache_control"] = block["cache_control"]
-    return [part] if block.get("text") else []
+    return [part]
 
 
 def image_parts(block: Block, options: ChatOptions, notes: List[str]) -> List[Dict[str, Any]]:
@@ -183,9 +200,9 @@ def block_text(block: Any) -> str:
         return "\n".join(t for t in map(block_text, block) if t)
     if not isinstance(block, dict):
         return ""
-    hit = [str(block[k]) for k in ("title", "url") if isinstance(block.get(k), str)]
     if isinstance(block.get("text"), str):
         return block["text"]
+    hit = [str(block[k]) for k in ("title", "url") if isinstance(block.get(k), str)]
     inner = block_text(block.get("content")) or source_text(block.get("source"))
     own = [
         str(block[k])
@@ -225,7 +242,9 @@ LONGEST_FETCHED_TEXT = 20_000
 
 def assistant_text(block: Block, notes: List[str]) -> str:
     """A block of an assistant (or system) message as text; server tools' work is told in words."""
-    kind = str(block.get("type"))
+    kind, text = str(block.get("type")), block.get("text")
+    if kind == "text" and type(text) is str:
+        return "" if text.isspace() else text
     if kind in SILENT_IN_ANSWERS:
         return ""
     if kind in ("server_tool_use", "mcp_tool_use"):
@@ -245,6 +264,19 @@ def tool_result_content(
     block: Block, options: ChatOptions, notes: List[str]
 ) -> Tuple[str, List[Dict[str, Any]]]:
     """(text for the tool message, parts that it cannot hold) of a tool_result block."""
+    content = block.get("content")
+    text, moved = (content, []) if type(content) is str else result_parts(block, options, notes)
+    if not text and not moved:
+        text = options.empty_result
+    if block.get("is_error") and not text.startswith(("<tool_use_error>", "Error")):
+        text = f"[tool error]\n{text}"
+    return text, moved
+
+
+def result_parts(
+    block: Block, options: ChatOptions, notes: List[str]
+) -> Tuple[str, List[Dict[str, Any]]]:
+    """The same of the parts in a tool_result block."""
     call_id = block.get("tool_use_id", "")
     texts: List[str] = []
     moved: List[Dict[str, Any]] = []
@@ -255,12 +287,7 @@ def tool_result_content(
         parts = user_parts(inner, options, notes)
         texts += [p["text"] for p in parts if p["type"] == "text"]
         moved += [p for p in parts if p["type"] != "text"]
-    if not moved and not any(texts) and options.empty_result:
-        texts = [options.empty_result]
     if moved:
         texts.append(f"[{len(moved)} attachment(s): see the next user message]")
         moved.insert(0, text_part(f"[from tool result {call_id}]"))
-    text = "\n".join(texts)
-    if block.get("is_error") and not text.startswith(("<tool_use_error>", "Error")):
-        text = f"[tool error]\n{text}"
-    return text, moved
+    return "\n".join(texts), moved

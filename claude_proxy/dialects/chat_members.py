@@ -37,23 +37,40 @@ def chat_members(
     request: Request, options: ChatOptions, with_tools: bool, notes: List[str]
 ) -> Dict[str, Any]:
     """Limits, sampling, stops, thinking, format, and what this provider wants of everybody."""
-    thread = as_dict(request.get("thread"))
+    if "thread" in request:
+        refuse_thread(request["thread"])
+    found = limit_members(request, options, notes)
+    if "temperature" in request or "top_p" in request or "top_k" in request:
+        found.update(sampling_members(request, options, notes))
+    if "stop_sequences" in request:
+        found.update(stop_members(request, options))
+    effort_of_tools = with_tools and options.effort_with_tools != "any"
+    if "thinking" in request or "output_config" in request or effort_of_tools:
+        allowed = {**request, "max_tokens": found.get(options.max_tokens_key)}
+        found.update(thinking_members(allowed, options, with_tools, notes))
+    if "output_config" in request or "output_format" in request:
+        found.update(format_members(request, options, notes))
+    if options.identity:
+        found.update(identity_members(request, options))
+        found.update(tier_members(request, options))
+    if options.extra:
+        found.update({key: list(v) if v == () else v for key, v in options.extra})
+    note_lost(request, notes)
+    return found
+
+
+def refuse_thread(thread: Any) -> None:
+    thread = as_dict(thread)
     if thread.get("type") == "continue" or thread.get("continue"):
         raise ProxyError(400, "thread: this proxy keeps no conversations to continue")
-    found = {**limit_members(request, options, notes), **sampling_members(request, options, notes)}
-    found.update(stop_members(request, options))
-    allowed = {**request, "max_tokens": found.get(options.max_tokens_key)}
-    found.update(thinking_members(allowed, options, with_tools, notes))
-    found.update(format_members(request, options, notes))
-    found.update(identity_members(request, options))
-    if options.identity == "openai" and request.get("service_tier") == "standard_only":
-        found["service_tier"] = "default"
-    found.update({key: list(v) if v == () else v for key, v in options.extra})
-    noted = (name for name, counts in NOTED_MEMBERS.items() if name in request)
-    notes += [f"{name}=dropped" for name in noted if lost(name, request[name])]
-    if as_dict(request.get("output_config")).get("task_budget"):
+
+
+def note_lost(request: Request, notes: List[str]) -> None:
+    if not NOTED_MEMBERS.keys().isdisjoint(request):
+        named = (name for name in NOTED_MEMBERS if name in request)
+        notes += [f"{name}=dropped" for name in named if lost(name, request[name])]
+    if "output_config" in request and as_dict(request["output_config"]).get("task_budget"):
         notes.append("task_budget=dropped")
-    return found
 
 
 def lost(name: str, value: Any) -> bool:
@@ -65,8 +82,10 @@ def limit_members(request: Request, options: ChatOptions, notes: List[str]) -> D
     wanted = request.get("max_tokens")
     if not wanted:
         return {}
-    limits = [limit for limit in (options.max_output, options.room) if limit]
-    allowed = min([wanted, *limits])
+    allowed = wanted
+    for limit in (options.max_output, options.room):
+        if 0 < limit < allowed:
+            allowed = limit
     if allowed < wanted:
         notes.append(f"max_tokens={wanted}>{allowed}")
     return {options.max_tokens_key: allowed}
@@ -81,6 +100,8 @@ def sampling_members(request: Request, options: ChatOptions, notes: List[str]) -
 
 def stop_sequences(request: Request) -> List[str]:
     """The sequences that count: texts that are not empty."""
+    if "stop_sequences" not in request:
+        return []
     return stop_strings(as_list(request.get("stop_sequences")))
 
 
@@ -118,10 +139,8 @@ def format_members(request: Request, options: ChatOptions, notes: List[str]) -> 
 
 def format_words(request: Request, options: ChatOptions) -> str:
     """The schema in words, where it cannot be said otherwise."""
-    schema = wanted_schema(request)
-    if schema is None or options.answer_format == "json_schema":
-        return ""
-    return FORMAT_WORDS.format(schema=encode_json(schema))
+    schema = None if options.answer_format == "json_schema" else wanted_schema(request)
+    return "" if schema is None else FORMAT_WORDS.format(schema=encode_json(schema))
 
 
 # --- who asks ----------------------------------------------------------------------------------
@@ -139,6 +158,11 @@ def identity_members(request: Request, options: ChatOptions) -> Dict[str, Any]:
     names = IDENTITY_NAMES[options.identity]
     values = {"device": device, "session": session or device}
     return {name: text_hash(values[part]) for name, part in names}
+
+
+def tier_members(request: Request, options: ChatOptions) -> Dict[str, Any]:
+    standard = options.identity == "openai" and request.get("service_tier") == "standard_only"
+    return {"service_tier": "default"} if standard else {}
 
 
 # ChatOptions.identity -> (member, what is hashed for it).

@@ -21,6 +21,7 @@ from claude_proxy.dialects.chat_blocks import (
     assistant_text,
     block_text,
     content_blocks,
+    is_block_list,
     joined_parts,
     text_part,
     text_parts,
@@ -43,7 +44,8 @@ from claude_proxy.events import Request
 from claude_proxy.patterns import LazyPattern
 from claude_proxy.sse import encode_json
 
-ATTRIBUTION = LazyPattern(r"\Ax-anthropic-billing-header:[^\n]*\n*")
+ATTRIBUTION_START = "x-anthropic-billing-header:"
+ATTRIBUTION = LazyPattern(rf"\A{ATTRIBUTION_START}[^\n]*\n*")
 INTERRUPTED = "[no result: the call was interrupted]"
 # Their loss changes no answer: the proxy itself sees to what they ask for.
 SILENTLY_DROPPED = ("stop", "parallel_tool_calls", "stream_options")
@@ -58,20 +60,42 @@ def messages_to_chat(
     """
     notes = notes if notes is not None else []
     chat: Dict[str, Any] = {"model": request.get("model", ""), "messages": []}
-    chat["tools"] = chat_tools(request, notes, options)
-    said = apply_tool_choice(request, chat, options, notes) if chat["tools"] else ""
+    tools, said = chat_tools(request, notes, options), ""
+    if tools:
+        chat["tools"] = tools
+        said = apply_tool_choice(request, chat, options, notes)
     said = said or search_note(request, chat)
-    if not chat.get("tools"):
-        chat.pop("tools", None)
     chat.update(chat_members(request, options, "tools" in chat, notes))
-    said = "\n\n".join(filter(None, [said, format_words(request, options)]))
+    words = format_words(request, options)
+    said = f"{said}\n\n{words}" if said and words else said or words
     chat["messages"] = shaped_messages(chat_messages(request, options, notes, said), options)
     apply_prefill(chat, options)
     chat["stream"] = True
     chat["stream_options"] = {"include_usage": True}
+    return without_dropped(chat, options, notes) if options.drop else chat
+
+
+def without_dropped(
+    chat: Dict[str, Any], options: ChatOptions, notes: List[str]
+) -> Dict[str, Any]:
+    """The body without the members that this provider refuses."""
     dropped = [key for key in options.drop if key in chat]
     notes += [f"{key}=dropped" for key in sorted(dropped) if key not in SILENTLY_DROPPED]
     return {key: value for key, value in chat.items() if key not in options.drop}
+
+
+def chat_json(chat: Dict[str, Any]) -> str:
+    """The JSON of a body. That of its tools, often the half of it, is there already."""
+    tools = chat.get("tools")
+    if not tools:
+        return encode_json(chat)
+    names = list(chat)
+    at = names.index("tools")
+    before = encode_json({name: chat[name] for name in names[:at]})
+    behind = encode_json({name: chat[name] for name in names[at + 1 :]})
+    listed = ",".join([tool.json for tool in tools])
+    members = filter(None, (before[1:-1], f'"tools":[{listed}]', behind[1:-1]))
+    return f"{{{','.join(members)}}}"
 
 
 # --- messages ----------------------------------------------------------------------------------
@@ -95,36 +119,47 @@ def whole_turns(messages: List[Any]) -> Iterator[Tuple[str, List[Block]]]:
     """(role, blocks) of each message; results that come in several user messages are one turn."""
     waiting: List[Block] = []
     for index, message in enumerate(messages):
-        place = f"messages.{index}"
         if not isinstance(message, dict):
-            raise ProxyError(400, f"{place}: must be an object")
-        role = str(message.get("role"))
-        blocks = content_blocks(message.get("content"), f"{place}.content")
-        results = role == "user" and any(block.get("type") == "tool_result" for block in blocks)
-        if waiting and not results:
+            raise ProxyError(400, f"messages.{index}: must be an object")
+        role, blocks = str(message.get("role")), message.get("content")
+        if not is_block_list(blocks):
+            blocks = content_blocks(blocks, f"messages.{index}.content")
+        if role == "user" and has_results(blocks):
+            waiting = [*waiting, *blocks]
+            continue
+        if waiting:
             yield "user", waiting
             waiting = []
-        if results:
-            waiting = [*waiting, *blocks]
-        else:
-            yield role, blocks
+        yield role, blocks
     if waiting:
         yield "user", waiting
 
 
+def has_results(blocks: List[Block]) -> bool:
+    for block in blocks:
+        if block.get("type") == "tool_result":
+            return True
+    return False
+
+
 def system_text(system: Any) -> str:
     """The system prompt as one text, without the attribution line, which defeats prompt caches."""
-    texts = [ATTRIBUTION.sub("", block_text(b)) for b in content_blocks(system, "system")]
-    return "\n\n".join(text for text in texts if text.strip())
+    texts = [without_attribution(block_text(b)) for b in content_blocks(system, "system")]
+    return "\n\n".join([text for text in texts if text and not text.isspace()])
+
+
+def without_attribution(text: str) -> str:
+    return ATTRIBUTION.sub("", text) if text.startswith(ATTRIBUTION_START) else text
 
 
 def system_content(system: Any, options: ChatOptions, said: str) -> Any:
     """The system prompt: a string, or parts where a cache's breakpoints are kept."""
     if not options.cache_control:
-        return "\n\n".join(filter(None, [system_text(system), said]))
+        text = system_text(system) if system is not None else ""
+        return f"{text}\n\n{said}" if text and said else text or said
     parts = []
     for block in content_blocks(system, "system"):
-        text = ATTRIBUTION.sub("", block_text(block))
+        text = without_attribution(block_text(block))
         parts += text_parts({**block, "text": text}, options, []) if text.strip() else []
     return joined_parts([*parts, *([text_part(said)] if said else [])]) if parts or said else ""
 
@@ -144,12 +179,13 @@ class ChatHistory:
         for block in blocks:
             if block.get("type") == "tool_result":
                 results.setdefault(str(block.get("tool_use_id", "")), []).append(block)
-        parts = self._tool_messages(results)
+        parts = self._tool_messages(results) if self._open_calls else []
+        orphans = bool(results) and any(results.values())
         for block in blocks:
-            if block.get("type") == "tool_result":
-                parts += self._orphan(block, results)
-            else:
+            if block.get("type") != "tool_result":
                 parts += user_parts(block, self._options, self._notes)
+            elif orphans:
+                parts += self._orphan(block, results)
         content = joined_parts(parts)
         if content:
             self.messages.append({"role": "user", "content": content})
@@ -158,24 +194,33 @@ class ChatHistory:
 
     def assistant(self, blocks: List[Block]) -> None:
         self.end_calls()
-        calls: List[Dict[str, Any]] = []
-        for index, block in enumerate(blocks):
-            if block.get("type") == "tool_use":
-                carried = carried_by_call(blocks, index, not calls, self._options)
-                calls.append({**self._call(block, calls), **carried})
-        others = [block for block in blocks if block.get("type") != "tool_use"]
+        calls, others = self._calls(blocks), blocks
+        if calls:
+            others = [block for block in blocks if block.get("type") != "tool_use"]
         text = answer_texts(others, self._notes)
         message: ChatMessage = {"role": "assistant"}
         if text or not calls:
             message["content"] = text
         if calls:
             message["tool_calls"] = calls
-            own = [str(b.get("id", "")) for b in blocks if b.get("type") == "tool_use"]
-            self._open_calls = list(zip((call["id"] for call in calls), own))
-        in_tool_turn = bool(calls or self.messages and self.messages[-1]["role"] == "tool")
-        message.update(replayed_reasoning(blocks, in_tool_turn, self._options))
+        if self._options.replay:
+            in_tool_turn = bool(calls or self.messages and self.messages[-1]["role"] == "tool")
+            message.update(replayed_reasoning(blocks, in_tool_turn, self._options))
         if text or calls:
             self.messages.append(message)
+
+    def _calls(self, blocks: List[Block]) -> List[Dict[str, Any]]:
+        """The calls of an assistant's message; they are open until their results come."""
+        calls: List[Dict[str, Any]] = []
+        for index, block in enumerate(blocks):
+            if block.get("type") == "tool_use":
+                own_id = str(block.get("id", ""))
+                call = self._call(block, own_id, calls)
+                if self._options.replay == "extra_content":
+                    call.update(carried_by_call(blocks, index, not calls, self._options))
+                calls.append(call)
+                self._open_calls.append((call["id"], own_id))
+        return calls
 
     def system(self, blocks: List[Block]) -> None:
         """A system message in mid-conversation: told in place, for it may hold the user's words.
@@ -202,10 +247,9 @@ class ChatHistory:
             self.messages.append({"role": "tool", "tool_call_id": call_id, "content": INTERRUPTED})
         self._open_calls = []
 
-    def _call(self, block: Block, calls: List[Dict[str, Any]]) -> Dict[str, Any]:
-        own_id = str(block.get("id", ""))
+    def _call(self, block: Block, own_id: str, calls: List[Dict[str, Any]]) -> Dict[str, Any]:
         call_id = chat_call_id(own_id, self._options)
-        taken, number = {call["id"] for call in calls}, len(calls)
+        taken, number = [call["id"] for call in calls], len(calls)
         while call_id in taken:
             number += 1
             call_id = chat_call_id(f"{own_id}_{number}", self._options)
@@ -222,17 +266,13 @@ class ChatHistory:
         """
         moved: List[Dict[str, Any]] = []
         for call_id, own_id in self._open_calls:
-            found = results.get(own_id)
-            block = found.pop(0) if found else None
-            if block is None:
+            found, text = results.get(own_id), INTERRUPTED
+            if found:
+                text, parts = tool_result_content(found.pop(0), self._options, self._notes)
+                moved += parts
+            else:
                 self._notes.append("tool_result=missing")
-            text, parts = (
-                tool_result_content(block, self._options, self._notes)
-                if block
-                else (INTERRUPTED, [])
-            )
             self.messages.append({"role": "tool", "tool_call_id": call_id, "content": text})
-            moved += parts
         self._open_calls = []
         return moved
 

@@ -99,6 +99,9 @@ SHAPES: Tuple[Shape, ...] = (
 
 
 def shaped_messages(messages: List[ChatMessage], options: ChatOptions) -> List[ChatMessage]:
+    strict = options.flat or options.alternate or options.bridge
+    if not strict and options.system_role and options.null_content != "empty":
+        return messages  # as most take them
     for shape in SHAPES:
         messages = shape(messages, options)
     return messages

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any, Dict, List, Optional, Set, Tuple
 
@@ -21,6 +21,9 @@ LONGEST_TOOL_NAME = 64
 GOOD_TOOL_NAME = LazyPattern(r"[A-Za-z0-9_-]{1,64}")
 LETTER_FIRST = LazyPattern(r"[A-Za-z_]")
 MOST_INPUT_EXAMPLES = 3
+# Of the JSON of tools that are kept; they take some three times as much.
+MOST_KEPT_TOOL_BYTES = 2 * 1024 * 1024
+LARGEST_KEPT_TOOL = 64 * 1024
 
 MISTRAL_ID = LazyPattern(r"[A-Za-z0-9]{9}")
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -115,20 +118,36 @@ CLIENT_TOOL_SCHEMAS: Tuple[Tuple[str, Dict[str, Any]], ...] = (
 TOOLSETS = ("computer_toolset_", "browser_toolset_")
 
 
+class ChatTool(dict):
+    """A tool as Chat Completions has it, only to be read, and its JSON, which is sent often."""
+
+    __slots__ = ("json",)
+
+    def __init__(self, function: Dict[str, Any]) -> None:
+        self.json = encode_json({"type": "function", "function": function})
+        super().__init__(json.loads(self.json))  # nothing of the request's own
+
+
 def chat_tools(
     request: Request, notes: List[str], options: ChatOptions = ChatOptions()
-) -> List[Dict[str, Any]]:
+) -> List[ChatTool]:
     """The tools as functions; those that only Anthropic's servers could run are left out."""
     tools = []
     for index, tool in enumerate(available_tools(request)):
         if not isinstance(tool, dict):
             raise ProxyError(400, f"tools.{index}: must be an object")
-        schema = tool_schema(tool)
-        if schema is None:
+        made = KEPT_TOOLS.take(tool, options)
+        if made is None:
             notes.append(f"{note_word(tool.get('type'))}=dropped")
-            continue
-        tools.append({"type": "function", "function": chat_function(tool, schema, options)})
+        else:
+            tools.append(made)
     return tools
+
+
+def chat_tool(tool: Dict[str, Any], options: ChatOptions) -> Optional[ChatTool]:
+    """A tool as a function; None for one that no client runs."""
+    schema = tool_schema(tool)
+    return None if schema is None else ChatTool(chat_function(tool, schema, options))
 
 
 def chat_function(
@@ -138,18 +157,73 @@ def chat_function(
     description = cut_text(tool_description(tool), options.longest_description)
     if description:
         function["description"] = description
-    function["parameters"] = fitted_schema(encode_json(schema), options.schema_level)
+    function["parameters"] = fit_schema(schema, options.schema_level)
     strict = options.strict and tool.get("strict") is True
     if strict and meets_strict_rules(function["parameters"]):
         function["strict"] = True
     return function
 
 
-# The same tools come with every request of a conversation. The values are only ever read.
-@functools.lru_cache(maxsize=512)
-def fitted_schema(schema_json: str, level: int) -> Dict[str, Any]:
-    """`fit_schema` of a schema's JSON text."""
-    return fit_schema(json.loads(schema_json), level)
+class KeptTools:
+    """`chat_tool`, made once: the same tools come with every request of a conversation.
+
+    They are known again by all that they hold. The oldest goes first when there is too much.
+    """
+
+    def __init__(self, most_bytes: int = MOST_KEPT_TOOL_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._kept: Dict[Tuple[Any, ...], ChatTool] = {}
+        self._lock = threading.Lock()
+
+    def take(self, tool: Dict[str, Any], options: ChatOptions) -> Optional[ChatTool]:
+        """The tool as `chat_tool` makes it."""
+        key = tool_key(tool, options)
+        made = self._kept.get(key)
+        if made is None:
+            made = chat_tool(tool, options)
+            if made is not None and len(made.json) <= LARGEST_KEPT_TOOL:
+                self._keep(key, made)
+        return made
+
+    def _keep(self, key: Tuple[Any, ...], made: ChatTool) -> None:
+        with self._lock:
+            if key in self._kept:
+                return
+            self._kept[key] = made
+            self._bytes += len(made.json)
+            while self._bytes > self._most_bytes:
+                oldest = self._kept.pop(next(iter(self._kept)))
+                self._bytes -= len(oldest.json)
+
+
+def tool_key(tool: Dict[str, Any], options: ChatOptions) -> Tuple[Any, ...]:
+    """All that a tool holds, and the options that have a say, flat: equal for the same JSON only.
+
+    Equal dicts are not enough for that: they may differ in order, and 1 is True and 1.0.
+    """
+    form = (options.tool_name, options.longest_description, options.schema_level, options.strict)
+    key: List[Any] = [form]
+    pending: List[Any] = [tool]
+    for holder in pending:
+        key.append(len(holder))
+        if type(holder) is not list:
+            key += holder
+            holder = holder.values()
+        for value in holder:
+            kind = type(value)
+            if kind is str:
+                key.append(value)
+                continue
+            key.append(kind)
+            if kind is dict or kind is list:
+                pending.append(value)
+            else:
+                key.append(repr(value))
+    return tuple(key)
+
+
+KEPT_TOOLS = KeptTools()
 
 
 def tool_description(tool: Dict[str, Any]) -> str:
@@ -193,9 +267,11 @@ def available_tools(request: Request) -> List[Any]:
     System messages may add tools and take them away. A deferred one counts at once: nobody here
     could search for it.
     """
-    tools = as_list(request.get("tools"))
+    tools, told = as_list(request.get("tools")), history_blocks(request, "system")
+    if not told:
+        return tools
     hidden: Set[str] = set()
-    for kind, name, definition in tool_changes(request):
+    for kind, name, definition in tool_changes(told):
         hidden.discard(name) if kind == "tool_addition" else hidden.add(name)
         tools = [*tools, definition] if definition else tools
     if not hidden:
@@ -207,16 +283,20 @@ def tool_kind(tool: Any) -> Any:
     return tool.get("type") if isinstance(tool, dict) else None
 
 
-def history_blocks(request: Request, *roles: str) -> Iterator[Dict[str, Any]]:
-    """The blocks of the messages of these roles."""
+def history_blocks(request: Request, role: str) -> List[Dict[str, Any]]:
+    """The blocks of the messages of a role."""
+    blocks: List[Any] = []
     for message in as_list(request.get("messages")):
-        if isinstance(message, dict) and message.get("role") in roles:
-            yield from (b for b in as_list(message.get("content")) if isinstance(b, dict))
+        if isinstance(message, dict) and message.get("role") == role:
+            blocks += as_list(message.get("content"))
+    return [block for block in blocks if isinstance(block, dict)]
 
 
-def tool_changes(request: Request) -> Iterator[Tuple[str, str, Optional[Dict[str, Any]]]]:
-    """(kind, name, the definition of a new tool) of each change in the system messages."""
-    for block in history_blocks(request, "system"):
+def tool_changes(
+    blocks: List[Dict[str, Any]],
+) -> Iterator[Tuple[str, str, Optional[Dict[str, Any]]]]:
+    """(kind, name, the definition of a new tool) of each change in blocks of system messages."""
+    for block in blocks:
         if block.get("type") in ("tool_addition", "tool_removal"):
             tool = block.get("tool")
             tool = tool if isinstance(tool, dict) else {}
@@ -276,11 +356,13 @@ def wants_one_call(request: Request) -> bool:
 
 def search_note(request: Request, chat: Dict[str, Any]) -> str:
     """What the model is told where the client asked for a web search and nothing else."""
+    if chat.get("tools") or not request.get("tools"):
+        return ""
     choice = request.get("tool_choice")
     wanted = choice.get("name") if isinstance(choice, dict) else None
     kinds = [str(tool_kind(tool)) for tool in as_list(request.get("tools"))]
     only = bool(kinds) and all(kind.startswith("web_search_") for kind in kinds)
-    return NO_SEARCH if only and not chat.get("tools") and wanted in (None, "web_search") else ""
+    return NO_SEARCH if only and wanted in (None, "web_search") else ""
 
 
 # --- names and ids -----------------------------------------------------------------------------
@@ -288,6 +370,8 @@ def search_note(request: Request, chat: Dict[str, Any]) -> str:
 
 def chat_tool_name(name: str, options: ChatOptions = ChatOptions()) -> str:
     """The name within Chat's rules (64 of [A-Za-z0-9_-]); the same one for the same name always."""
+    if name.isidentifier() and name.isascii() and len(name) <= LONGEST_TOOL_NAME:
+        return name  # most are as all rules want them
     letter = options.tool_name != "letter" or LETTER_FIRST.match(name)
     if letter and GOOD_TOOL_NAME.fullmatch(name):
         return name
@@ -298,9 +382,14 @@ def chat_tool_name(name: str, options: ChatOptions = ChatOptions()) -> str:
 
 def chat_tool_names(request: Request, options: ChatOptions = ChatOptions()) -> Dict[str, str]:
     """Upstream's name -> client's own, for the tools whose name had to change."""
-    tools = [t for t in available_tools(request) if isinstance(t, dict)]
-    names = ((chat_tool_name(own, options), own) for own in (str(t.get("name", "")) for t in tools))
-    return {name: own for name, own in names if name != own}
+    changed = {}
+    for tool in available_tools(request):
+        if isinstance(tool, dict):
+            own = str(tool.get("name", ""))
+            name = chat_tool_name(own, options)
+            if name != own:
+                changed[name] = own
+    return changed
 
 
 def chat_call_id(call_id: str, options: ChatOptions) -> str:

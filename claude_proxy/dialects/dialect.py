@@ -38,7 +38,7 @@ def parse_json_object(body: bytes) -> Dict[str, Any]:
     numbers that take quadratic time to read. Of equal keys the last one counts.
     """
     try:
-        value = JSON_DECODER.decode(body.decode("utf-8-sig"))
+        value = decode_json(body.decode() if body[:1] == b"{" else body.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise ProxyError(400, "the request body is not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -49,6 +49,16 @@ def parse_json_object(body: bytes) -> Dict[str, Any]:
     if not isinstance(value, dict):
         raise ProxyError(400, "the request body must be a JSON object")
     return value
+
+
+def decode_json(text: str) -> Any:
+    """What a JSON text says. Whatever does not begin with an object, or goes on behind it, takes
+    the long way, which knows blanks and all errors."""
+    if text[:1] == "{":
+        value, end = JSON_DECODER.raw_decode(text)
+        if not text[end:].strip(" \t\n\r"):
+            return value
+    return JSON_DECODER.decode(text)
 
 
 def parse_json_int(digits: str) -> int:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 from urllib.parse import quote, urlsplit
 
 from claude_proxy.dialects.chat_members import stop_sequences
@@ -25,7 +25,7 @@ from claude_proxy.dialects.chat_repairs import (
     merged_lessons,
     repaired_options,
 )
-from claude_proxy.dialects.chat_request import messages_to_chat
+from claude_proxy.dialects.chat_request import chat_json, messages_to_chat
 from claude_proxy.dialects.chat_stream import ChatAsked, chat_chunks, chunks_to_events
 from claude_proxy.dialects.chat_thinking import hides_thinking
 from claude_proxy.dialects.chat_tools import (
@@ -56,7 +56,6 @@ from claude_proxy.overflow import overflow_message, overflow_words
 from claude_proxy.pool import split_url
 from claude_proxy.reasoning_memory import ReasoningMemory, with_recalled
 from claude_proxy.settings import Config
-from claude_proxy.sse import encode_json
 from claude_proxy.tokens import count_input_tokens
 from claude_proxy.transport import Call, Transport, UpstreamResponse
 from claude_proxy.upstreams.upstream import call_headers
@@ -91,6 +90,8 @@ class OpenAIUpstream:
         keys = parse_keys(config.openai_api_key)
         self._ring = KeyRing(keys, time.monotonic, config.key_cooldown)
         self._headers = {key: openai_headers(config, key) for key in (*keys, "")}
+        # The key where there is only one, "" for none; None: they are taken in turn.
+        self._lone_key = (self._ring.take() or "") if len(self._ring) < 2 else None
         self._profile = chat_profile(config)
         # Model -> what its provider has taught; written whole, so that readers need no lock.
         self._learned: Dict[str, ChatOptions] = {}
@@ -112,7 +113,7 @@ class OpenAIUpstream:
         request = limit_max_tokens(request, self._config)
         options = self._options(str(request.get("model", "")))
         try:
-            if needs_text_tools(request) and not options.tools:
+            if not options.tools and needs_text_tools(request):
                 raise ToolsRefused
             yield from self._answer(request, exchange)
         except ToolsRefused:
@@ -123,14 +124,16 @@ class OpenAIUpstream:
     def _answer(self, request: Request, exchange: Exchange) -> Iterator[Event]:
         if not self._memory.empty():
             request = with_recalled(request, partial(self._memory.recall, exchange.keys))
-        asked = self._ask(request, exchange)
-        with closing(asked.response):
-            usage = {"input_tokens": asked.input_tokens, "output_tokens": 1}
+        response, options, input_tokens = self._ask(request, exchange)
+        try:
+            usage = {"input_tokens": input_tokens, "output_tokens": 1}
             yield from chunks_to_events(
-                chat_chunks(asked.response.pieces()),
+                chat_chunks(response.pieces()),
                 EventWriter(exchange.message_id, exchange.model, usage),
-                self._asked(request, asked.options, exchange),
+                self._asked(request, options, exchange),
             )
+        finally:
+            response.close()
 
     def _asked(self, request: Request, options: ChatOptions, exchange: Exchange) -> ChatAsked:
         carried = options.replay in ("reasoning_details", "extra_content")
@@ -154,8 +157,13 @@ class OpenAIUpstream:
             return options
         return limited_options(options, self.catalog.look_up(model))
 
-    def _ask(self, request: Request, exchange: Exchange) -> Asked:
-        """Ask until the answer has begun; after a refusal that teaches, ask anew."""
+    def _ask(
+        self, request: Request, exchange: Exchange
+    ) -> Tuple[UpstreamResponse, ChatOptions, int]:
+        """(an answer that has begun, the options it was asked with, rough input tokens).
+
+        After a refusal that teaches something it is asked anew.
+        """
         model = str(request.get("model", ""))
         options = self._options(model)
         tried, path = [options], self._missing_path
@@ -168,7 +176,7 @@ class OpenAIUpstream:
             if response.status == 200:
                 exchange.notes += notes
                 self._learn(model, tried[0], options, exchange)
-                return Asked(response, options, tokens)
+                return response, options, tokens
             with closing(response):
                 refusal = response.read()
             if response.status == 404 and not path and self._may_lack_v1(refusal):
@@ -187,7 +195,7 @@ class OpenAIUpstream:
         self, model: str, before: ChatOptions, after: ChatOptions, exchange: Exchange
     ) -> None:
         """Keep what a request has taught, beside what others have meanwhile."""
-        if before == after:
+        if before is after or before == after:
             return
         with self._learning:
             known = self._learned.get(model) or profile_options(self._profile, model)
@@ -208,12 +216,9 @@ class OpenAIUpstream:
             call = Call("POST", target, path, self._headers[key], body)
             return self._transport.request(exchange, call)
 
-        return ask_with_keys(self._ring, send, exchange) if len(self._ring) > 1 else send(self._key)
-
-    @property
-    def _key(self) -> str:
-        """The key where there is only one; "" for none."""
-        return self._ring.take() or ""
+        if self._lone_key is None:
+            return ask_with_keys(self._ring, send, exchange)
+        return send(self._lone_key)
 
     def _failure(
         self, response: UpstreamResponse, body: bytes, request: Request, exchange: Exchange
@@ -248,17 +253,9 @@ class OpenAIUpstream:
 
     def _fetch_limits_from(self, url: str, exchange: Exchange) -> Dict[str, ModelLimits]:
         target, path = split_url(url)
-        call = Call("GET", target, path, self._headers[self._key], b"", once=True)
+        call = Call("GET", target, path, self._headers[self._ring.take() or ""], b"", once=True)
         with closing(self._transport.request(exchange, call)) as response:
             return decode_limits(response.read()) if response.status == 200 else {}
-
-
-class Asked(NamedTuple):
-    """An answer that has begun, the options that it was asked with, and rough input tokens."""
-
-    response: UpstreamResponse
-    options: ChatOptions
-    input_tokens: int
 
 
 def chat_profile(config: Config) -> str:
@@ -281,7 +278,7 @@ def chat_body(
     """(the Chat Completions request, its JSON, rough input tokens), within the model's window."""
     noted: List[str] = []
     chat = messages_to_chat(request, options, noted)
-    body = encode_json(chat).encode("ascii")
+    body = chat_json(chat).encode("ascii")
     tokens = rough_input_tokens(request, body)
     wanted = chat.get(options.max_tokens_key) or 0
     if options.window and tokens + wanted > options.window:
@@ -293,7 +290,7 @@ def chat_body(
         if room:
             noted = []
             chat = messages_to_chat(request, options._replace(room=room), noted)
-            body = encode_json(chat).encode("ascii")
+            body = chat_json(chat).encode("ascii")
     notes += noted
     return chat, body, tokens
 
