@@ -357,6 +357,7 @@ ASKED = [
     ("10.stop-before-a-call-in-one-delta", STOPS, [{"content": "x STOP", **tc(0, "A", "X", "{}")}, EOF], "text(x ) stop_sequence <STOP>"),
     ("10.stop-amid-a-call", STOPS, [A, tc(0, args='{"a"'), "x STOP y", tc(0, args=":1}"), fin()], 'call(A X {"a"|:1}) text(x ) tool_use'),
     ("10.stop-cut-amid-a-call", STOPS, [A, tc(0, args='{"a"'), "x ST", tc(0, args=":1}"), "OP y", fin()], 'call(A X {"a"|:1}) text(x STOP y) tool_use'),
+    ("9.custom-goes-on-as-function", ChatAsked(), [tc(0, "A", type="custom", custom={"name": "X", "input": "i"}), tc(0, args='"'), tc(0, args="b"), fin()], 'call(A X {"input":"i|\\"|b|"}) tool_use'),
     ("10.blank-amid-a-call", ChatAsked(), [A, tc(0, args="{}"), " ", tc(0, args=" "), "x", fin()], "call(A X {}| ) text(x) tool_use"),
     ("10.stop-behind-a-call", STOPS, [tc(0, "A", "X", "{}"), "x STOP y", EOF], "call(A X {}) text(x ) tool_use"),
     ("10.stop-in-a-tag", STOPS, ["<think>STOP</think>x", fin()], "thinking(STOP) text(x) end_turn"),
