@@ -355,25 +355,26 @@ def request_body(request: HttpRequest) -> Body:
 # --- what we send ------------------------------------------------------------------------------
 
 
-def encode_fields(headers: Iterable[Tuple[str, str]]) -> bytes:
-    lines = [f"{name}: {value}\r\n" for name, value in headers]
-    text, ends = "".join(lines), len(lines)
-    if text.count("\n") != ends or text.count("\r") != ends or "\0" in text:
-        unsafe = next(line for line in lines if HTTP_UNSAFE.search(line[:-2]))
+def encode_head(start: str, headers: Iterable[Tuple[str, str]]) -> bytes:
+    """A head that begins with this line; ValueError if a field holds an end of one."""
+    lines = [start, *[f"{name}: {value}" for name, value in headers]]
+    text = "".join(lines)
+    if "\n" in text or "\r" in text or "\0" in text:
+        unsafe = next(line for line in lines if HTTP_UNSAFE.search(line))
         raise ValueError(f"header {unsafe.partition(':')[0]!r} holds a line end")
-    return text.encode("latin-1", "replace")
+    lines += ("", "")
+    return "\r\n".join(lines).encode("latin-1", "replace")
 
 
 def encode_response_head(status: int, headers: Iterable[Tuple[str, str]]) -> bytes:
-    reason = HTTP_REASONS.get(status, "Unknown")
-    return f"HTTP/1.1 {status} {reason}\r\n".encode("ascii") + encode_fields(headers) + b"\r\n"
+    return encode_head(f"HTTP/1.1 {status} {HTTP_REASONS.get(status, 'Unknown')}", headers)
 
 
 def encode_request_head(method: str, target: str, headers: Iterable[Tuple[str, str]]) -> bytes:
     line = f"{method} {target} HTTP/1.1"
     if HTTP_REQUEST_LINE.fullmatch(line) is None:
         raise ValueError("the request target holds blanks or control characters")
-    return b"%b\r\n%b\r\n" % (line.encode("ascii"), encode_fields(headers))
+    return encode_head(line, headers)
 
 
 def encode_chunk(piece: bytes) -> bytes:

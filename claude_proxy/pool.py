@@ -463,7 +463,9 @@ class Pool:
     def give(self, connection: UpstreamConnection) -> None:
         connection.idle_since = self._clock()
         with self._lock:
-            connections = self._idle.setdefault(connection.target, deque())
+            connections = self._idle.get(connection.target)
+            if connections is None:
+                connections = self._idle[connection.target] = deque()
             connections.append(connection)
             # The oldest stand in front.
             old = connection.idle_since - IDLE_CONNECTION_SECONDS
