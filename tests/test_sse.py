@@ -174,7 +174,7 @@ def test_the_quick_way_of_writing_a_delta_gives_the_same_bytes(event):
 ONCE = ["held twice"]
 VALUES = [
     None, True, 0, -1, 2**70, 1.5, -0.0, 1e22, "", "plain", 'a "quote" \\ \n\x00\x7f', "\u00e9\u4e2d\U0001f600", "\ud83d", [], {},
-    [ONCE, ONCE, {"a": ONCE}], {"a": [1, {"b": None}], "\u00fc": "x"}, {"b": 1, "a": 2}, ("a", 1), {1: 2, None: 3, True: 4},
+    [ONCE, ONCE, {"a": ONCE}], {"a": [1, {"b": None}], "\u00fc": "x"}, {"b": 1, "a": 2}, ("a", 1), {1: 2, None: 3, False: 4},
 ]
 
 
