@@ -9,18 +9,14 @@ it in place; the model maps are at the top of its first section. Sections, each 
 
   config, patterns, settings, config_load, settings_file, settings_text, dotenv, log, names,
   crashes, audit_files, overflow, errors, http1, sse, events, tokens, prompt_parts, compression,
-  summaries, dialects/dialect, dialects/anthropic, dialects/carriers, dialects/chat_options,
-  dialects/chat_blocks, dialects/chat_schemas, dialects/chat_tools, dialects/think_tags,
-  dialects/stop_watch, dialects/chat_thinking, dialects/chat_members, dialects/chat_shapes,
-  dialects/chat_request, dialects/chat_profiles, dialects/chat_repairs, dialects/chat_calls,
-  dialects/chat_usage, dialects/thought_writer, dialects/chat_frames, dialects/chat_stream,
-  dialects/text_tools, dialects/text_calls, dialects/text_turns, routing, auth, exchange,
-  rate_limits, inflight, slots, late, pool, circuit, listen_tls, proxies, transport, limits,
-  reasoning_memory, json_edit, phi_rules, phi, agents, relay, routes, keys, forwards, fallback,
-  upstreams/upstream, upstreams/openai, upstreams/redcap_form, upstreams/redcap_reply,
-  upstreams/redcap, upstreams/demo, upstreams/anthropic, wire, asking, answering, metrics, openapi,
-  audit, otlp, otlp_send, otlp_export, observers, app, assembly, server, explain, checks, serving,
-  redaction, cli, __main__
+  summaries, dialect, anthropic, carriers, chat_options, chat_blocks, chat_schemas, chat_tools,
+  think_tags, stop_watch, chat_thinking, chat_members, chat_shapes, chat_request, chat_profiles,
+  chat_repairs, chat_calls, chat_usage, thought_writer, chat_frames, chat_stream, text_tools,
+  text_calls, text_turns, routing, auth, exchange, rate_limits, inflight, slots, late, pool,
+  circuit, listen_tls, proxies, transport, limits, reasoning_memory, json_edit, phi_rules, phi,
+  agents, relay, routes, keys, forwards, fallback, upstream, openai, redcap_form, redcap_reply,
+  redcap, demo, anthropic, wire, asking, answering, metrics, openapi, audit, otlp, otlp_send,
+  otlp_export, observers, app, assembly, server, explain, checks, serving, redaction, cli, __main__
 """
 
 from __future__ import annotations
@@ -3213,25 +3209,26 @@ def request_body(request: HttpRequest) -> Body:
 # --- what we send ------------------------------------------------------------------------------
 
 
-def encode_fields(headers: Iterable[Tuple[str, str]]) -> bytes:
-    lines = [f"{name}: {value}\r\n" for name, value in headers]
-    text, ends = "".join(lines), len(lines)
-    if text.count("\n") != ends or text.count("\r") != ends or "\0" in text:
-        unsafe = next(line for line in lines if HTTP_UNSAFE.search(line[:-2]))
+def encode_head(start: str, headers: Iterable[Tuple[str, str]]) -> bytes:
+    """A head that begins with this line; ValueError if a field holds an end of one."""
+    lines = [start, *[f"{name}: {value}" for name, value in headers]]
+    text = "".join(lines)
+    if "\n" in text or "\r" in text or "\0" in text:
+        unsafe = next(line for line in lines if HTTP_UNSAFE.search(line))
         raise ValueError(f"header {unsafe.partition(':')[0]!r} holds a line end")
-    return text.encode("latin-1", "replace")
+    lines += ("", "")
+    return "\r\n".join(lines).encode("latin-1", "replace")
 
 
 def encode_response_head(status: int, headers: Iterable[Tuple[str, str]]) -> bytes:
-    reason = HTTP_REASONS.get(status, "Unknown")
-    return f"HTTP/1.1 {status} {reason}\r\n".encode("ascii") + encode_fields(headers) + b"\r\n"
+    return encode_head(f"HTTP/1.1 {status} {HTTP_REASONS.get(status, 'Unknown')}", headers)
 
 
 def encode_request_head(method: str, target: str, headers: Iterable[Tuple[str, str]]) -> bytes:
     line = f"{method} {target} HTTP/1.1"
     if HTTP_REQUEST_LINE.fullmatch(line) is None:
         raise ValueError("the request target holds blanks or control characters")
-    return b"%b\r\n%b\r\n" % (line.encode("ascii"), encode_fields(headers))
+    return encode_head(line, headers)
 
 
 def encode_chunk(piece: bytes) -> bytes:
@@ -11283,7 +11280,9 @@ class Pool:
     def give(self, connection: UpstreamConnection) -> None:
         connection.idle_since = self._clock()
         with self._lock:
-            connections = self._idle.setdefault(connection.target, deque())
+            connections = self._idle.get(connection.target)
+            if connections is None:
+                connections = self._idle[connection.target] = deque()
             connections.append(connection)
             # The oldest stand in front.
             old = connection.idle_since - IDLE_CONNECTION_SECONDS

@@ -100,7 +100,8 @@ def build(package: Path, names: Sequence[str] = MODULES) -> str:
         problems.append(modules[0].at(None, 'no line VERSION = "..."'))
     if not version or problems:
         raise AmalgamateError("\n".join(problems))
-    contents = textwrap.indent(textwrap.fill(", ".join(names), WIDTH - 2), "  ")
+    short = ", ".join(name.rpartition("/")[2] for name in names)
+    contents = textwrap.indent(textwrap.fill(short, WIDTH - 2), "  ")
     head = HEADER.format(version=version[1], contents=contents)
     parts = [head + merged_imports(modules, package.name)]
     return "\n\n".join(parts + [section(*pair) for pair in zip(names, modules)])
