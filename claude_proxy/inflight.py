@@ -85,6 +85,8 @@ class Inflight:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.draining = False
+        # Told in each sweep how many exchanges there are.
+        self.crowd: Callable[[int], Any] = bool
         self._log = log
         self._interval = interval
         self._clock = clock
@@ -175,6 +177,7 @@ class Inflight:
     def sweep(self, connections: Sequence[Connection], now: float) -> None:
         """Look after each connection once."""
         waiting: Dict[socket.socket, Exchange] = {}
+        self.crowd(sum(connection.exchange is not None for connection in connections))
         for connection in connections:
             try:
                 self._tend(connection, now)

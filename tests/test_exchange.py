@@ -114,6 +114,16 @@ def test_the_sweeper_expires_cancels_and_keeps_alive(inflight):
     assert slow.exchange.cancelled.status == 504 and fine.exchange.cancelled is None
 
 
+def test_the_sweeper_tells_how_many_exchanges_there_are(inflight):
+    table, clock = inflight
+    told = []
+    table.crowd = told.append
+    busy = [FakeConnection(Exchange(clock)) for _ in range(3)]
+    table.sweep([FakeConnection(), *busy], clock.now)
+    table.sweep([FakeConnection()], clock.now)
+    assert told == [3, 0]
+
+
 def test_one_connections_trouble_is_not_the_others(inflight):
     table, clock = inflight
     bad, good = FakeConnection(Exchange(clock), fails=True), FakeConnection(Exchange(clock))
